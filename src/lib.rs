@@ -1,0 +1,6 @@
+//! Freehold: a control plane for AI chat over many client companies.
+//!
+//! `ARCHITECTURE.md` is the map. Dependencies point downward only:
+//! edge (`http`, `worker`) -> features (`tenants`, `access`, `chat`) -> services (`operations`, `tenant_db`,
+//! `provisioning`, `providers`, `audit`, `secrets`) -> foundations (`config`, `ids`, `clock`, `platform_db`,
+//! `telemetry`).

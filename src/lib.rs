@@ -5,3 +5,6 @@
 //! `provisioning`, `providers`, `audit`, `secrets`) -> foundations (`config`, `ids`, `clock`, `platform_db`,
 //! `telemetry`).
 pub mod api;
+pub mod clock;
+pub mod ids;
+pub mod secrets;

@@ -29,27 +29,82 @@ pub struct Setting {
     pub meaning: &'static str,
 }
 
-const fn setting(key: &'static str, env: &'static str, default: Option<&'static str>, meaning: &'static str) -> Setting {
+const fn setting(
+    key: &'static str,
+    env: &'static str,
+    default: Option<&'static str>,
+    meaning: &'static str,
+) -> Setting {
     Setting { key, env, default, meaning }
 }
 
 /// Every setting. `freehold-server help-config` prints this table.
 pub const SETTINGS: &[Setting] = &[
     setting("platform_database_url", "PLATFORM_DATABASE_URL", None, "Postgres URL of the platform's own database"),
-    setting("master_keys", "FREEHOLD_MASTER_KEYS", None, "master keys, `version:base64` of 32 bytes each, comma or line separated; the highest version seals"),
+    setting(
+        "master_keys",
+        "FREEHOLD_MASTER_KEYS",
+        None,
+        "master keys, `version:base64` of 32 bytes each, comma or line separated; the highest version seals",
+    ),
     setting("listen", "FREEHOLD_LISTEN", Some("127.0.0.1:8080"), "address and port to serve on"),
-    setting("public_url", "FREEHOLD_PUBLIC_URL", Some(""), "the address clients reach the server by; `http://<listen>` when empty"),
+    setting(
+        "public_url",
+        "FREEHOLD_PUBLIC_URL",
+        Some(""),
+        "the address clients reach the server by; `http://<listen>` when empty",
+    ),
     setting("log_format", "FREEHOLD_LOG_FORMAT", Some("text"), "`text` or `json`"),
-    setting("templates_dir", "FREEHOLD_TEMPLATES_DIR", Some(""), "a directory laid out as `templates/`, whose files replace or add to the built-in ones"),
-    setting("allow_private_model_hosts", "FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", Some("false"), "`true` lets AI keys point at loopback and private addresses"),
-    setting("platform_pool_size", "FREEHOLD_PLATFORM_POOL_SIZE", Some("16"), "connections to the platform's database, at most"),
-    setting("tenant_pool_size", "FREEHOLD_TENANT_POOL_SIZE", Some("8"), "connections to one tenant's database, at most"),
-    setting("worker_concurrency", "FREEHOLD_WORKER_CONCURRENCY", Some("4"), "operations this server carries out at once; 0 for none"),
+    setting(
+        "templates_dir",
+        "FREEHOLD_TEMPLATES_DIR",
+        Some(""),
+        "a directory laid out as `templates/`, whose files replace or add to the built-in ones",
+    ),
+    setting(
+        "allow_private_model_hosts",
+        "FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS",
+        Some("false"),
+        "`true` lets AI keys point at loopback and private addresses",
+    ),
+    setting(
+        "platform_pool_size",
+        "FREEHOLD_PLATFORM_POOL_SIZE",
+        Some("16"),
+        "connections to the platform's database, at most",
+    ),
+    setting(
+        "tenant_pool_size",
+        "FREEHOLD_TENANT_POOL_SIZE",
+        Some("8"),
+        "connections to one tenant's database, at most",
+    ),
+    setting(
+        "worker_concurrency",
+        "FREEHOLD_WORKER_CONCURRENCY",
+        Some("4"),
+        "operations this server carries out at once; 0 for none",
+    ),
     setting("session_hours", "FREEHOLD_SESSION_HOURS", Some("12"), "hours a super-admin session lasts"),
-    setting("access_token_minutes", "FREEHOLD_ACCESS_TOKEN_MINUTES", Some("15"), "minutes a tenant user's access token lasts"),
-    setting("refresh_token_days", "FREEHOLD_REFRESH_TOKEN_DAYS", Some("30"), "days a tenant user's refresh token lasts"),
+    setting(
+        "access_token_minutes",
+        "FREEHOLD_ACCESS_TOKEN_MINUTES",
+        Some("15"),
+        "minutes a tenant user's access token lasts",
+    ),
+    setting(
+        "refresh_token_days",
+        "FREEHOLD_REFRESH_TOKEN_DAYS",
+        Some("30"),
+        "days a tenant user's refresh token lasts",
+    ),
     setting("invite_days", "FREEHOLD_INVITE_DAYS", Some("7"), "days an invite can be accepted"),
-    setting("shutdown_seconds", "FREEHOLD_SHUTDOWN_SECONDS", Some("30"), "seconds that answers under way have to end when the server stops"),
+    setting(
+        "shutdown_seconds",
+        "FREEHOLD_SHUTDOWN_SECONDS",
+        Some("30"),
+        "seconds that answers under way have to end when the server stops",
+    ),
 ];
 
 /// How log lines are written.
@@ -149,7 +204,9 @@ pub enum ConfigError {
 
 fn how_to_make(key: &str) -> &'static str {
     match key {
-        "master_keys" => "\n  hint: make one with `echo \"1:$(openssl rand -base64 32)\"`, and keep a copy apart from the databases",
+        "master_keys" => {
+            "\n  hint: make one with `echo \"1:$(openssl rand -base64 32)\"`, and keep a copy apart from the databases"
+        }
         _ => "",
     }
 }
@@ -315,7 +372,8 @@ mod tests {
     #[test]
     fn debug_output_holds_no_secret() {
         let config =
-            load(&[("PLATFORM_DATABASE_URL", "postgres://a:canary@localhost/c"), ("FREEHOLD_MASTER_KEYS", KEY)]).unwrap();
+            load(&[("PLATFORM_DATABASE_URL", "postgres://a:canary@localhost/c"), ("FREEHOLD_MASTER_KEYS", KEY)])
+                .unwrap();
         let text = format!("{config:?}");
         assert!(!text.contains("canary") && !text.contains("q83v"), "{text}");
     }

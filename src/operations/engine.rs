@@ -325,8 +325,7 @@ impl Run<'_> {
             return Ok(Err(failure()));
         }
         loop {
-            let work =
-                self.definition.work(index, direction, self.taken.context.clone()).ok_or(RunError::Unknown)?;
+            let work = self.definition.work(index, direction, self.taken.context.clone()).ok_or(RunError::Unknown)?;
             if let Err(error) = work.await {
                 return Ok(Err(error));
             }

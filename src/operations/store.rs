@@ -118,11 +118,10 @@ pub async fn retry(connection: &mut PgConnection, id: OperationId) -> Result<(),
 
 /// Operations that are not settled, oldest first: what a starting server has to look after.
 pub(super) async fn unsettled(pool: &PgPool) -> Result<Vec<OperationId>, sqlx::Error> {
-    let rows = sqlx::query_scalar!(
-        "SELECT id FROM operations WHERE state IN ('queued', 'running', 'undoing') ORDER BY id"
-    )
-    .fetch_all(pool)
-    .await?;
+    let rows =
+        sqlx::query_scalar!("SELECT id FROM operations WHERE state IN ('queued', 'running', 'undoing') ORDER BY id")
+            .fetch_all(pool)
+            .await?;
     Ok(rows.into_iter().map(OperationId::from_uuid).collect())
 }
 
@@ -164,11 +163,7 @@ pub(super) async fn take(
         kind: row.kind,
         undoing: row.state == "undoing",
         attempt: row.attempt,
-        context: StepContext {
-            operation_id: id,
-            tenant_id: row.tenant_id.map(TenantId::from_uuid),
-            input: row.input,
-        },
+        context: StepContext { operation_id: id, tenant_id: row.tenant_id.map(TenantId::from_uuid), input: row.input },
         steps: steps.into_iter().map(|step| (step.position, step.name, StepState::parse(&step.state))).collect(),
     }))
 }

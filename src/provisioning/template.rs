@@ -71,9 +71,7 @@ async fn build(admin: &Client, url: &DatabaseUrl) -> Result<(), ProvisioningErro
     admin.batch_execute(&format!("CREATE DATABASE {building} TEMPLATE template0 ENCODING 'UTF8'")).await?;
     admin.batch_execute(&format!("REVOKE ALL ON DATABASE {building} FROM PUBLIC")).await?;
     migrate(url).await.map_err(ProvisioningError::Migration)?;
-    admin
-        .batch_execute(&format!("ALTER DATABASE {building} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true"))
-        .await?;
+    admin.batch_execute(&format!("ALTER DATABASE {building} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true")).await?;
     let rename = format!("ALTER DATABASE {building} RENAME TO {}", escape_identifier(&name()));
     Ok(admin.batch_execute(&rename).await?)
 }

@@ -113,13 +113,7 @@ impl fmt::Debug for Directory {
 impl Directory {
     /// An empty cache over the platform's database.
     pub fn new(pool: PgPool, master_keys: Arc<MasterKeyring>) -> Self {
-        Self {
-            pool,
-            master_keys,
-            records: DashMap::new(),
-            slugs: DashMap::new(),
-            signing_keys: DashMap::new(),
-        }
+        Self { pool, master_keys, records: DashMap::new(), slugs: DashMap::new(), signing_keys: DashMap::new() }
     }
 
     /// The tenant that owns a signing key: the first step of checking a token, whose signature is checked next.

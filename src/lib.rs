@@ -4,3 +4,5 @@
 //! edge (`http`, `worker`) -> features (`tenants`, `access`, `chat`) -> services (`operations`, `tenant_db`,
 //! `provisioning`, `providers`, `audit`, `secrets`) -> foundations (`config`, `ids`, `clock`, `platform_db`,
 //! `telemetry`).
+
+pub mod providers;

@@ -178,7 +178,8 @@ impl Failure {
         // never came about is tried again.
         let again = error.is_connect().then_some(None);
         let timeout = error.is_timeout();
-        let error = if timeout { ProviderError::Timeout(error.into()) } else { ProviderError::Unavailable(error.into()) };
+        let error =
+            if timeout { ProviderError::Timeout(error.into()) } else { ProviderError::Unavailable(error.into()) };
         Self { error, again }
     }
 
@@ -188,10 +189,8 @@ impl Failure {
         let told_not_to = response.headers().get("x-should-retry").is_some_and(|value| value == "false");
         let body = error_body(response).await;
         let refusal = UpstreamRefusal::parse(Some(status.as_u16()), &body);
-        let passing = matches!(
-            status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE
-        );
+        let passing =
+            matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE);
         let again = (passing && !told_not_to && !refusal.quota_exhausted()).then_some(wait);
         Self { error: refusal.into_error(wait), again }
     }

@@ -73,10 +73,7 @@ impl Target {
     fn new(spec: &ProviderSpec, client: &ProviderClient) -> Result<Self, Unusable> {
         client.policy().check(&spec.base_url)?;
         let mut url = spec.base_url.clone();
-        url.path_segments_mut()
-            .map_err(|()| AddressError::NotAUrl)?
-            .pop_if_empty()
-            .extend(["chat", "completions"]);
+        url.path_segments_mut().map_err(|()| AddressError::NotAUrl)?.pop_if_empty().extend(["chat", "completions"]);
         let mut headers = HeaderMap::with_capacity(3);
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream, application/json"));
@@ -141,7 +138,9 @@ impl<'a> WireRequest<'a> {
 
 fn is_json(response: &Response) -> bool {
     let kind = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    kind.is_some_and(|kind| kind.trim_start().get(..16).is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")))
+    kind.is_some_and(|kind| {
+        kind.trim_start().get(..16).is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"))
+    })
 }
 
 /// Reads the answer of a server that ignored `stream: true`.

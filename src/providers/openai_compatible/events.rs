@@ -357,7 +357,8 @@ mod tests {
         Ok(ChatEvent::Finished { usage, finish_reason })
     }
 
-    const TEXT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"h\u{e9}\\n\"},\"finish_reason\":null}],\"usage\":null}\n\n";
+    const TEXT: &str =
+        "data: {\"choices\":[{\"delta\":{\"content\":\"h\u{e9}\\n\"},\"finish_reason\":null}],\"usage\":null}\n\n";
     const STOP: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
     const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":0}}\n\n";
     const DONE: &str = "data: [DONE]\n\n";

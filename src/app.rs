@@ -102,6 +102,7 @@ impl AppState {
                 delta(config.session_lifetime)?,
             ),
             tokens: Tokens::new(
+                pool.clone(),
                 Arc::clone(&directory),
                 Arc::clone(&databases),
                 passwords.clone(),

@@ -1,0 +1,76 @@
+//! Request and response bodies of every HTTP interface, shared by the server and the CLI.
+//!
+//! These are plain data: serde and OpenAPI, and the limits on each field. They know nothing of how a request is
+//! answered, and no feature or service may take or return them: a handler translates.
+
+pub mod platform;
+pub mod tenant;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// An error as problem JSON (RFC 9457). Programs read `code`; people read `title` and `detail`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// A URI reference naming the kind of problem: `/docs/problems#<code>`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What happened, in a few words that do not vary between occurrences.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// A stable, machine-readable code such as `tenant_not_found`.
+    pub code: String,
+    /// What happened this time, and what to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// The fields that were refused, if the request was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldProblem>,
+    /// The operation that holds the tenant, if that is why the request was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operation_id: Option<uuid::Uuid>,
+    /// Names this request in the server's log.
+    pub request_id: String,
+}
+
+/// One refused field.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct FieldProblem {
+    /// The path of the field in the request body.
+    pub field: String,
+    /// Why it was refused.
+    pub message: String,
+}
+
+/// The answer of `GET /api/health`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// `ok`, or `failing` if a check fails.
+    pub status: HealthStatus,
+    /// The server's version.
+    pub version: String,
+    /// Each check by itself.
+    pub checks: Vec<HealthCheck>,
+}
+
+/// Whether something works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    /// It works.
+    Ok,
+    /// It does not.
+    Failing,
+}
+
+/// One check of `GET /api/health`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct HealthCheck {
+    /// What was checked: `platform_database`, `schema`, `worker`, `shutdown`.
+    pub name: String,
+    /// How it went.
+    pub status: HealthStatus,
+    /// How long the check took, in milliseconds.
+    pub latency_ms: f64,
+}

@@ -1,0 +1,512 @@
+//! The tenant's API: sign-in, the client admin's REST interface and the end user's chat.
+//!
+//! No request names a tenant but the three by which somebody without a token signs in: everywhere else the tenant
+//! comes from the verified token alone.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use garde::Validate;
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use uuid::Uuid;
+
+/// `POST /api/v1/auth/accept-invite`.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AcceptInviteRequest {
+    /// The tenant's slug.
+    #[garde(length(max = 100))]
+    pub tenant: String,
+    /// The invite's token.
+    #[garde(skip)]
+    #[schema(value_type = String, format = Password)]
+    pub token: SecretString,
+    /// The password the new user chooses, 10 to 200 characters.
+    #[garde(skip)]
+    #[schema(value_type = String, format = Password)]
+    pub password: SecretString,
+    /// How the user is called; the address is used when left out.
+    #[garde(inner(length(chars, min = 1, max = 200)))]
+    #[serde(default)]
+    pub name: Option<String>,
+}
+
+/// `POST /api/v1/auth/login`.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginRequest {
+    /// The tenant's slug.
+    #[garde(length(max = 100))]
+    pub tenant: String,
+    /// The user's e-mail address.
+    #[garde(length(max = 254))]
+    pub email: String,
+    /// The password.
+    #[garde(skip)]
+    #[schema(value_type = String, format = Password)]
+    pub password: SecretString,
+}
+
+/// `POST /api/v1/auth/refresh` and `POST /api/v1/auth/logout`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RefreshRequest {
+    /// The refresh token. It names its tenant itself.
+    #[schema(value_type = String, format = Password)]
+    pub refresh_token: SecretString,
+}
+
+/// Tokens of a signed-in user.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenResponse {
+    /// A JWT for the `Authorization: Bearer` header.
+    pub access_token: String,
+    /// Exchanged once for new tokens at `POST /api/v1/auth/refresh`.
+    pub refresh_token: String,
+    /// Always `Bearer`.
+    pub token_type: String,
+    /// Seconds until the access token expires.
+    pub expires_in: i64,
+}
+
+/// What a user may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Everything within the tenant.
+    Admin,
+    /// Users of role `user`, reading the configuration, and chat.
+    Manager,
+    /// Chat, and nothing but its own conversations.
+    User,
+}
+
+/// `GET /api/v1/me`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Me {
+    /// The user's id.
+    pub id: Uuid,
+    /// The tenant's slug.
+    pub tenant: String,
+    /// The user's address.
+    pub email: String,
+    /// The user's name.
+    pub name: String,
+    /// The user's role.
+    pub role: Role,
+    /// What the token allows; `users:*` is all that begins with `users:`, `*` is everything.
+    pub permissions: Vec<String>,
+}
+
+/// A user of the tenant.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct User {
+    /// The user's id.
+    pub id: Uuid,
+    /// The address, unique within the tenant.
+    pub email: String,
+    /// The name.
+    pub name: String,
+    /// The role.
+    pub role: Role,
+    /// Whether the user may not sign in any more.
+    pub disabled: bool,
+    /// When the user was created.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A page of users.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct UserPage {
+    /// Oldest first.
+    pub items: Vec<User>,
+    /// The `cursor` of the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// `POST /api/v1/users`.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CreateUserRequest {
+    /// The address, unique within the tenant.
+    #[garde(email, length(max = 254))]
+    pub email: String,
+    /// The name; the address is used when left out.
+    #[garde(inner(length(chars, min = 1, max = 200)))]
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The role; `user` when left out.
+    #[garde(skip)]
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// The first password, 10 to 200 characters.
+    #[garde(skip)]
+    #[schema(value_type = String, format = Password)]
+    pub password: SecretString,
+}
+
+/// `PATCH /api/v1/users/{id}`. What is left out stays as it is.
+#[derive(Debug, Default, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateUserRequest {
+    /// The name.
+    #[garde(inner(length(chars, min = 1, max = 200)))]
+    #[serde(default)]
+    pub name: Option<String>,
+    /// The role.
+    #[garde(skip)]
+    #[serde(default)]
+    pub role: Option<Role>,
+    /// A new password; signs the user out everywhere.
+    #[garde(skip)]
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = Password)]
+    pub password: Option<SecretString>,
+    /// `true` shuts the user out at once, `false` lets it in again.
+    #[garde(skip)]
+    #[serde(default)]
+    pub disabled: Option<bool>,
+}
+
+/// `GET /api/v1/config`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Config {
+    /// Grows by one with every change.
+    pub version: i64,
+    /// The settings in force.
+    pub settings: Settings,
+    /// When this version was made.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// Chat settings, branding and feature flags of a tenant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What the model is told before every conversation.
+    #[garde(length(chars, max = 20_000))]
+    pub system_prompt: String,
+    /// The models a user may ask for; empty means all that the AI keys offer.
+    #[garde(length(max = 50), inner(length(chars, min = 1, max = 200)))]
+    pub models: Vec<String>,
+    /// Sampling temperature, 0 to 2; the provider's default when absent.
+    #[garde(range(min = 0.0, max = 2.0))]
+    pub temperature: Option<f32>,
+    /// The longest answer, in tokens.
+    #[garde(range(min = 1, max = 32_000))]
+    pub max_tokens: u32,
+    /// How many earlier messages the model is shown, 0 to 100.
+    #[garde(range(max = 100))]
+    pub history_length: u16,
+    /// The longest question, in characters.
+    #[garde(range(min = 1, max = 20_000))]
+    pub max_message_length: u32,
+    /// Shown before the first question.
+    #[garde(length(chars, max = 2_000))]
+    pub welcome_message: String,
+    /// Shown when an answer fails.
+    #[garde(length(chars, max = 2_000))]
+    pub error_message: String,
+    /// How the client's pages look.
+    #[garde(dive)]
+    pub branding: Branding,
+    /// Switches by name, for example `{"data_questions": false}`.
+    #[garde(custom(feature_names))]
+    pub features: BTreeMap<String, bool>,
+}
+
+/// How the client's pages look.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Branding {
+    /// How the assistant calls itself.
+    #[garde(length(chars, min = 1, max = 100))]
+    pub assistant_name: String,
+    /// `#rrggbb`.
+    #[garde(pattern("^#[0-9a-fA-F]{6}$"))]
+    pub primary_color: String,
+    /// An `https` address of the logo.
+    #[garde(inner(url), inner(length(max = 2_000)), inner(prefix("https://")))]
+    pub logo_url: Option<String>,
+    /// A BCP 47 language tag, for example `en` or `de-CH`.
+    #[garde(pattern("^[a-zA-Z]{2,3}(-[a-zA-Z0-9]{2,8})*$"), length(max = 35))]
+    pub language: String,
+    /// The tone, in a few words, for example `warm and brief`.
+    #[garde(length(chars, max = 500))]
+    pub voice: String,
+}
+
+/// Names of feature switches are identifiers, and there is a bound on how many.
+fn feature_names(features: &BTreeMap<String, bool>, _: &()) -> garde::Result {
+    let is_name = |name: &String| {
+        (1..=50).contains(&name.len())
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+    };
+    if features.len() > 100 {
+        return Err(garde::Error::new("at most 100 features"));
+    }
+    match features.keys().find(|name| !is_name(name)) {
+        Some(_) => Err(garde::Error::new("a feature's name is 1 to 50 of a-z, 0-9 and _")),
+        None => Ok(()),
+    }
+}
+
+/// `PATCH /api/v1/config`. What is left out stays as it is.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateConfigRequest {
+    /// The version this change was made from; 409 if it is no longer in force. Left out: whichever is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<i64>,
+    /// See [`Settings::system_prompt`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_prompt: Option<String>,
+    /// See [`Settings::models`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub models: Option<Vec<String>>,
+    /// See [`Settings::temperature`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub temperature: Option<f32>,
+    /// See [`Settings::max_tokens`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// See [`Settings::history_length`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history_length: Option<u16>,
+    /// See [`Settings::max_message_length`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_message_length: Option<u32>,
+    /// See [`Settings::welcome_message`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub welcome_message: Option<String>,
+    /// See [`Settings::error_message`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_message: Option<String>,
+    /// Replaces the branding as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branding: Option<Branding>,
+    /// Sets these switches; others stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<BTreeMap<String, bool>>,
+}
+
+/// `PUT /api/v1/ai-keys/{name}`.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PutAiKeyRequest {
+    /// Who serves the models: `openai_compatible`.
+    #[garde(length(max = 50))]
+    pub provider: String,
+    /// The server's address up to and including `/v1`; OpenAI's own when left out.
+    #[garde(inner(length(max = 2_000)))]
+    #[serde(default)]
+    pub base_url: Option<String>,
+    /// The key itself. It is stored sealed and never shown again.
+    #[garde(skip)]
+    #[schema(value_type = String, format = Password)]
+    pub api_key: SecretString,
+    /// The models this key may be used for.
+    #[garde(length(min = 1, max = 50), inner(length(chars, min = 1, max = 200)))]
+    pub models: Vec<String>,
+    /// The model that answers when none is asked for; one of `models`.
+    #[garde(length(chars, min = 1, max = 200))]
+    pub default_model: String,
+}
+
+/// An AI key, without the key.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AiKey {
+    /// Its name.
+    pub name: String,
+    /// Who serves the models.
+    pub provider: String,
+    /// The server's address.
+    pub base_url: String,
+    /// The key's last four characters, `…abcd`.
+    pub api_key: String,
+    /// The models it may be used for.
+    pub models: Vec<String>,
+    /// The model that answers when none is asked for.
+    pub default_model: String,
+    /// When it was last set.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// All AI keys.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AiKeyList {
+    /// In the order in which they were first set; the first answers by default.
+    pub items: Vec<AiKey>,
+}
+
+/// The verdict of `POST /api/v1/ai-keys/{name}/test`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AiKeyTest {
+    /// Whether a real call succeeded.
+    pub ok: bool,
+    /// A stable code: `ok`, or the kind of failure such as `invalid_key` or `model_not_found`.
+    pub code: String,
+    /// The verdict for people.
+    pub message: String,
+    /// The model that was asked.
+    pub model: String,
+    /// How long the call took, in milliseconds.
+    pub latency_ms: u64,
+}
+
+/// `POST /api/v1/chat`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ChatRequest {
+    /// The question; 1 to 2,000 characters unless the tenant's settings say otherwise.
+    pub message: String,
+    /// The conversation to go on with; a new one when left out.
+    #[serde(default)]
+    pub session_id: Option<Uuid>,
+    /// One of the tenant's models; the default one when left out.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// `true` for server-sent events.
+    #[serde(default)]
+    pub stream: bool,
+}
+
+/// The answer to a chat request without streaming.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChatResponse {
+    /// The conversation, for going on with it.
+    pub session_id: Uuid,
+    /// The answer's id.
+    pub message_id: Uuid,
+    /// The answer.
+    pub content: String,
+    /// The model that answered.
+    pub model: String,
+    /// What the answer cost, in tokens.
+    pub usage: Usage,
+}
+
+/// The `event: done` of a streamed answer.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChatDone {
+    /// The conversation, for going on with it.
+    pub session_id: Uuid,
+    /// The answer's id.
+    pub message_id: Uuid,
+    /// The model that answered.
+    pub model: String,
+    /// What the answer cost, in tokens.
+    pub usage: Usage,
+}
+
+/// The `event: error` of a streamed answer. What had arrived is kept and marked.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChatError {
+    /// The conversation, for going on with it.
+    pub session_id: Uuid,
+    /// The id of what was kept of the answer.
+    pub message_id: Uuid,
+    /// A stable code.
+    pub code: String,
+    /// The tenant's own error message.
+    pub message: String,
+}
+
+/// One piece of a streamed answer.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChatDelta {
+    /// The text that arrived.
+    pub content: String,
+}
+
+/// Tokens of one answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub input_tokens: u32,
+    /// Tokens of the answer.
+    pub output_tokens: u32,
+    /// Whether the provider reported these; if not they are estimated from the text.
+    pub reported: bool,
+}
+
+/// A conversation.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChatSession {
+    /// Its id.
+    pub id: Uuid,
+    /// The beginning of the first question.
+    pub title: String,
+    /// When it began.
+    pub created_at: DateTime<Utc>,
+    /// When something was last said.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// A page of conversations.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChatSessionPage {
+    /// Newest first.
+    pub items: Vec<ChatSession>,
+    /// The `cursor` of the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
+/// Who said a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageRole {
+    /// The user.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// Whether a message is whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MessageState {
+    /// It is whole.
+    Complete,
+    /// The model is speaking.
+    Generating,
+    /// It was cut off; what had arrived is kept.
+    Interrupted,
+    /// Nothing arrived.
+    Failed,
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChatMessage {
+    /// Its id.
+    pub id: Uuid,
+    /// Who said it.
+    pub role: MessageRole,
+    /// What was said.
+    pub content: String,
+    /// Whether it is whole.
+    pub state: MessageState,
+    /// Why not, as a stable code.
+    pub error_code: Option<String>,
+    /// The model that answered.
+    pub model: Option<String>,
+    /// What it cost, for answers.
+    pub usage: Option<Usage>,
+    /// When it was said.
+    pub created_at: DateTime<Utc>,
+}
+
+/// A page of messages.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChatMessagePage {
+    /// Oldest first.
+    pub items: Vec<ChatMessage>,
+    /// The `cursor` of the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}

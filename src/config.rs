@@ -1,0 +1,380 @@
+//! Configuration: every setting the server knows, in one documented table.
+//!
+//! A setting comes from its environment variable, else from the file that the variable with `_FILE` behind its name
+//! points at, else from `freehold.toml`, else from its default. All are checked at start, and what is wrong refuses
+//! to start and says how to put it right. Nothing else in the server reads the environment.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use thiserror::Error;
+use url::Url;
+
+use crate::secrets::{DatabaseUrl, MasterKeyring};
+
+/// One setting: where it is read from and what it means.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Its key in `freehold.toml`.
+    pub key: &'static str,
+    /// Its environment variable; with `_FILE` behind it, a file that holds the value.
+    pub env: &'static str,
+    /// The value when nobody gives one; without a default it must be given.
+    pub default: Option<&'static str>,
+    /// What it means, with its unit.
+    pub meaning: &'static str,
+}
+
+const fn setting(
+    key: &'static str,
+    env: &'static str,
+    default: Option<&'static str>,
+    meaning: &'static str,
+) -> Setting {
+    Setting { key, env, default, meaning }
+}
+
+/// Every setting. `freehold-server help-config` prints this table.
+pub const SETTINGS: &[Setting] = &[
+    setting("platform_database_url", "PLATFORM_DATABASE_URL", None, "Postgres URL of the platform's own database"),
+    setting(
+        "master_keys",
+        "FREEHOLD_MASTER_KEYS",
+        None,
+        "master keys, `version:base64` of 32 bytes each, comma or line separated; the highest version seals",
+    ),
+    setting("listen", "FREEHOLD_LISTEN", Some("127.0.0.1:8080"), "address and port to serve on"),
+    setting(
+        "public_url",
+        "FREEHOLD_PUBLIC_URL",
+        Some(""),
+        "the address clients reach the server by; `http://<listen>` when empty",
+    ),
+    setting("log_format", "FREEHOLD_LOG_FORMAT", Some("text"), "`text` or `json`"),
+    setting(
+        "templates_dir",
+        "FREEHOLD_TEMPLATES_DIR",
+        Some(""),
+        "a directory laid out as `templates/`, whose files replace or add to the built-in ones",
+    ),
+    setting(
+        "allow_private_model_hosts",
+        "FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS",
+        Some("false"),
+        "`true` lets AI keys point at loopback and private addresses",
+    ),
+    setting(
+        "platform_pool_size",
+        "FREEHOLD_PLATFORM_POOL_SIZE",
+        Some("16"),
+        "connections to the platform's database, at most",
+    ),
+    setting(
+        "tenant_pool_size",
+        "FREEHOLD_TENANT_POOL_SIZE",
+        Some("8"),
+        "connections to one tenant's database, at most",
+    ),
+    setting(
+        "worker_concurrency",
+        "FREEHOLD_WORKER_CONCURRENCY",
+        Some("4"),
+        "operations this server carries out at once; 0 for none",
+    ),
+    setting("session_hours", "FREEHOLD_SESSION_HOURS", Some("12"), "hours a super-admin session lasts"),
+    setting(
+        "access_token_minutes",
+        "FREEHOLD_ACCESS_TOKEN_MINUTES",
+        Some("15"),
+        "minutes a tenant user's access token lasts",
+    ),
+    setting(
+        "refresh_token_days",
+        "FREEHOLD_REFRESH_TOKEN_DAYS",
+        Some("30"),
+        "days a tenant user's refresh token lasts",
+    ),
+    setting("invite_days", "FREEHOLD_INVITE_DAYS", Some("7"), "days an invite can be accepted"),
+    setting(
+        "shutdown_seconds",
+        "FREEHOLD_SHUTDOWN_SECONDS",
+        Some("30"),
+        "seconds that answers under way have to end when the server stops",
+    ),
+];
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs: one JSON object a line.
+    Json,
+}
+
+impl FromStr for LogFormat {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("must be `text` or `json`"),
+        }
+    }
+}
+
+/// The checked configuration.
+#[derive(Debug)]
+pub struct Config {
+    /// The platform's own database.
+    pub platform_database_url: DatabaseUrl,
+    /// Keys that wrap the tenants' data keys.
+    pub master_keys: MasterKeyring,
+    /// Where to serve.
+    pub listen: SocketAddr,
+    /// How clients reach the server.
+    pub public_url: Url,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+    /// Templates of the owner's own.
+    pub templates_dir: Option<PathBuf>,
+    /// Whether AI keys may point at private addresses.
+    pub allow_private_model_hosts: bool,
+    /// Connections to the platform's database, at most.
+    pub platform_pool_size: u32,
+    /// Connections to one tenant's database, at most.
+    pub tenant_pool_size: usize,
+    /// Operations carried out at once.
+    pub worker_concurrency: usize,
+    /// How long a super-admin session lasts.
+    pub session_lifetime: Duration,
+    /// How long an access token lasts.
+    pub access_token_lifetime: Duration,
+    /// How long a refresh token lasts.
+    pub refresh_token_lifetime: Duration,
+    /// How long an invite can be accepted.
+    pub invite_lifetime: Duration,
+    /// How long answers under way have to end.
+    pub shutdown_grace: Duration,
+}
+
+/// Why the configuration was refused. Never holds a value, for it may be a secret.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// A setting without a default was not given.
+    #[error("{env} is not set: {meaning}\n  hint: set {env}, {env}_FILE, or `{key}` in freehold.toml{}", how_to_make(.key))]
+    Missing {
+        /// The environment variable.
+        env: &'static str,
+        /// The key in the file.
+        key: &'static str,
+        /// What it means.
+        meaning: &'static str,
+    },
+    /// A setting's value cannot be used.
+    #[error("{env} cannot be used: {reason}{}", how_to_make(.key))]
+    Invalid {
+        /// The environment variable.
+        env: &'static str,
+        /// The key in the file.
+        key: &'static str,
+        /// Why, without the value.
+        reason: String,
+    },
+    /// A file could not be read.
+    #[error("{path} cannot be read: {reason}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// `freehold.toml` has a key that is no setting.
+    #[error("freehold.toml: `{key}` is not a setting\n  hint: `freehold-server help-config` lists them")]
+    Unknown {
+        /// The key.
+        key: String,
+    },
+}
+
+fn how_to_make(key: &str) -> &'static str {
+    match key {
+        "master_keys" => {
+            "\n  hint: make one with `echo \"1:$(openssl rand -base64 32)\"`, and keep a copy apart from the databases"
+        }
+        _ => "",
+    }
+}
+
+/// Looks a variable of the environment up. Passed in, so that tests need not change the process.
+pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Config {
+    /// Reads and checks every setting. `file` is the `freehold.toml` to use; without one, `./freehold.toml` is used if
+    /// there is one.
+    pub fn load(file: Option<&Path>, environment: Environment<'_>) -> Result<Self, ConfigError> {
+        let source = Source { file: read_file(file)?, environment };
+        let listen: SocketAddr = source.parse("listen")?;
+        let public_url = match source.text("public_url")? {
+            text if text.is_empty() => format!("http://{listen}"),
+            text => text,
+        };
+        let public_url = Url::parse(&public_url)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
+            .ok_or_else(|| source.invalid("public_url", "must be an http or https address".to_owned()))?;
+        let templates_dir = Some(source.text("templates_dir")?).filter(|text| !text.is_empty()).map(PathBuf::from);
+        if let Some(directory) = &templates_dir
+            && !directory.is_dir()
+        {
+            return Err(source.invalid("templates_dir", "is not a directory".to_owned()));
+        }
+        Ok(Self {
+            platform_database_url: source.parse("platform_database_url")?,
+            master_keys: MasterKeyring::parse(&SecretString::from(source.text("master_keys")?))
+                .map_err(|error| source.invalid("master_keys", error.to_string()))?,
+            listen,
+            public_url,
+            log_format: source.parse("log_format")?,
+            templates_dir,
+            allow_private_model_hosts: source.parse("allow_private_model_hosts")?,
+            platform_pool_size: source.number("platform_pool_size", 2, 1000)? as u32,
+            tenant_pool_size: source.number("tenant_pool_size", 1, 1000)? as usize,
+            worker_concurrency: source.number("worker_concurrency", 0, 100)? as usize,
+            session_lifetime: Duration::from_secs(3600 * source.number("session_hours", 1, 24 * 30)?),
+            access_token_lifetime: Duration::from_secs(60 * source.number("access_token_minutes", 1, 24 * 60)?),
+            refresh_token_lifetime: Duration::from_secs(86_400 * source.number("refresh_token_days", 1, 365)?),
+            invite_lifetime: Duration::from_secs(86_400 * source.number("invite_days", 1, 90)?),
+            shutdown_grace: Duration::from_secs(source.number("shutdown_seconds", 0, 3600)?),
+        })
+    }
+}
+
+fn read_file(file: Option<&Path>) -> Result<BTreeMap<String, String>, ConfigError> {
+    let default = Path::new("freehold.toml");
+    let path = match file {
+        Some(path) => path,
+        None if default.exists() => default,
+        None => return Ok(BTreeMap::new()),
+    };
+    let unreadable = |reason: String| ConfigError::File { path: path.display().to_string(), reason };
+    let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+    // The parser's message quotes the line, which may hold a secret: only its place is told.
+    let table: toml::Table = toml::from_str(&text).map_err(|error| {
+        let line = error.span().map_or(0, |span| text.get(..span.start).unwrap_or("").lines().count());
+        unreadable(format!("it is not TOML (line {line})"))
+    })?;
+    let mut values = BTreeMap::new();
+    for (key, value) in table {
+        if !SETTINGS.iter().any(|setting| setting.key == key) {
+            return Err(ConfigError::Unknown { key });
+        }
+        values.insert(
+            key,
+            match value {
+                toml::Value::String(text) => text,
+                other => other.to_string(),
+            },
+        );
+    }
+    Ok(values)
+}
+
+struct Source<'a> {
+    file: BTreeMap<String, String>,
+    environment: Environment<'a>,
+}
+
+impl Source<'_> {
+    fn setting(&self, key: &'static str) -> Setting {
+        match SETTINGS.iter().find(|setting| setting.key == key) {
+            Some(setting) => *setting,
+            None => setting(key, key, None, ""),
+        }
+    }
+
+    fn text(&self, key: &'static str) -> Result<String, ConfigError> {
+        let Setting { env, default, meaning, .. } = self.setting(key);
+        if let Some(value) = (self.environment)(env).filter(|value| !value.is_empty()) {
+            return Ok(value);
+        }
+        if let Some(path) = (self.environment)(&format!("{env}_FILE")).filter(|path| !path.is_empty()) {
+            return std::fs::read_to_string(&path)
+                .map(|text| text.trim_end().to_owned())
+                .map_err(|error| ConfigError::File { path, reason: error.to_string() });
+        }
+        if let Some(value) = self.file.get(key) {
+            return Ok(value.clone());
+        }
+        default.map(str::to_owned).ok_or(ConfigError::Missing { env, key, meaning })
+    }
+
+    fn parse<T: FromStr<Err: std::fmt::Display>>(&self, key: &'static str) -> Result<T, ConfigError> {
+        self.text(key)?.parse().map_err(|error: T::Err| self.invalid(key, error.to_string()))
+    }
+
+    fn number(&self, key: &'static str, least: u64, most: u64) -> Result<u64, ConfigError> {
+        self.text(key)?
+            .parse()
+            .ok()
+            .filter(|number| (least..=most).contains(number))
+            .ok_or_else(|| self.invalid(key, format!("must be a whole number from {least} to {most}")))
+    }
+
+    fn invalid(&self, key: &'static str, reason: String) -> ConfigError {
+        ConfigError::Invalid { env: self.setting(key).env, key, reason }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "1:q83vEjRWeJCrze8SNFZ4kJgfP2uR0dWmAxLpZyTcVbE=";
+
+    fn load(pairs: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let environment = |name: &str| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
+        Config::load(None, &environment)
+    }
+
+    #[test]
+    fn a_missing_master_key_says_how_to_make_one() {
+        let error = load(&[("PLATFORM_DATABASE_URL", "postgres://a:b@localhost/c")]).unwrap_err().to_string();
+        assert!(error.contains("FREEHOLD_MASTER_KEYS") && error.contains("openssl rand -base64 32"), "{error}");
+    }
+
+    #[test]
+    fn a_weak_master_key_refuses_to_start_and_is_not_echoed() {
+        let weak = "1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+        let error = load(&[("PLATFORM_DATABASE_URL", "postgres://a:b@localhost/c"), ("FREEHOLD_MASTER_KEYS", weak)])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("openssl") && !error.contains("AAAA"), "{error}");
+    }
+
+    #[test]
+    fn numbers_are_bounded() {
+        let error = load(&[
+            ("PLATFORM_DATABASE_URL", "postgres://a:b@localhost/c"),
+            ("FREEHOLD_MASTER_KEYS", KEY),
+            ("FREEHOLD_SESSION_HOURS", "0"),
+        ])
+        .unwrap_err()
+        .to_string();
+        assert!(error.contains("FREEHOLD_SESSION_HOURS") && error.contains("from 1 to 720"), "{error}");
+    }
+
+    #[test]
+    fn debug_output_holds_no_secret() {
+        let config =
+            load(&[("PLATFORM_DATABASE_URL", "postgres://a:canary@localhost/c"), ("FREEHOLD_MASTER_KEYS", KEY)])
+                .unwrap();
+        let text = format!("{config:?}");
+        assert!(!text.contains("canary") && !text.contains("q83v"), "{text}");
+    }
+}

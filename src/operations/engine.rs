@@ -1,0 +1,453 @@
+//! Carries operations out: takes them over, runs or undoes their steps, notes how far they are.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use graphile_worker::{IntoTaskHandlerResult, TaskHandler, WorkerContext, WorkerOptions};
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgPool;
+use sqlx::{Connection, PgConnection};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+
+use super::store::{self, Taken};
+use super::{Definition, OperationState, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture, StepState};
+use crate::clock::SharedClock;
+use crate::ids::OperationId;
+
+/// How often a step, or its undoing, is tried before it counts as failed.
+const TRIES: u32 = 5;
+/// The pause before the second try; it doubles with each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// How long a job waits for the lock of an operation that another worker holds, before it is queued again.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// How often it looks whether the lock is free. Polling, for a blocked wait would hold a snapshot open.
+const LOCK_POLL: Duration = Duration::from_millis(100);
+
+/// Whether a step is carried out or taken back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Carried out.
+    Run,
+    /// Taken back.
+    Undo,
+}
+
+/// On which side of a step's work a checkpoint lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// The step is noted as begun, and nothing of it is done.
+    Before,
+    /// All of it is done, and nothing of that is noted.
+    After,
+}
+
+/// A place at which a worker may die and leave the most doubtful state behind.
+#[derive(Debug, Clone, Copy)]
+pub struct Checkpoint {
+    /// The operation's kind.
+    pub kind: &'static str,
+    /// The step.
+    pub step: &'static str,
+    /// Which way it goes.
+    pub direction: Direction,
+    /// Before or after its work.
+    pub moment: Moment,
+}
+
+/// What a probe wants to happen at a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckpointAction {
+    /// Go on.
+    Continue,
+    /// Do the step's work once more.
+    Repeat,
+    /// Take the step as failed for good.
+    Fail,
+}
+
+/// Called at every checkpoint. The server has none; the crash tests kill the process from inside it.
+pub type Probe = Arc<dyn Fn(&Checkpoint) -> CheckpointAction + Send + Sync>;
+
+/// Why a run ended without settling the operation; its job is queued again.
+#[derive(Debug, Error)]
+pub enum RunError {
+    /// Another worker holds it.
+    #[error("another worker holds the operation")]
+    Held,
+    /// Another worker took it over meanwhile.
+    #[error("another worker took the operation over")]
+    TakenOver,
+    /// Its kind or steps are unknown to this version of the server.
+    #[error("the operation is of a kind or shape that this version does not know")]
+    Unknown,
+    /// The platform database failed.
+    #[error("the platform database failed")]
+    Database(#[from] sqlx::Error),
+}
+
+trait Runnable: Send + Sync {
+    fn kind(&self) -> &'static str;
+    fn step(&self, position: usize) -> Option<&'static str>;
+    fn work(&self, position: usize, direction: Direction, context: StepContext) -> Option<StepFuture<'static>>;
+    fn settle<'a>(
+        &self,
+        connection: &'a mut PgConnection,
+        context: &'a StepContext,
+        outcome: Outcome,
+    ) -> SettleFuture<'a>;
+}
+
+struct Registered<S: 'static> {
+    definition: &'static Definition<S>,
+    services: Arc<S>,
+}
+
+impl<S: Send + Sync> Runnable for Registered<S> {
+    fn kind(&self) -> &'static str {
+        self.definition.kind
+    }
+
+    fn step(&self, position: usize) -> Option<&'static str> {
+        self.definition.steps.get(position).map(|step| step.name)
+    }
+
+    fn work(&self, position: usize, direction: Direction, context: StepContext) -> Option<StepFuture<'static>> {
+        let Step { run, undo, .. } = self.definition.steps.get(position)?;
+        let services = Arc::clone(&self.services);
+        Some(match direction {
+            Direction::Run => run(services, context),
+            Direction::Undo => undo(services, context),
+        })
+    }
+
+    fn settle<'a>(
+        &self,
+        connection: &'a mut PgConnection,
+        context: &'a StepContext,
+        outcome: Outcome,
+    ) -> SettleFuture<'a> {
+        (self.definition.settle)(connection, context, outcome)
+    }
+}
+
+/// All kinds of operations with what carries them out.
+pub struct Engine {
+    pool: PgPool,
+    clock: SharedClock,
+    definitions: HashMap<&'static str, Box<dyn Runnable>>,
+    probe: Option<Probe>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("kinds", &self.definitions.keys()).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine that knows no operations yet.
+    pub fn new(pool: PgPool, clock: SharedClock) -> Self {
+        Self { pool, clock, definitions: HashMap::new(), probe: None }
+    }
+
+    /// Adds a kind of operation.
+    #[must_use]
+    pub fn register<S: Send + Sync + 'static>(mut self, definition: &'static Definition<S>, services: Arc<S>) -> Self {
+        self.definitions.insert(definition.kind, Box::new(Registered { definition, services }));
+        self
+    }
+
+    /// Adds a probe for crash tests.
+    #[must_use]
+    pub fn with_probe(mut self, probe: Probe) -> Self {
+        self.probe = Some(probe);
+        self
+    }
+
+    /// Every kind with its steps, for tests that go through all of them.
+    pub fn kinds(&self) -> Vec<(&'static str, Vec<&'static str>)> {
+        self.definitions
+            .values()
+            .map(|definition| (definition.kind(), (0..).map_while(|position| definition.step(position)).collect()))
+            .collect()
+    }
+
+    /// Carries an operation out until it is settled. Does nothing when it already is.
+    pub async fn run(&self, id: OperationId) -> Result<(), RunError> {
+        // The lock lives as long as this connection, so a killed worker's lock is free at once. It is detached from
+        // the pool: a connection that goes back there with the lock on it would hold the operation for ever.
+        let mut connection = self.pool.acquire().await?.detach();
+        let locked = self.lock(&mut connection, id).await;
+        let result = match locked {
+            Ok(()) => self.run_locked(&mut connection, id).await,
+            Err(error) => Err(error),
+        };
+        drop(connection.close().await);
+        result
+    }
+
+    async fn lock(&self, connection: &mut PgConnection, id: OperationId) -> Result<(), RunError> {
+        // An advisory lock's key has 64 bits; two operations that share one would only wait for each other.
+        let key = id.as_uuid().as_u64_pair().1.cast_signed();
+        let give_up = tokio::time::Instant::now() + LOCK_PATIENCE;
+        loop {
+            if sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "locked!""#, key)
+                .fetch_one(&mut *connection)
+                .await?
+            {
+                return Ok(());
+            }
+            if tokio::time::Instant::now() > give_up {
+                return Err(RunError::Held);
+            }
+            tokio::time::sleep(LOCK_POLL).await;
+        }
+    }
+
+    async fn run_locked(&self, connection: &mut PgConnection, id: OperationId) -> Result<(), RunError> {
+        let mut transaction = connection.begin().await?;
+        let Some(taken) = store::take(&mut transaction, id, self.clock.now()).await? else {
+            return Ok(());
+        };
+        let definition = self.definitions.get(taken.kind.as_str()).ok_or(RunError::Unknown)?.as_ref();
+        let known = taken.steps.iter().zip(0..).all(|((_, name, _), at)| definition.step(at) == Some(name.as_str()))
+            && definition.step(taken.steps.len()).is_none();
+        if !known {
+            return Err(RunError::Unknown);
+        }
+        if !taken.undoing {
+            definition.settle(&mut transaction, &taken.context, Outcome::Started).await?;
+        }
+        transaction.commit().await?;
+        let mut run = Run { engine: self, definition, connection, id, taken: &taken };
+        if !taken.undoing && run.forward().await? {
+            return Ok(());
+        }
+        run.backward().await
+    }
+
+    fn probe(&self, checkpoint: &Checkpoint) -> CheckpointAction {
+        self.probe.as_ref().map_or(CheckpointAction::Continue, |probe| probe(checkpoint))
+    }
+}
+
+/// One worker's turn at one operation.
+struct Run<'a> {
+    engine: &'a Engine,
+    definition: &'a dyn Runnable,
+    connection: &'a mut PgConnection,
+    id: OperationId,
+    taken: &'a Taken,
+}
+
+impl Run<'_> {
+    /// Runs the steps that are not done. Returns `false` when one failed for good and undoing has to begin.
+    async fn forward(&mut self) -> Result<bool, RunError> {
+        let mut finished = None;
+        for (position, _, state) in &self.taken.steps {
+            if *state == StepState::Done {
+                continue;
+            }
+            self.note(finished, Some((*position, "running"))).await?;
+            if let Err(error) = self.attempt(*position, Direction::Run).await? {
+                let (code, message) = self.describe(*position, Direction::Run, &error);
+                self.note(Some((*position, "failed")), None).await?;
+                self.move_to(OperationState::Undoing, Some((code, &message)), None).await?;
+                return Ok(false);
+            }
+            finished = Some((*position, "done"));
+        }
+        self.settle(finished, OperationState::Succeeded, None, Outcome::Succeeded).await?;
+        Ok(true)
+    }
+
+    /// Undoes every step that may have left something behind, last first.
+    async fn backward(&mut self) -> Result<(), RunError> {
+        let mut finished = None;
+        // The list is the one read when the operation was taken, so steps begun since may still say `pending`:
+        // undoing what was never done is safe, and every step is undone.
+        for (position, _, state) in self.taken.steps.iter().rev() {
+            if self.taken.undoing && *state == StepState::Undone {
+                continue;
+            }
+            self.note(finished, Some((*position, "undoing"))).await?;
+            if let Err(error) = self.attempt(*position, Direction::Undo).await? {
+                let (code, message) = self.describe(*position, Direction::Undo, &error);
+                return self
+                    .settle(
+                        Some((*position, "failed")),
+                        OperationState::NeedsOperator,
+                        Some((code, &message)),
+                        Outcome::NeedsOperator,
+                    )
+                    .await;
+            }
+            finished = Some((*position, "undone"));
+        }
+        self.settle(finished, OperationState::Failed, None, Outcome::Failed).await
+    }
+
+    /// Does one step's work, trying again while it may help. The outer error is the engine's own.
+    async fn attempt(&mut self, position: i32, direction: Direction) -> Result<Result<(), StepError>, RunError> {
+        let index = usize::try_from(position - 1).map_err(|_| RunError::Unknown)?;
+        let step = self.definition.step(index).ok_or(RunError::Unknown)?;
+        let mut pause = FIRST_PAUSE;
+        for tries in 1.. {
+            let error = match self.work(index, step, direction).await? {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            // The cause goes to the log only; the table and the client get text that is known to be safe.
+            let cause = std::error::Error::source(&error).map(|source| format!("{source:#}"));
+            tracing::warn!(operation_id = %self.id, step, ?direction, tries, %error, cause, "run operation step");
+            store::note_step_error(self.connection, self.id, position, &error.to_string()).await?;
+            if matches!(error, StepError::Permanent { .. }) || tries >= TRIES {
+                return Ok(Err(error));
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        Ok(Ok(()))
+    }
+
+    async fn work(
+        &self,
+        index: usize,
+        step: &'static str,
+        direction: Direction,
+    ) -> Result<Result<(), StepError>, RunError> {
+        let checkpoint = |moment| Checkpoint { kind: self.definition.kind(), step, direction, moment };
+        let failure = || StepError::Permanent { code: "probe", message: "a test made the step fail".to_owned() };
+        if self.engine.probe(&checkpoint(Moment::Before)) == CheckpointAction::Fail {
+            return Ok(Err(failure()));
+        }
+        loop {
+            let work = self.definition.work(index, direction, self.taken.context.clone()).ok_or(RunError::Unknown)?;
+            if let Err(error) = work.await {
+                return Ok(Err(error));
+            }
+            match self.engine.probe(&checkpoint(Moment::After)) {
+                CheckpointAction::Continue => return Ok(Ok(())),
+                CheckpointAction::Repeat => {}
+                CheckpointAction::Fail => return Ok(Err(failure())),
+            }
+        }
+    }
+
+    fn describe(&self, position: i32, direction: Direction, error: &StepError) -> (&'static str, String) {
+        let step = usize::try_from(position - 1).ok().and_then(|index| self.definition.step(index)).unwrap_or("?");
+        let (code, verb) = match (error, direction) {
+            (StepError::Permanent { code, .. }, Direction::Run) => (*code, "failed"),
+            (StepError::Transient(..), Direction::Run) => ("step_failed", "kept failing"),
+            (_, Direction::Undo) => ("undo_failed", "could not be undone"),
+        };
+        (code, format!("step `{step}` {verb}: {error}; retry the operation when the cause is gone"))
+    }
+
+    async fn note(&mut self, finished: Option<(i32, &str)>, begun: Option<(i32, &str)>) -> Result<(), RunError> {
+        let now = self.engine.clock.now();
+        if store::note_step(self.connection, self.id, self.taken.attempt, finished, begun, now).await? {
+            Ok(())
+        } else {
+            Err(RunError::TakenOver)
+        }
+    }
+
+    async fn move_to(
+        &mut self,
+        state: OperationState,
+        error: Option<(&str, &str)>,
+        outcome: Option<(Outcome, Option<(i32, &str)>)>,
+    ) -> Result<(), RunError> {
+        let now = self.engine.clock.now();
+        let attempt = self.taken.attempt;
+        let mut transaction = self.connection.begin().await?;
+        if !store::note_state(&mut transaction, self.id, attempt, state, error, now).await? {
+            return Err(RunError::TakenOver);
+        }
+        if let Some((outcome, finished)) = outcome {
+            store::note_step(&mut transaction, self.id, attempt, finished, None, now).await?;
+            self.definition.settle(&mut transaction, &self.taken.context, outcome).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    async fn settle(
+        &mut self,
+        finished: Option<(i32, &str)>,
+        state: OperationState,
+        error: Option<(&str, &str)>,
+        outcome: Outcome,
+    ) -> Result<(), RunError> {
+        self.move_to(state, error, Some((outcome, finished))).await?;
+        tracing::info!(
+            operation_id = %self.id,
+            kind = self.definition.kind(),
+            tenant_id = self.taken.context.tenant_id.map(|id| id.to_string()),
+            state = state.as_str(),
+            "settle operation"
+        );
+        Ok(())
+    }
+}
+
+/// The job that drives an operation. It carries nothing but the id, for payloads of failed jobs are logged.
+#[derive(Debug, Serialize, Deserialize)]
+struct RunOperation {
+    operation_id: OperationId,
+}
+
+impl TaskHandler for RunOperation {
+    const IDENTIFIER: &'static str = store::JOB;
+
+    async fn run(self, context: WorkerContext) -> impl IntoTaskHandlerResult {
+        let Some(engine) = context.get_ext::<Arc<Engine>>() else {
+            return Err("no engine".to_owned());
+        };
+        engine.run(self.operation_id).await.map_err(|error| {
+            tracing::warn!(operation_id = %self.operation_id, %error, "run operation");
+            error.to_string()
+        })
+    }
+}
+
+/// Queues every operation that is not settled once more. A starting server calls it, so that what a killed one left
+/// goes on at once, without waiting until the dead worker is missed.
+pub async fn recover(pool: &PgPool) -> Result<usize, super::OperationError> {
+    let unsettled = store::unsettled(pool).await?;
+    let mut connection = pool.acquire().await?;
+    for id in &unsettled {
+        store::enqueue(&mut connection, *id).await?;
+    }
+    Ok(unsettled.len())
+}
+
+/// Works through the queue until `stop` is cancelled, then ends what is under way.
+pub async fn start_worker(
+    engine: Arc<Engine>,
+    concurrency: usize,
+    stop: CancellationToken,
+    grace: Duration,
+) -> anyhow::Result<()> {
+    let worker = WorkerOptions::default()
+        .pg_pool(engine.pool.clone())
+        .concurrency(concurrency)
+        .poll_interval(Duration::from_secs(2))
+        .heartbeat_interval(Duration::from_secs(5))
+        .sweep_interval(Duration::from_secs(5))
+        .sweep_threshold(Duration::from_secs(20))
+        .recovery_delay(Duration::from_secs(1))
+        .define_job::<RunOperation>()
+        .add_extension(engine)
+        .listen_os_shutdown_signals(false)
+        .shutdown_signal(async move { stop.cancelled().await })
+        .shutdown_grace_period(grace)
+        .init()
+        .await?;
+    worker.run().await?;
+    Ok(())
+}

@@ -1,0 +1,93 @@
+//! The platform's own database: its pool, its schema, and the notifications that other servers send through it.
+
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+
+use crate::ids::{OperationId, TenantId};
+use crate::secrets::DatabaseUrl;
+
+/// The migrations of the platform's database.
+pub static MIGRATOR: Migrator = sqlx::migrate!("./platform-migrations");
+
+/// A pool for the platform's database. Opens its first connection when it is needed.
+pub fn pool(url: &DatabaseUrl, max_connections: u32) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(max_connections)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy_with(url.to_sqlx())
+}
+
+/// Brings the schema up to date, that of the job queue included. Safe to run on several servers at once.
+pub async fn migrate(pool: &PgPool) -> anyhow::Result<()> {
+    MIGRATOR.run(pool).await?;
+    let database = graphile_worker::Database::from(pool.clone());
+    graphile_worker::WorkerUtils::new(database, graphile_worker::Schema::default()).migrate().await?;
+    Ok(())
+}
+
+/// The version of the schema that this server needs.
+pub fn required_schema_version() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
+}
+
+/// The version of the schema that the database has; 0 before the first migration.
+pub async fn schema_version(pool: &PgPool) -> Result<i64, sqlx::Error> {
+    // Not a checked macro: the table belongs to the migrator and is not there before its first run.
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL").fetch_one(pool).await?;
+    if !exists {
+        return Ok(0);
+    }
+    sqlx::query_scalar("SELECT COALESCE(max(version), 0) FROM _sqlx_migrations WHERE success").fetch_one(pool).await
+}
+
+/// What a server may hear from the platform's database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notification {
+    /// A tenant's registry record changed.
+    Registry(TenantId),
+    /// An operation moved.
+    Operation(OperationId),
+    /// The connection was lost for a while: anything may have changed.
+    Missed,
+}
+
+/// Listens to the platform's database until `stop`, and passes on what it hears. Comes back by itself when the
+/// database does.
+pub async fn listen(pool: PgPool, sender: broadcast::Sender<Notification>, stop: CancellationToken) {
+    while !stop.is_cancelled() {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            result = listen_once(&pool, &sender) => {
+                if let Err(error) = result {
+                    tracing::warn!(%error, "listen to the platform database");
+                }
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+        }
+    }
+}
+
+async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen_all(["freehold_registry", "freehold_operations"]).await?;
+    // Whatever happened before the LISTEN took effect was not heard.
+    let _ = sender.send(Notification::Missed);
+    while let Some(heard) = listener.try_recv().await? {
+        let id = heard.payload().parse().ok();
+        let notification = match (heard.channel(), id) {
+            ("freehold_registry", Some(id)) => Notification::Registry(TenantId::from_uuid(id)),
+            ("freehold_operations", Some(id)) => Notification::Operation(OperationId::from_uuid(id)),
+            _ => continue,
+        };
+        // Nobody listening within the server is no error.
+        let _ = sender.send(notification);
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! The administrator's SQL. The only place that puts identifiers into SQL text, and it quotes every one.
+
+use postgres_protocol::escape::{escape_identifier, escape_literal};
+use secrecy::{ExposeSecret, SecretString};
+use tokio_postgres::{Client, error::SqlState};
+
+use super::ProvisioningError;
+use super::template;
+use crate::ids::{Slug, TenantId};
+use crate::secrets::{DatabaseUrl, connect};
+
+/// The names of a tenant's database and roles. They carry the slug for the people who look at the server, and part
+/// of the tenant's id, so that a slug used again never meets what an earlier tenant left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DatabaseNames {
+    /// The database.
+    pub database: String,
+    /// Owns the database and everything in it; nobody signs in as this role.
+    pub owner_role: String,
+    /// Signs in.
+    pub login_role: String,
+}
+
+impl DatabaseNames {
+    /// Names have at most 63 bytes in Postgres: 3 of prefix, 40 of slug, 13 of id and 6 of suffix fit.
+    pub fn new(slug: &Slug, id: TenantId) -> Self {
+        let id = id.as_uuid().simple().to_string();
+        let random_end = id.get(20..).unwrap_or(&id);
+        let base = format!("fh_{}_{random_end}", slug.as_str().replace('-', "_"));
+        Self { owner_role: format!("{base}_owner"), login_role: format!("{base}_a"), database: base }
+    }
+}
+
+/// The SCRAM-SHA-256 verifier of a password, as Postgres stores it. Computed here rather than by the server.
+pub fn hash_password(password: &SecretString) -> String {
+    postgres_protocol::password::scram_sha_256(password.expose_secret().as_bytes())
+}
+
+/// What a cluster's admin URL leads to.
+#[derive(Debug, Clone)]
+pub struct ClusterCheck {
+    /// For example 180006.
+    pub server_version: i32,
+}
+
+/// Checks that the role of an admin URL can provision.
+pub async fn check_cluster(url: &DatabaseUrl) -> Result<ClusterCheck, ProvisioningError> {
+    let (client, _) = connect(url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+    let row = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(),
+                    rolsuper OR (rolcreatedb AND rolcreaterole)
+             FROM pg_roles WHERE rolname = current_user",
+            &[],
+        )
+        .await?;
+    let (server_version, replica, may_provision): (i32, bool, bool) = (row.get(0), row.get(1), row.get(2));
+    let unsuitable = |text: &str| Err(ProvisioningError::Unsuitable(text.to_owned()));
+    if server_version < 140_000 {
+        return unsuitable("the server is older than PostgreSQL 14; use 14 or newer");
+    }
+    if replica {
+        return unsuitable("the server is a read replica; give the primary's address");
+    }
+    if !may_provision {
+        return unsuitable("the role may not create databases and roles; grant it CREATEDB and CREATEROLE");
+    }
+    Ok(ClusterCheck { server_version })
+}
+
+/// PUBLIC may connect to every new server's `postgres` and `template1`; tenants' roles must not.
+pub(super) async fn shut_public_out(admin: &Client) -> Result<(), ProvisioningError> {
+    for database in ["postgres", "template1"] {
+        let exists = admin.query_opt("SELECT FROM pg_database WHERE datname = $1", &[&database]).await?.is_some();
+        if exists {
+            let sql = format!("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC", escape_identifier(database));
+            admin.batch_execute(&sql).await?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn create_roles(
+    admin: &Client,
+    names: &DatabaseNames,
+    verifier: &str,
+) -> Result<(), ProvisioningError> {
+    let owner = escape_identifier(&names.owner_role);
+    let login = escape_identifier(&names.login_role);
+    let (owner_name, login_name) = (escape_literal(&names.owner_role), escape_literal(&names.login_role));
+    let verifier = escape_literal(verifier);
+    // One batch is one implicit transaction: both roles are there or none. What the login role creates belongs to the
+    // owner role, because its sessions act as that role from the start; so logins can be replaced without a trace.
+    // An administrator that is no superuser must be a member of a role to give it a database.
+    let sql = format!(
+        "DO $do$ BEGIN
+             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {owner_name}) THEN CREATE ROLE {owner} NOLOGIN; END IF;
+             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {login_name}) THEN CREATE ROLE {login} NOLOGIN; END IF;
+             IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+                 GRANT {owner} TO CURRENT_USER;
+             END IF;
+         END $do$;
+         ALTER ROLE {login} LOGIN PASSWORD {verifier};
+         GRANT {owner} TO {login};
+         ALTER ROLE {login} SET role = {owner_name};"
+    );
+    // The verifier travels once a tenant; with the server's default log settings a statement is logged only when it
+    // fails, and the verifier is no password.
+    Ok(admin.batch_execute(&sql).await?)
+}
+
+pub(super) async fn drop_roles(admin: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    let sql = format!(
+        "DROP ROLE IF EXISTS {}; DROP ROLE IF EXISTS {};",
+        escape_identifier(&names.login_role),
+        escape_identifier(&names.owner_role)
+    );
+    Ok(admin.batch_execute(&sql).await?)
+}
+
+pub(super) async fn create_database(admin: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    let database = escape_identifier(&names.database);
+    // Nobody can connect before PUBLIC is shut out: a new database lets PUBLIC in by default.
+    let create = format!(
+        "CREATE DATABASE {database} TEMPLATE {} OWNER {} ALLOW_CONNECTIONS false",
+        escape_identifier(&template::name()),
+        escape_identifier(&names.owner_role)
+    );
+    match admin.batch_execute(&create).await {
+        Err(error) if error.code() == Some(&SqlState::DUPLICATE_DATABASE) => {}
+        other => other?,
+    }
+    let admit = format!(
+        "REVOKE ALL ON DATABASE {database} FROM PUBLIC;
+         GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {};
+         ALTER DATABASE {database} ALLOW_CONNECTIONS true;",
+        escape_identifier(&names.login_role)
+    );
+    Ok(admin.batch_execute(&admit).await?)
+}
+
+pub(super) async fn drop_database(admin: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    let sql = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", escape_identifier(&names.database));
+    Ok(admin.batch_execute(&sql).await?)
+}
+
+/// `REASSIGN OWNED` also moves whole databases that the role owns; the template's role owns none.
+pub(super) async fn assign_ownership(database: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    let sql = format!(
+        "REASSIGN OWNED BY {} TO {}",
+        escape_identifier(template::OWNER_ROLE),
+        escape_identifier(&names.owner_role)
+    );
+    database.batch_execute(&sql).await?;
+    let reachable: Option<String> = database
+        .query_one(
+            "SELECT string_agg(datname, ', ') FROM pg_database
+             WHERE datallowconn AND datname LIKE 'fh\\_%' AND datname <> current_database()
+               AND has_database_privilege($1, oid, 'CONNECT')",
+            &[&names.login_role],
+        )
+        .await?
+        .get(0);
+    match reachable {
+        None => Ok(()),
+        Some(databases) => Err(ProvisioningError::NotIsolated(databases)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_postgres_and_differ_for_a_slug_used_again() {
+        let slug: Slug = "a234567890123456789012345678901234567890".parse().unwrap();
+        let first = DatabaseNames::new(&slug, TenantId::new());
+        let second = DatabaseNames::new(&slug, TenantId::new());
+        assert!(first.owner_role.len() <= 63, "{}", first.owner_role);
+        assert_ne!(first, second);
+    }
+}

@@ -1,0 +1,127 @@
+//! Makes and removes tenants' databases and roles on clusters that the owner runs.
+//!
+//! It knows clusters and the SQL of roles and databases. It knows nothing of the registry, of operations or of what a
+//! tenant's tables mean. Everything here is safe to repeat: `create` finds what is there, `drop` accepts what is not.
+//!
+//! What keeps tenants apart on one server: each database belongs to a NOLOGIN role of its own, one LOGIN role acts for
+//! it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
+
+mod admin;
+mod template;
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use deadpool_postgres::Pool;
+use secrecy::SecretString;
+use thiserror::Error;
+
+pub use admin::{ClusterCheck, DatabaseNames, check_cluster, hash_password};
+pub use template::{TENANT_MIGRATOR, current_schema_version};
+
+use crate::ids::ClusterId;
+use crate::postgres_pool;
+use crate::secrets::{DatabaseUrl, connect};
+
+/// Why a cluster did not do what was asked.
+#[derive(Debug, Error)]
+pub enum ProvisioningError {
+    /// No connection could be had.
+    #[error("the cluster cannot be reached")]
+    Unreachable(#[source] anyhow::Error),
+    /// A statement failed.
+    #[error("the cluster refused a statement")]
+    Statement(#[from] tokio_postgres::Error),
+    /// The template database could not be migrated.
+    #[error("the template database could not be migrated")]
+    Migration(#[source] anyhow::Error),
+    /// A tenant's role can connect where it must not.
+    #[error("the tenant's role may connect to other databases: {0}")]
+    NotIsolated(String),
+    /// The role in the admin URL lacks a right, or the server is too old.
+    #[error("{0}")]
+    Unsuitable(String),
+}
+
+/// Connections to clusters as their administrators.
+#[derive(Debug, Default)]
+pub struct Clusters {
+    pools: DashMap<ClusterId, Pool>,
+}
+
+/// A cluster's administration.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    pool: Pool,
+    url: DatabaseUrl,
+}
+
+impl Clusters {
+    /// Connections to each cluster's maintenance database, at most. Creating databases is serial work for the server.
+    const CONNECTIONS: usize = 4;
+
+    /// The administration of a cluster. Opens nothing yet.
+    pub fn open(&self, id: ClusterId, url: &DatabaseUrl) -> Result<Cluster, ProvisioningError> {
+        let pool = match self.pools.entry(id) {
+            dashmap::Entry::Occupied(entry) => entry.get().clone(),
+            dashmap::Entry::Vacant(entry) => {
+                let pool = postgres_pool::build(url, Self::CONNECTIONS).map_err(ProvisioningError::Unreachable)?;
+                entry.insert(pool).clone()
+            }
+        };
+        Ok(Cluster { pool, url: url.clone() })
+    }
+}
+
+impl Cluster {
+    async fn admin(&self) -> Result<deadpool_postgres::Object, ProvisioningError> {
+        self.pool.get().await.map_err(|error| ProvisioningError::Unreachable(error.into()))
+    }
+
+    /// The URL by which the tenant signs in to its own database.
+    pub fn tenant_url(&self, names: &DatabaseNames, password: SecretString) -> DatabaseUrl {
+        self.url.with_database(&names.database).with_credentials(&names.login_role, password)
+    }
+
+    /// Makes sure that the template database holds the current schema; returns its version.
+    pub async fn ensure_template(&self) -> Result<i64, ProvisioningError> {
+        let admin = self.admin().await?;
+        template::ensure(&admin, &self.url).await
+    }
+
+    /// Shuts PUBLIC out of the databases every server has.
+    pub async fn shut_public_out(&self) -> Result<(), ProvisioningError> {
+        admin::shut_public_out(&*self.admin().await?).await
+    }
+
+    /// Makes the owner role and the login role. `verifier` is the password's SCRAM verifier: the password itself
+    /// never travels, and so cannot end up in the server's log.
+    pub async fn create_roles(&self, names: &DatabaseNames, verifier: &str) -> Result<(), ProvisioningError> {
+        admin::create_roles(&*self.admin().await?, names, verifier).await
+    }
+
+    /// Removes both roles.
+    pub async fn drop_roles(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+        admin::drop_roles(&*self.admin().await?, names).await
+    }
+
+    /// Clones the template into the tenant's database and lets in only the tenant's login role.
+    pub async fn create_database(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+        admin::create_database(&*self.admin().await?, names).await
+    }
+
+    /// Removes the tenant's database, whoever is connected.
+    pub async fn drop_database(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+        admin::drop_database(&*self.admin().await?, names).await
+    }
+
+    /// Gives everything in the tenant's database to its owner role.
+    pub async fn assign_ownership(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+        let url = self.url.with_database(&names.database);
+        let (database, _) = connect(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+        admin::assign_ownership(&database, names).await
+    }
+}
+
+/// Shared by everything that provisions.
+pub type SharedClusters = Arc<Clusters>;

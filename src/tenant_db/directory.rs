@@ -1,0 +1,242 @@
+//! The cached registry: which tenants there are, where their databases are and which keys are theirs.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use dashmap::DashMap;
+use sqlx::PgPool;
+
+use super::TenantDbError;
+use super::store::{self, Key, SealedRecord};
+use crate::ids::{SigningKeyId, Slug, TenantId};
+use crate::secrets::{DataKey, DatabaseUrl, Location, MasterKeyring, Sealed};
+
+/// What a server knows of a tenant while it serves it. Holds opened keys, and lives in memory only.
+pub struct TenantRecord {
+    /// The tenant.
+    pub id: TenantId,
+    /// Its name in addresses.
+    pub slug: Slug,
+    /// The company's name.
+    pub name: String,
+    /// Its plan.
+    pub plan: String,
+    active: bool,
+    database_url: Option<DatabaseUrl>,
+    data_keys: Vec<DataKey>,
+    signing_keys: Vec<SigningKey>,
+}
+
+/// A key that signs a tenant's access tokens.
+pub struct SigningKey {
+    /// The `kid` of the tokens.
+    pub id: SigningKeyId,
+    /// Signs new tokens.
+    pub encoding: jsonwebtoken::EncodingKey,
+    /// Checks tokens.
+    pub decoding: jsonwebtoken::DecodingKey,
+    /// Still checks, but signs no more.
+    pub retired: bool,
+}
+
+impl fmt::Debug for TenantRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TenantRecord")
+            .field("id", &self.id)
+            .field("slug", &self.slug)
+            .field("active", &self.active)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SigningKey").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl TenantRecord {
+    /// Whether the tenant is in service.
+    pub fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// Where its database is, credentials included.
+    pub(super) fn database_url(&self) -> Option<&DatabaseUrl> {
+        self.database_url.as_ref()
+    }
+
+    /// The key that signs new tokens.
+    pub fn signing_key(&self) -> Option<&SigningKey> {
+        self.signing_keys.iter().rev().find(|key| !key.retired)
+    }
+
+    /// The key with this id, if it is one of this tenant's.
+    pub fn signing_key_by_id(&self, id: SigningKeyId) -> Option<&SigningKey> {
+        self.signing_keys.iter().find(|key| key.id == id)
+    }
+
+    /// The data key that seals from now on.
+    pub fn data_key(&self) -> Result<&DataKey, TenantDbError> {
+        self.data_keys.last().ok_or(TenantDbError::Sealed)
+    }
+
+    /// The data key that opens what it sealed.
+    pub fn data_key_for(&self, sealed: &Sealed) -> Result<&DataKey, TenantDbError> {
+        self.data_keys.iter().find(|key| key.version() == sealed.key_version()).ok_or(TenantDbError::Sealed)
+    }
+}
+
+struct Entry {
+    record: Arc<TenantRecord>,
+    /// Set when the registry has changed, or may have while nobody listened. A stale record still serves if the
+    /// platform's database does not answer.
+    stale: AtomicBool,
+}
+
+/// The cache of records.
+pub struct Directory {
+    pool: PgPool,
+    master_keys: Arc<MasterKeyring>,
+    records: DashMap<TenantId, Arc<Entry>>,
+    slugs: DashMap<Slug, TenantId>,
+    signing_keys: DashMap<SigningKeyId, TenantId>,
+}
+
+impl fmt::Debug for Directory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Directory").field("records", &self.records.len()).finish_non_exhaustive()
+    }
+}
+
+impl Directory {
+    /// An empty cache over the platform's database.
+    pub fn new(pool: PgPool, master_keys: Arc<MasterKeyring>) -> Self {
+        Self { pool, master_keys, records: DashMap::new(), slugs: DashMap::new(), signing_keys: DashMap::new() }
+    }
+
+    /// The tenant that owns a signing key: the first step of checking a token, whose signature is checked next.
+    pub async fn by_signing_key(&self, id: SigningKeyId) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
+        let tenant = self.signing_keys.get(&id).map(|found| *found);
+        let record = self.get(tenant, Key::SigningKey(id.as_uuid())).await?;
+        Ok(record.filter(|record| record.signing_key_by_id(id).is_some()))
+    }
+
+    /// The tenant of a slug, for somebody who is about to sign in.
+    pub async fn by_slug(&self, slug: &Slug) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
+        let tenant = self.slugs.get(slug).map(|found| *found);
+        let record = self.get(tenant, Key::Slug(slug.as_str())).await?;
+        Ok(record.filter(|record| record.slug == *slug))
+    }
+
+    /// The tenant a refresh token names; the token itself is checked in that tenant's database.
+    pub async fn by_id(&self, id: TenantId) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
+        self.get(Some(id), Key::Id(id.as_uuid())).await
+    }
+
+    async fn get(&self, tenant: Option<TenantId>, key: Key<'_>) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
+        let cached = tenant.and_then(|id| self.records.get(&id).map(|entry| Arc::clone(&entry)));
+        match cached {
+            Some(entry) if !entry.stale.load(Ordering::Acquire) => Ok(Some(Arc::clone(&entry.record))),
+            Some(entry) => match self.load(Key::Id(entry.record.id.as_uuid())).await {
+                Ok(record) => Ok(record),
+                Err(error) => {
+                    tracing::warn!(tenant_id = %entry.record.id, %error, "read registry; serving the cached record");
+                    Ok(Some(Arc::clone(&entry.record)))
+                }
+            },
+            None => self.load(key).await,
+        }
+    }
+
+    async fn load(&self, key: Key<'_>) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
+        let Some(sealed) = store::find(&self.pool, key).await? else {
+            if let Key::Id(id) = key {
+                self.records.remove(&TenantId::from_uuid(id));
+            }
+            return Ok(None);
+        };
+        let record = Arc::new(self.open(sealed)?);
+        self.slugs.insert(record.slug.clone(), record.id);
+        for key in &record.signing_keys {
+            self.signing_keys.insert(key.id, record.id);
+        }
+        self.records.insert(record.id, Arc::new(Entry { record: Arc::clone(&record), stale: AtomicBool::new(false) }));
+        Ok(Some(record))
+    }
+
+    fn open(&self, sealed: SealedRecord) -> Result<TenantRecord, TenantDbError> {
+        let id = TenantId::from_uuid(sealed.id);
+        let mut data_keys = Vec::new();
+        for (version, wrapped) in sealed.wrapped_keys {
+            let wrapped = Sealed::from_bytes(wrapped).map_err(|_| TenantDbError::Sealed)?;
+            let version = u32::try_from(version).map_err(|_| TenantDbError::Sealed)?;
+            data_keys.push(self.master_keys.unwrap(id, version, &wrapped).map_err(|_| TenantDbError::Sealed)?);
+        }
+        let open = |bytes: Vec<u8>, location: &Location| {
+            let value = Sealed::from_bytes(bytes).map_err(|_| TenantDbError::Sealed)?;
+            let key = data_keys.iter().find(|key| key.version() == value.key_version());
+            key.ok_or(TenantDbError::Sealed)?.open(location, &value).map_err(|_| TenantDbError::Sealed)
+        };
+        let database_url = match sealed.database_url {
+            None => None,
+            Some(bytes) => {
+                let text = open(bytes, &database_url_location(id))?;
+                let text = std::str::from_utf8(&text).map_err(|_| TenantDbError::Sealed)?;
+                Some(text.parse::<DatabaseUrl>().map_err(|_| TenantDbError::Sealed)?)
+            }
+        };
+        let mut signing_keys = Vec::new();
+        for (key, secret, retired) in sealed.signing_keys {
+            let key = SigningKeyId::from_uuid(key);
+            let secret = open(secret, &signing_key_location(id, key))?;
+            signing_keys.push(SigningKey {
+                id: key,
+                encoding: jsonwebtoken::EncodingKey::from_secret(&secret),
+                decoding: jsonwebtoken::DecodingKey::from_secret(&secret),
+                retired,
+            });
+        }
+        Ok(TenantRecord {
+            id,
+            slug: sealed.slug.parse().map_err(|_| TenantDbError::Sealed)?,
+            name: sealed.name,
+            plan: sealed.plan,
+            active: sealed.state == "active",
+            database_url,
+            data_keys,
+            signing_keys,
+        })
+    }
+
+    /// Reads a changed tenant again, if it is cached. Returns the record that is now in force.
+    pub async fn refresh(&self, id: TenantId) -> Option<Arc<TenantRecord>> {
+        let entry = self.records.get(&id).map(|entry| Arc::clone(&entry))?;
+        entry.stale.store(true, Ordering::Release);
+        match self.load(Key::Id(id.as_uuid())).await {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::warn!(tenant_id = %id, %error, "refresh registry record");
+                Some(Arc::clone(&entry.record))
+            }
+        }
+    }
+
+    /// Marks every record as perhaps outdated: notifications may have been missed.
+    pub fn mark_all_stale(&self) {
+        for entry in &self.records {
+            entry.stale.store(true, Ordering::Release);
+        }
+    }
+}
+
+/// Where a tenant's database URL is sealed.
+pub fn database_url_location(id: TenantId) -> Location {
+    Location::tenant(id, "tenant_databases", "url_sealed", id.as_uuid())
+}
+
+/// Where a signing key is sealed.
+pub fn signing_key_location(id: TenantId, key: SigningKeyId) -> Location {
+    Location::tenant(id, "signing_keys", "secret_sealed", key.as_uuid())
+}

@@ -1,0 +1,37 @@
+//! Connections to the tenants' own databases, and the cached records they are made from.
+//!
+//! The only place that opens a connection to a tenant's database for requests. A [`TenantDb`] is made from a
+//! [`TenantRecord`], and a record is handed out only for something a verified credential proves: the key that signed a
+//! token, or, for somebody who is about to sign in, the slug. Nothing here takes a tenant's id and returns rows.
+//!
+//! The records are cached and follow the platform's notifications, so that a request never waits for the platform's
+//! database, and goes on when that is down.
+
+mod directory;
+mod pools;
+mod store;
+
+use thiserror::Error;
+
+pub use directory::{Directory, SigningKey, TenantRecord, database_url_location, signing_key_location};
+pub use pools::{TenantDatabases, TenantDb};
+
+/// Why a tenant's database could not be had.
+#[derive(Debug, Error)]
+pub enum TenantDbError {
+    /// The tenant is not in service.
+    #[error("the tenant is not active")]
+    NotActive,
+    /// Its database does not answer.
+    #[error("the tenant's database cannot be reached")]
+    Unreachable(#[source] anyhow::Error),
+    /// All connections were busy for too long.
+    #[error("no connection to the tenant's database was free in time")]
+    Busy,
+    /// The tenant's record could not be read.
+    #[error("the tenant's record could not be read")]
+    Platform(#[from] sqlx::Error),
+    /// A sealed value did not open: a wrong master key, or data that was tampered with.
+    #[error("a sealed value of the tenant's record did not open")]
+    Sealed,
+}

@@ -1,0 +1,70 @@
+//! SQL that reads a tenant's record from the platform database.
+
+use sqlx::PgPool;
+use uuid::Uuid;
+
+/// How a record is looked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Key<'a> {
+    Id(Uuid),
+    Slug(&'a str),
+    SigningKey(Uuid),
+}
+
+/// A record as stored: everything secret still sealed.
+pub(super) struct SealedRecord {
+    pub(super) id: Uuid,
+    pub(super) slug: String,
+    pub(super) name: String,
+    pub(super) plan: String,
+    pub(super) state: String,
+    pub(super) database_url: Option<Vec<u8>>,
+    pub(super) wrapped_keys: Vec<(i32, Vec<u8>)>,
+    pub(super) signing_keys: Vec<(Uuid, Vec<u8>, bool)>,
+}
+
+pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRecord>, sqlx::Error> {
+    let (id, slug, signing_key) = match key {
+        Key::Id(id) => (Some(id), None, None),
+        Key::Slug(slug) => (None, Some(slug), None),
+        Key::SigningKey(kid) => (None, None, Some(kid)),
+    };
+    let row = sqlx::query!(
+        r#"SELECT t.id AS "id!", t.slug AS "slug!", t.name AS "name!", t.plan AS "plan!", t.state AS "state!",
+                d.url_sealed AS "url_sealed?",
+                ARRAY(SELECT version FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
+                    AS "key_versions!",
+                ARRAY(SELECT wrapped_key FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
+                    AS "wrapped_keys!",
+                ARRAY(SELECT k.id FROM signing_keys k WHERE k.tenant_id = t.id ORDER BY k.id)
+                    AS "signing_key_ids!",
+                ARRAY(SELECT k.secret_sealed FROM signing_keys k WHERE k.tenant_id = t.id ORDER BY k.id)
+                    AS "signing_secrets!",
+                ARRAY(SELECT k.retired_at IS NOT NULL FROM signing_keys k WHERE k.tenant_id = t.id ORDER BY k.id)
+                    AS "signing_retired!"
+         FROM chat_instances t LEFT JOIN tenant_databases d ON d.tenant_id = t.id
+         WHERE t.state <> 'deleted'
+           AND (t.id = $1 OR t.slug = $2 OR t.id = (SELECT tenant_id FROM signing_keys WHERE id = $3))"#,
+        id,
+        slug,
+        signing_key
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|row| SealedRecord {
+        id: row.id,
+        slug: row.slug,
+        name: row.name,
+        plan: row.plan,
+        state: row.state,
+        database_url: row.url_sealed,
+        wrapped_keys: row.key_versions.into_iter().zip(row.wrapped_keys).collect(),
+        signing_keys: row
+            .signing_key_ids
+            .into_iter()
+            .zip(row.signing_secrets)
+            .zip(row.signing_retired)
+            .map(|((id, secret), retired)| (id, secret, retired))
+            .collect(),
+    }))
+}

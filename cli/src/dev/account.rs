@@ -32,11 +32,7 @@ fn id(args: &[&str]) -> Result<Option<u32>> {
         return Ok(None);
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(Some(
-        text.trim()
-            .parse()
-            .context("understand what `id` answers")?,
-    ))
+    Ok(Some(text.trim().parse().context("understand what `id` answers")?))
 }
 
 /// Gives a path to the account; nothing to do when it is our own.

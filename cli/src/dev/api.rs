@@ -23,10 +23,7 @@ pub(crate) struct Answer {
 
 impl Api {
     pub(crate) fn new(http: &reqwest::Client, base: &str) -> Self {
-        Self {
-            http: http.clone(),
-            base: base.to_owned(),
-        }
+        Self { http: http.clone(), base: base.to_owned() }
     }
 
     pub(crate) async fn get(&self, path: &str, token: &str) -> Result<Answer> {
@@ -34,39 +31,19 @@ impl Api {
     }
 
     pub(crate) async fn delete(&self, path: &str, token: &str) -> Result<Answer> {
-        self.send(Method::DELETE, path, Some(token), &[], None)
-            .await
+        self.send(Method::DELETE, path, Some(token), &[], None).await
     }
 
-    pub(crate) async fn post(
-        &self,
-        path: &str,
-        token: Option<&str>,
-        body: &Value,
-    ) -> Result<Answer> {
+    pub(crate) async fn post(&self, path: &str, token: Option<&str>, body: &Value) -> Result<Answer> {
         self.send(Method::POST, path, token, &[], Some(body)).await
     }
 
-    pub(crate) async fn post_once(
-        &self,
-        path: &str,
-        token: &str,
-        key: &str,
-        body: &Value,
-    ) -> Result<Answer> {
-        self.send(
-            Method::POST,
-            path,
-            Some(token),
-            &[("Idempotency-Key", key)],
-            Some(body),
-        )
-        .await
+    pub(crate) async fn post_once(&self, path: &str, token: &str, key: &str, body: &Value) -> Result<Answer> {
+        self.send(Method::POST, path, Some(token), &[("Idempotency-Key", key)], Some(body)).await
     }
 
     pub(crate) async fn put(&self, path: &str, token: &str, body: &Value) -> Result<Answer> {
-        self.send(Method::PUT, path, Some(token), &[], Some(body))
-            .await
+        self.send(Method::PUT, path, Some(token), &[], Some(body)).await
     }
 
     async fn send(
@@ -90,10 +67,7 @@ impl Api {
         }
         let answer = request.send().await.with_context(|| what.clone())?;
         let status = answer.status();
-        let text = answer
-            .text()
-            .await
-            .with_context(|| format!("read the answer to {what}"))?;
+        let text = answer.text().await.with_context(|| format!("read the answer to {what}"))?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
         Ok(Answer { what, status, body })
     }
@@ -106,11 +80,7 @@ impl Answer {
 
     /// The body of a success, or an error that says what the server said.
     pub(crate) fn success(self) -> Result<Value> {
-        if self.is_success() {
-            Ok(self.body)
-        } else {
-            Err(self.refusal())
-        }
+        if self.is_success() { Ok(self.body) } else { Err(self.refusal()) }
     }
 
     /// The refusal as an error.

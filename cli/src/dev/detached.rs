@@ -61,9 +61,7 @@ pub(crate) async fn start(project: &Project, port: Option<u16>, json: bool) -> R
     loop {
         // Looked at before the log is read, so that its last lines are shown too.
         let ready = project.own(READY).exists();
-        let ended = child
-            .try_wait()
-            .context("look after the background process")?;
+        let ended = child.try_wait().context("look after the background process")?;
         shown += show_from(&mut log, shown)?;
         if let Some(status) = ended {
             bail!("the background process ended ({status})");
@@ -82,8 +80,7 @@ pub(crate) async fn start(project: &Project, port: Option<u16>, json: bool) -> R
 /// Copies what is new in the log to stderr and says how much that was.
 fn show_from(log: &mut File, position: u64) -> Result<u64> {
     let mut text = String::new();
-    log.seek(SeekFrom::Start(position))
-        .context("read the log")?;
+    log.seek(SeekFrom::Start(position)).context("read the log")?;
     let length = log.read_to_string(&mut text).context("read the log")?;
     if length > 0 {
         line(text.trim_end_matches('\n'));
@@ -140,10 +137,7 @@ pub(crate) async fn status(project: &Project, json: bool) -> Result<ExitCode> {
         (false, _) => "stopped",
     };
     if json {
-        let slugs = state
-            .iter()
-            .flat_map(|state| &state.tenants)
-            .map(|tenant| &tenant.slug);
+        let slugs = state.iter().flat_map(|state| &state.tenants).map(|tenant| &tenant.slug);
         let document = serde_json::json!({
             "running": running,
             "healthy": healthy,
@@ -160,31 +154,17 @@ pub(crate) async fn status(project: &Project, json: bool) -> Result<ExitCode> {
             for tenant in &state.tenants {
                 text.push_str(&format!("\n  client    {} ({})", tenant.slug, tenant.name));
             }
-            text.push_str(&format!(
-                "\n  accounts  {}",
-                project.own("dev.json").display()
-            ));
+            text.push_str(&format!("\n  accounts  {}", project.own("dev.json").display()));
             text.push_str(&format!("\n  logs      {}", project.own("logs").display()));
         }
         result_line(&text);
     }
-    Ok(if running {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if running { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 async fn is_healthy(url: &str) -> bool {
-    let Ok(http) = reqwest::Client::builder()
-        .no_proxy()
-        .timeout(Duration::from_secs(3))
-        .build()
-    else {
+    let Ok(http) = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(3)).build() else {
         return false;
     };
-    http.get(format!("{url}/api/health"))
-        .send()
-        .await
-        .is_ok_and(|answer| answer.status().is_success())
+    http.get(format!("{url}/api/health")).send().await.is_ok_and(|answer| answer.status().is_success())
 }

@@ -34,9 +34,7 @@ pub(crate) fn write_json(path: &Path, document: &impl Serialize) -> Result<()> {
 /// Reads a JSON document, `None` when there is no such file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     match fs::read(path) {
-        Ok(text) => serde_json::from_slice(&text)
-            .map(Some)
-            .with_context(|| format!("understand {}", path.display())),
+        Ok(text) => serde_json::from_slice(&text).map(Some).with_context(|| format!("understand {}", path.display())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
     }

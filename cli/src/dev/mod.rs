@@ -55,7 +55,7 @@ pub struct DevArgs {
     #[arg(long, requires = "reset")]
     yes: bool,
     /// The server's port [default: the last one, else 8080 or the next free one].
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
     /// Marks the background process of `--detach`.
     #[arg(long, hide = true)]
@@ -99,7 +99,11 @@ async fn run_stack(project: &Project, args: &DevArgs, json: bool) -> Result<Exit
     };
     let outcome = match started {
         None => Ok(ExitCode::SUCCESS),
-        Some(Err(error)) => Err(error),
+        // When a process died under a step, its own last words say more than the step's "connection refused".
+        Some(Err(error)) => Err(match stack.fallen() {
+            Ok(Some(what)) => error.context(what),
+            _ => error,
+        }),
         Some(Ok(state)) => {
             if args.background {
                 detached::announce(project)?;
@@ -142,12 +146,8 @@ fn already_up(project: &Project, json: bool) -> Result<ExitCode> {
     if let Some(state) = DevState::load(project)? {
         print_ready(project, &state, json)?;
     }
-    let pid = project
-        .running_pid()
-        .map_or_else(String::new, |pid| format!(" (process {pid})"));
-    line(&format!(
-        "Freehold already runs here{pid}.\nhint: `freehold dev --stop` stops it"
-    ));
+    let pid = project.running_pid().map_or_else(String::new, |pid| format!(" (process {pid})"));
+    line(&format!("Freehold already runs here{pid}.\nhint: `freehold dev --stop` stops it"));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -156,24 +156,17 @@ async fn stop(project: &Project) -> Result<ExitCode> {
         line("Nothing runs here.");
         return Ok(ExitCode::SUCCESS);
     }
-    Progress::new()
-        .step("Stop Freehold", detached::stop(project))
-        .await?;
+    Progress::new().step("Stop Freehold", detached::stop(project)).await?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Deletes what `.freehold` holds. The lock file stays: another start may just be waiting for it.
 async fn reset(project: &Project, yes: bool) -> Result<ExitCode> {
     if !yes {
-        let question = format!(
-            "Delete all databases, secrets and logs in {}?",
-            project.root.join(".freehold").display()
-        );
+        let question =
+            format!("Delete all databases, secrets and logs in {}?", project.root.join(".freehold").display());
         if !std::io::stderr().is_terminal() || !std::io::stdin().is_terminal() {
-            return Err(hinted(
-                "a reset deletes all local data",
-                "confirm with `freehold dev --reset --yes`",
-            ));
+            return Err(hinted("a reset deletes all local data", "confirm with `freehold dev --reset --yes`"));
         }
         let confirmed = dialoguer::Confirm::new()
             .with_prompt(question)
@@ -186,30 +179,19 @@ async fn reset(project: &Project, yes: bool) -> Result<ExitCode> {
         }
     }
     if project.is_running()? {
-        Progress::new()
-            .step("Stop Freehold", detached::stop(project))
-            .await?;
+        Progress::new().step("Stop Freehold", detached::stop(project)).await?;
     }
     let Some(_lock) = project.lock()? else {
-        return Err(hinted(
-            "Freehold was started again meanwhile",
-            "`freehold dev --stop`, then reset",
-        ));
+        return Err(hinted("Freehold was started again meanwhile", "`freehold dev --stop`, then reset"));
     };
     postgres::delete_project_home(&project.root)?;
     let own = project.root.join(".freehold");
     for entry in fs::read_dir(&own).with_context(|| format!("list {}", own.display()))? {
-        let path = entry
-            .with_context(|| format!("list {}", own.display()))?
-            .path();
+        let path = entry.with_context(|| format!("list {}", own.display()))?.path();
         if path.ends_with("dev.lock") {
             continue;
         }
-        let deleted = if path.is_dir() {
-            fs::remove_dir_all(&path)
-        } else {
-            fs::remove_file(&path)
-        };
+        let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         deleted.with_context(|| format!("delete {}", path.display()))?;
     }
     line("All local data is deleted; the next start begins anew.");

@@ -30,18 +30,11 @@ pub(crate) struct ModelServer {
 
 impl ModelServer {
     /// Starts it, on the same port as last time if that is free, and waits until the model is loaded.
-    pub(crate) async fn start(
-        project: &Project,
-        http: &reqwest::Client,
-        last_port: Option<u16>,
-    ) -> Result<Self> {
+    pub(crate) async fn start(project: &Project, http: &reqwest::Client, last_port: Option<u16>) -> Result<Self> {
         let python = project.python();
         if !python.exists() {
             return Err(hinted(
-                format!(
-                    "the model server's Python environment, {}, is missing",
-                    python.display()
-                ),
+                format!("the model server's Python environment, {}, is missing", python.display()),
                 "run `make setup`",
             ));
         }
@@ -63,18 +56,12 @@ impl ModelServer {
         let health = format!("http://127.0.0.1:{}/health", self.port);
         loop {
             if let Some(code) = self.process.exit_code()? {
-                bail!(
-                    "the model server ended with code {code}; {}",
-                    self.process.log_tail()
-                );
+                bail!("the model server ended with code {code}; {}", self.process.log_tail());
             }
             match http.get(&health).send().await {
                 Ok(answer) if answer.status().is_success() => return Ok(()),
                 _ if started.elapsed() > PATIENCE => {
-                    bail!(
-                        "the model server does not become ready; {}",
-                        self.process.log_tail()
-                    );
+                    bail!("the model server does not become ready; {}", self.process.log_tail());
                 }
                 _ => tokio::time::sleep(POLL).await,
             }

@@ -16,9 +16,7 @@ use tokio_postgres::NoTls;
 
 use super::account::{create_directory, give, ordinary_account};
 use super::binaries::{self, SHARED_HOME};
-use super::process::{
-    POLL, RunAs, StopSignal, Supervised, SupervisedCommand, log_tail, process_exists,
-};
+use super::process::{POLL, RunAs, StopSignal, Supervised, SupervisedCommand, log_tail, process_exists};
 use super::{files, hinted};
 
 const SUPERUSER: &str = "postgres";
@@ -60,26 +58,14 @@ impl EmbeddedPostgresOptions {
     pub fn for_development(project: impl Into<PathBuf>) -> Self {
         let project = project.into();
         let log = project.join(".freehold/logs/postgres.log");
-        Self {
-            project,
-            home: PostgresHome::Project,
-            durable: true,
-            max_connections: 200,
-            log,
-        }
+        Self { project, home: PostgresHome::Project, durable: true, max_connections: 200, log }
     }
 
     /// A fast throw-away server with room for many connections.
     pub fn for_tests(project: impl Into<PathBuf>) -> Self {
         let project = project.into();
         let log = project.join(format!("target/test-postgres/{}.log", files::random_name()));
-        Self {
-            project,
-            home: PostgresHome::Temporary,
-            durable: false,
-            max_connections: 400,
-            log,
-        }
+        Self { project, home: PostgresHome::Temporary, durable: false, max_connections: 400, log }
     }
 }
 
@@ -123,10 +109,7 @@ impl EmbeddedPostgres {
             && metadata.uid() != 0
         {
             // A project first started by an ordinary user and now by root: its data still is that user's.
-            account = Some(RunAs {
-                uid: metadata.uid(),
-                gid: metadata.gid(),
-            });
+            account = Some(RunAs { uid: metadata.uid(), gid: metadata.gid() });
         }
         let bin = binaries::find(&options.project, account)?;
         let memory = base.join("state.json");
@@ -135,43 +118,26 @@ impl EmbeddedPostgres {
             Some(remembered) => remembered,
             None if initialised => {
                 return Err(hinted(
-                    format!(
-                        "the database in {} has lost its password file",
-                        base.display()
-                    ),
+                    format!("the database in {} has lost its password file", base.display()),
                     "`freehold dev --reset` starts over with empty databases",
                 ));
             }
-            None => Remembered {
-                port: free_port()?,
-                password: files::random_password(),
-            },
+            None => Remembered { port: free_port()?, password: files::random_password() },
         };
         if initialised {
             end_of_previous(&data).await?;
             wait_for_port(port).await?;
         } else {
             // Before the data: without its password a database is worth nothing.
-            files::write_json(
-                &memory,
-                &Remembered {
-                    port,
-                    password: password.clone(),
-                },
-            )?;
+            files::write_json(&memory, &Remembered { port, password: password.clone() })?;
             initialise(&bin, &base, options, account, &password).await?;
         }
 
         let mut process = serve(&bin, &base, options, account, port)?;
         match wait_until_accepting(&mut process, port, &password).await {
-            Ok(()) => Ok(Some(Self {
-                process,
-                port,
-                password,
-            })),
+            Ok(()) => Ok(Some(Self { process, port, password })),
             Err(error) => {
-                let taken =
-                    !initialised && log_tail(&options.log).contains("Address already in use");
+                let taken = !initialised && log_tail(&options.log).contains("Address already in use");
                 process.stop().await?;
                 if !taken {
                     return Err(error);
@@ -187,10 +153,7 @@ impl EmbeddedPostgres {
 
     /// A URL of the superuser's for one database.
     pub fn url(&self, database: &str) -> String {
-        format!(
-            "postgres://{SUPERUSER}:{}@127.0.0.1:{}/{database}",
-            self.password, self.port
-        )
+        format!("postgres://{SUPERUSER}:{}@127.0.0.1:{}/{database}", self.password, self.port)
     }
 
     /// The port on 127.0.0.1.
@@ -205,30 +168,20 @@ impl EmbeddedPostgres {
 
     /// Creates a database unless it is there.
     pub async fn create_database(&self, name: &str) -> Result<()> {
-        let (client, connection) = tokio_postgres::connect(&self.url("postgres"), NoTls)
-            .await
-            .context("connect to Postgres")?;
+        let (client, connection) =
+            tokio_postgres::connect(&self.url("postgres"), NoTls).await.context("connect to Postgres")?;
         let connection = tokio::spawn(connection);
         let work = async {
-            let there = client
-                .query_opt("SELECT 1 FROM pg_database WHERE datname = $1", &[&name])
-                .await?;
+            let there = client.query_opt("SELECT 1 FROM pg_database WHERE datname = $1", &[&name]).await?;
             if there.is_none() {
                 let quoted = name.replace('"', "\"\"");
-                client
-                    .batch_execute(&format!("CREATE DATABASE \"{quoted}\""))
-                    .await?;
+                client.batch_execute(&format!("CREATE DATABASE \"{quoted}\"")).await?;
             }
             Ok::<_, tokio_postgres::Error>(())
         };
-        let done = work
-            .await
-            .with_context(|| format!("create the database {name}"));
+        let done = work.await.with_context(|| format!("create the database {name}"));
         drop(client);
-        connection
-            .await
-            .context("end the connection to Postgres")?
-            .context("close the connection")?;
+        connection.await.context("end the connection to Postgres")?.context("close the connection")?;
         done
     }
 
@@ -249,9 +202,7 @@ fn project_home(project: &Path, account: Option<RunAs>) -> Result<PathBuf> {
     create_directory(&own, 0o700)?;
     let base = own.join("postgres");
     if base.exists() {
-        return base
-            .canonicalize()
-            .with_context(|| format!("follow {}", base.display()));
+        return base.canonicalize().with_context(|| format!("follow {}", base.display()));
     }
     if account.is_none() {
         create_directory(&base, 0o700)?;
@@ -261,19 +212,12 @@ fn project_home(project: &Path, account: Option<RunAs>) -> Result<PathBuf> {
         // The directory behind it was deleted by hand: begin anew.
         fs::remove_file(&base).with_context(|| format!("remove {}", base.display()))?;
     }
-    let name = project
-        .file_name()
-        .map_or_else(|| "project".into(), |name| name.to_string_lossy());
+    let name = project.file_name().map_or_else(|| "project".into(), |name| name.to_string_lossy());
     let outside = Path::new(SHARED_HOME).join(format!("{name}-{}", files::random_name()));
     open_for(&outside, account)?;
-    let note = format!(
-        "The databases of the Freehold clone in {}\n",
-        project.display()
-    );
-    fs::write(outside.join("README"), note)
-        .with_context(|| format!("write into {}", outside.display()))?;
-    symlink(&outside, &base)
-        .with_context(|| format!("link {} to {}", base.display(), outside.display()))?;
+    let note = format!("The databases of the Freehold clone in {}\n", project.display());
+    fs::write(outside.join("README"), note).with_context(|| format!("write into {}", outside.display()))?;
+    symlink(&outside, &base).with_context(|| format!("link {} to {}", base.display(), outside.display()))?;
     Ok(outside)
 }
 
@@ -328,12 +272,8 @@ async fn wait_for_port(port: u16) -> Result<()> {
     while TcpListener::bind(("127.0.0.1", port)).is_err() {
         if started.elapsed() > Duration::from_secs(10) {
             return Err(hinted(
-                format!(
-                    "port {port}, under which this platform's databases are registered, is taken"
-                ),
-                format!(
-                    "`lsof -i :{port}` names the program; stop it, or start over with `freehold dev --reset`"
-                ),
+                format!("port {port}, under which this platform's databases are registered, is taken"),
+                format!("`lsof -i :{port}` names the program; stop it, or start over with `freehold dev --reset`"),
             ));
         }
         tokio::time::sleep(POLL).await;
@@ -348,24 +288,17 @@ async fn end_of_previous(data: &Path) -> Result<()> {
     let lock = data.join("postmaster.pid");
     let started = Instant::now();
     while let Ok(text) = fs::read_to_string(&lock) {
-        let pid: Option<u32> = text
-            .lines()
-            .next()
-            .and_then(|line| line.trim().parse().ok());
+        let pid: Option<u32> = text.lines().next().and_then(|line| line.trim().parse().ok());
         let Some(pid) = pid.filter(|pid| process_exists(*pid) && is_server_of(*pid, data)) else {
             // Gone since we read it, or left behind: in both cases nobody uses the directory.
             if fs::read_to_string(&lock).is_ok_and(|now| now == text) {
-                fs::remove_file(&lock)
-                    .with_context(|| format!("remove the stale {}", lock.display()))?;
+                fs::remove_file(&lock).with_context(|| format!("remove the stale {}", lock.display()))?;
             }
             return Ok(());
         };
         if started.elapsed() > Duration::from_secs(30) {
             return Err(hinted(
-                format!(
-                    "a Postgres server of an earlier run, process {pid}, still uses {}",
-                    data.display()
-                ),
+                format!("a Postgres server of an earlier run, process {pid}, still uses {}", data.display()),
                 format!("`freehold dev --stop`, or `kill -INT {pid}` if no run is up"),
             ));
         }
@@ -383,9 +316,7 @@ fn is_server_of(pid: u32, data: &Path) -> bool {
             .map(|output| output.stdout)
     });
     // When nobody can tell, it is safer to believe the lock.
-    command_line.map_or(true, |text| {
-        String::from_utf8_lossy(&text).contains(&*data.to_string_lossy())
-    })
+    command_line.map_or(true, |text| String::from_utf8_lossy(&text).contains(&*data.to_string_lossy()))
 }
 
 /// Makes the data directory, beside its place and then renamed: a cut-off `initdb` leaves nothing behind
@@ -399,44 +330,27 @@ async fn initialise(
 ) -> Result<()> {
     let unfinished = base.join("data.unfinished");
     if unfinished.exists() {
-        fs::remove_dir_all(&unfinished)
-            .with_context(|| format!("delete {}", unfinished.display()))?;
+        fs::remove_dir_all(&unfinished).with_context(|| format!("delete {}", unfinished.display()))?;
     }
     let password_file = base.join("password");
     files::write_private(&password_file, password.as_bytes())?;
     give(&password_file, account)?;
-    let initdb =
-        SupervisedCommand::new(bin.join("initdb"), options.log.with_extension("initdb.log"))
-            .arg("--pgdata")
-            .arg(&unfinished)
-            .arg("--pwfile")
-            .arg(&password_file)
-            .args([
-                "--username",
-                SUPERUSER,
-                "--auth",
-                "scram-sha-256",
-                "--encoding",
-                "UTF8",
-            ])
-            // Postgres's own C.UTF-8: the same order of text on every machine, whatever its libc knows.
-            .args([
-                "--locale",
-                "C",
-                "--locale-provider",
-                "builtin",
-                "--builtin-locale",
-                "C.UTF-8",
-            ])
-            .args(["--no-instructions"])
-            .args((!options.durable).then_some("--no-sync"))
-            .env("LC_ALL", "C")
-            .directory(base)
-            .run_as(account)
-            .run_to_end(PATIENCE * 2)
-            .await;
-    fs::remove_file(&password_file)
-        .with_context(|| format!("remove {}", password_file.display()))?;
+    let initdb = SupervisedCommand::new(bin.join("initdb"), options.log.with_extension("initdb.log"))
+        .arg("--pgdata")
+        .arg(&unfinished)
+        .arg("--pwfile")
+        .arg(&password_file)
+        .args(["--username", SUPERUSER, "--auth", "scram-sha-256", "--encoding", "UTF8"])
+        // Postgres's own C.UTF-8: the same order of text on every machine, whatever its libc knows.
+        .args(["--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"])
+        .args(["--no-instructions"])
+        .args((!options.durable).then_some("--no-sync"))
+        .env("LC_ALL", "C")
+        .directory(base)
+        .run_as(account)
+        .run_to_end(PATIENCE * 2)
+        .await;
+    fs::remove_file(&password_file).with_context(|| format!("remove {}", password_file.display()))?;
     initdb.context("make the database directory")?;
     let data = base.join("data");
     fs::rename(&unfinished, &data).with_context(|| format!("put {} into its place", data.display()))
@@ -458,23 +372,12 @@ fn serve(
         "log_line_prefix=%m [%p] %d ".to_owned(),
     ];
     if !options.durable {
-        settings.extend(
-            [
-                "fsync=off",
-                "full_page_writes=off",
-                "synchronous_commit=off",
-            ]
-            .map(str::to_owned),
-        );
+        settings.extend(["fsync=off", "full_page_writes=off", "synchronous_commit=off"].map(str::to_owned));
     }
     SupervisedCommand::new(bin.join("postgres"), &options.log)
         .arg("-D")
         .arg(base.join("data"))
-        .args(
-            settings
-                .into_iter()
-                .flat_map(|setting| ["-c".to_owned(), setting]),
-        )
+        .args(settings.into_iter().flat_map(|setting| ["-c".to_owned(), setting]))
         .env("LC_ALL", "C")
         .directory(base)
         .stop_with(StopSignal::Interrupt, Duration::from_secs(15))
@@ -495,10 +398,7 @@ async fn wait_until_accepting(process: &mut Supervised, port: u16, password: &st
         .connect_timeout(Duration::from_secs(5));
     loop {
         if let Some(code) = process.exit_code()? {
-            bail!(
-                "Postgres ended at once, with code {code}; {}",
-                process.log_tail()
-            );
+            bail!("Postgres ended at once, with code {code}; {}", process.log_tail());
         }
         match config.connect(NoTls).await {
             Ok((client, connection)) => {
@@ -508,9 +408,7 @@ async fn wait_until_accepting(process: &mut Supervised, port: u16, password: &st
                 return Ok(());
             }
             Err(error) if started.elapsed() > PATIENCE => {
-                return Err(error).with_context(|| {
-                    format!("Postgres accepts no connection; {}", process.log_tail())
-                });
+                return Err(error).with_context(|| format!("Postgres accepts no connection; {}", process.log_tail()));
             }
             Err(_) => tokio::time::sleep(POLL).await,
         }
@@ -522,52 +420,28 @@ mod tests {
     use super::*;
 
     fn project() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .unwrap()
-            .to_owned()
+        Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
     }
 
     #[tokio::test]
     async fn a_temporary_server_serves_and_leaves_nothing() {
-        let postgres = EmbeddedPostgres::start(EmbeddedPostgresOptions::for_tests(project()))
-            .await
-            .unwrap();
-        postgres
-            .create_database("one \"quoted\" name")
-            .await
-            .unwrap();
+        let postgres = EmbeddedPostgres::start(EmbeddedPostgresOptions::for_tests(project())).await.unwrap();
+        postgres.create_database("one \"quoted\" name").await.unwrap();
         postgres.create_database("again").await.unwrap();
         postgres.create_database("again").await.unwrap();
-        let (client, connection) = tokio_postgres::connect(&postgres.url("again"), NoTls)
-            .await
-            .unwrap();
+        let (client, connection) = tokio_postgres::connect(&postgres.url("again"), NoTls).await.unwrap();
         let connection = tokio::spawn(connection);
-        let ask = async |sql: &str| {
-            client
-                .query_one(sql, &[])
-                .await
-                .unwrap()
-                .get::<_, String>(0)
-        };
+        let ask = async |sql: &str| client.query_one(sql, &[]).await.unwrap().get::<_, String>(0);
         assert_eq!(ask("SHOW max_connections").await, "400");
         assert_eq!(ask("SHOW server_encoding").await, "UTF8");
-        assert_eq!(
-            ask("SELECT datlocale FROM pg_database WHERE datname = 'again'").await,
-            "C.UTF-8"
-        );
+        assert_eq!(ask("SELECT datlocale FROM pg_database WHERE datname = 'again'").await, "C.UTF-8");
         let data = PathBuf::from(ask("SHOW data_directory").await);
         assert!(data.exists());
         drop(client);
         connection.await.unwrap().unwrap();
 
-        let wrong = postgres
-            .url("again")
-            .replace(postgres.superuser_password(), "guess");
-        assert!(
-            tokio_postgres::connect(&wrong, NoTls).await.is_err(),
-            "a password is asked for"
-        );
+        let wrong = postgres.url("again").replace(postgres.superuser_password(), "guess");
+        assert!(tokio_postgres::connect(&wrong, NoTls).await.is_err(), "a password is asked for");
         postgres.stop().await.unwrap();
         assert!(!data.exists(), "the temporary directory is deleted");
     }

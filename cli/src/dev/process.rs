@@ -195,19 +195,13 @@ impl SupervisedCommand {
         if let Some(account) = self.run_as {
             command.uid(account.uid).gid(account.gid);
         }
-        let name = self.program.file_name().map_or_else(
-            || self.program.display().to_string(),
-            |name| name.to_string_lossy().into_owned(),
-        );
+        let name = self
+            .program
+            .file_name()
+            .map_or_else(|| self.program.display().to_string(), |name| name.to_string_lossy().into_owned());
         let mut child = command.spawn().with_context(|| format!("start {name}"))?;
         let pipe = child.stdin.take();
-        Ok(Supervised {
-            name,
-            child,
-            pipe,
-            grace: self.grace,
-            log: self.log.clone(),
-        })
+        Ok(Supervised { name, child, pipe, grace: self.grace, log: self.log.clone() })
     }
 
     /// Runs it to its end and fails, with the end of its log, when it does not exit with 0 in time.
@@ -217,11 +211,7 @@ impl SupervisedCommand {
         loop {
             match process.exit_code()? {
                 Some(0) => return Ok(()),
-                Some(code) => bail!(
-                    "{} ended with code {code}\n{}",
-                    process.name,
-                    process.log_tail()
-                ),
+                Some(code) => bail!("{} ended with code {code}\n{}", process.name, process.log_tail()),
                 None if started.elapsed() > limit => {
                     let name = process.name.clone();
                     process.stop().await?;
@@ -254,10 +244,7 @@ impl Supervised {
 
     /// The exit code once it has ended, `None` while it runs. A death by signal N is 128 + N.
     pub fn exit_code(&mut self) -> Result<Option<i32>> {
-        let status = self
-            .child
-            .try_wait()
-            .with_context(|| format!("look after {}", self.name))?;
+        let status = self.child.try_wait().with_context(|| format!("look after {}", self.name))?;
         // A supervisor that is killed itself has no code; -1 still says "ended, and badly".
         Ok(status.map(|status| status.code().unwrap_or(-1)))
     }
@@ -315,10 +302,7 @@ pub(crate) fn log_tail(path: &Path) -> String {
     let mut text = Vec::new();
     if let Ok(mut file) = File::open(path) {
         let length = file.metadata().map_or(0, |metadata| metadata.len());
-        if file
-            .seek(SeekFrom::Start(length.saturating_sub(BYTES)))
-            .is_ok()
-        {
+        if file.seek(SeekFrom::Start(length.saturating_sub(BYTES))).is_ok() {
             // A log which cannot be read leaves the tail empty; the message still names the file.
             let _ = file.read_to_end(&mut text);
         }
@@ -341,22 +325,12 @@ pub(crate) fn process_exists(pid: u32) -> bool {
 
 /// Sends a signal to a process that is not our child.
 pub(crate) fn send_signal(name: &str, pid: u32) -> Result<()> {
-    if shell_kill(name, pid) {
-        Ok(())
-    } else {
-        bail!("could not send SIG{name} to process {pid}")
-    }
+    if shell_kill(name, pid) { Ok(()) } else { bail!("could not send SIG{name} to process {pid}") }
 }
 
 fn shell_kill(signal: &str, pid: u32) -> bool {
     Command::new("sh")
-        .args([
-            "-c",
-            "kill -\"$1\" \"$2\"",
-            "kill",
-            signal,
-            &pid.to_string(),
-        ])
+        .args(["-c", "kill -\"$1\" \"$2\"", "kill", signal, &pid.to_string()])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -371,10 +345,7 @@ mod tests {
     fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         let started = Instant::now();
         while !holds() {
-            assert!(
-                started.elapsed() < Duration::from_secs(10),
-                "waited too long until {what}"
-            );
+            assert!(started.elapsed() < Duration::from_secs(10), "waited too long until {what}");
             std::thread::sleep(POLL);
         }
     }
@@ -387,11 +358,7 @@ mod tests {
 
     fn pid_in(directory: &Path) -> u32 {
         let file = directory.join("pid");
-        let read = || {
-            fs::read_to_string(&file)
-                .ok()
-                .and_then(|text| text.trim().parse().ok())
-        };
+        let read = || fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
         wait_until("the process has written its id", || read().is_some());
         read().unwrap()
     }
@@ -410,10 +377,7 @@ mod tests {
     async fn a_process_deaf_to_its_stop_signal_is_killed() {
         let directory = tempfile::tempdir().unwrap();
         let process = SupervisedCommand::new("sh", directory.path().join("deaf.log"))
-            .args([
-                "-c",
-                "trap '' TERM; echo $$ > \"$0\"; while :; do sleep 0.05; done",
-            ])
+            .args(["-c", "trap '' TERM; echo $$ > \"$0\"; while :; do sleep 0.05; done"])
             .arg(directory.path().join("pid"))
             .stop_with(StopSignal::Terminate, Duration::from_millis(300))
             .spawn()
@@ -440,10 +404,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let doomed = directory.path().join("doomed");
         fs::create_dir(&doomed).unwrap();
-        let mut process = sleeper(directory.path())
-            .remove_afterwards(Some(doomed.clone()))
-            .spawn()
-            .unwrap();
+        let mut process = sleeper(directory.path()).remove_afterwards(Some(doomed.clone())).spawn().unwrap();
         pid_in(directory.path());
         process.signal("KILL");
         wait_until("it has ended", || process.exit_code().unwrap().is_some());
@@ -466,11 +427,7 @@ mod tests {
     fn a_killed_parent_takes_its_process_along() {
         let directory = tempfile::tempdir().unwrap();
         let mut parent = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--ignored",
-                "--exact",
-                "dev::process::tests::parent_to_be_killed",
-            ])
+            .args(["--ignored", "--exact", "dev::process::tests::parent_to_be_killed"])
             .env("FREEHOLD_TEST_DIRECTORY", directory.path())
             .stdout(Stdio::null())
             .spawn()

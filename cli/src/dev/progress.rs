@@ -15,17 +15,11 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        Self {
-            bars: std::io::stderr().is_terminal().then(MultiProgress::new),
-        }
+        Self { bars: std::io::stderr().is_terminal().then(MultiProgress::new) }
     }
 
     /// Runs one step under its title.
-    pub(crate) async fn step<T>(
-        &self,
-        title: &str,
-        work: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
+    pub(crate) async fn step<T>(&self, title: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
         let started = Instant::now();
         let bar = self.bars.as_ref().map(|bars| bars.add(spinner(title)));
         if bar.is_none() {
@@ -59,9 +53,7 @@ fn plain() -> ProgressStyle {
 
 fn spinner(title: &str) -> ProgressBar {
     let bar = ProgressBar::new_spinner();
-    bar.set_style(
-        ProgressStyle::with_template("{spinner}   {msg} ({elapsed})").unwrap_or_else(|_| plain()),
-    );
+    bar.set_style(ProgressStyle::with_template("{spinner}   {msg} ({elapsed})").unwrap_or_else(|_| plain()));
     bar.set_message(title.to_owned());
     bar.enable_steady_tick(Duration::from_millis(120));
     bar

@@ -27,9 +27,7 @@ impl Project {
         let here = std::env::current_dir().context("find the working directory")?;
         here.ancestors()
             .find(|directory| directory.join(MODEL_SERVER).exists())
-            .map(|root| Self {
-                root: root.to_owned(),
-            })
+            .map(|root| Self { root: root.to_owned() })
             .ok_or_else(|| {
                 hinted(
                     format!("{} is not inside a clone of Freehold", here.display()),
@@ -71,11 +69,7 @@ impl Project {
 
     /// The process id of the stack that is up.
     pub(crate) fn running_pid(&self) -> Option<u32> {
-        fs::read_to_string(self.own("dev.pid"))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+        fs::read_to_string(self.own("dev.pid")).ok()?.trim().parse().ok()
     }
 
     fn try_lock(&self) -> Result<Option<File>> {
@@ -90,9 +84,7 @@ impl Project {
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => {
-                Err(error).with_context(|| format!("lock {}", path.display()))
-            }
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
         }
     }
 }
@@ -109,9 +101,6 @@ pub(crate) fn sibling_program(name: &str) -> Result<PathBuf> {
         .map(|directory: &Path| directory.join(name))
         .find(|program| program.exists())
         .ok_or_else(|| {
-            hinted(
-                format!("the program {name} is not beside {}", own.display()),
-                "run `cargo build --workspace`",
-            )
+            hinted(format!("the program {name} is not beside {}", own.display()), "run `cargo build --workspace`")
         })
 }

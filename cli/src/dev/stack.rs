@@ -60,11 +60,7 @@ impl Stack {
             .build()
             .context("make an HTTP client")?;
 
-        let Self {
-            postgres,
-            model,
-            server,
-        } = self;
+        let Self { postgres, model, server } = self;
         let (databases, model) = tokio::try_join!(
             databases(postgres, project, progress),
             serving_model(model, project, progress, &http, state.model_port),
@@ -80,25 +76,13 @@ impl Stack {
         state.save(project)?;
 
         let program = sibling_program("freehold-server")?;
-        let settings = ServerSettings {
-            program: &program,
-            project,
-            databases: &databases,
-            keys: &keys,
-            port,
-        };
+        let settings = ServerSettings { program: &program, project, databases: &databases, keys: &keys, port };
         progress
             .step("Migrate the platform database", async {
-                settings
-                    .command("migrate")
-                    .arg("migrate")
-                    .run_to_end(PATIENCE)
-                    .await
+                settings.command("migrate").arg("migrate").run_to_end(PATIENCE).await
             })
             .await?;
-        progress
-            .step("Create the super admin", create_admin(&settings, &state))
-            .await?;
+        progress.step("Create the super admin", create_admin(&settings, &state)).await?;
         progress
             .step(&format!("Start Freehold on {}", state.server_url), async {
                 let running = server.insert(settings.command("server").arg("serve").spawn()?);
@@ -122,10 +106,7 @@ impl Stack {
         for process in processes.into_iter().flatten() {
             if let Some(code) = process.exit_code()? {
                 let name = process.name();
-                return Ok(Some(format!(
-                    "{name} ended with code {code}; {}",
-                    process.log_tail()
-                )));
+                return Ok(Some(format!("{name} ended with code {code}; {}", process.log_tail())));
             }
         }
         Ok(None)
@@ -148,27 +129,17 @@ impl Stack {
 }
 
 /// The user's own Postgres, or the embedded one.
-async fn databases(
-    place: &mut Option<EmbeddedPostgres>,
-    project: &Project,
-    progress: &Progress,
-) -> Result<Databases> {
+async fn databases(place: &mut Option<EmbeddedPostgres>, project: &Project, progress: &Progress) -> Result<Databases> {
     if let Some(url) = variable("PLATFORM_DATABASE_URL") {
         progress.note("Using the Postgres of PLATFORM_DATABASE_URL");
-        return Ok(Databases {
-            platform: url.clone(),
-            cluster_admin: url,
-        });
+        return Ok(Databases { platform: url.clone(), cluster_admin: url });
     }
     progress
         .step("Start Postgres", async {
             let options = EmbeddedPostgresOptions::for_development(&project.root);
             let postgres = place.insert(EmbeddedPostgres::start(options).await?);
             postgres.create_database(PLATFORM_DATABASE).await?;
-            Ok(Databases {
-                platform: postgres.url(PLATFORM_DATABASE),
-                cluster_admin: postgres.url("postgres"),
-            })
+            Ok(Databases { platform: postgres.url(PLATFORM_DATABASE), cluster_admin: postgres.url("postgres") })
         })
         .await
 }
@@ -206,10 +177,7 @@ fn master_keys(project: &Project, state: &DevState) -> Result<std::path::PathBuf
     if !path.exists() {
         if state.platform_database_url.is_some() {
             return Err(hinted(
-                format!(
-                    "{} is gone, and with it every secret in the databases",
-                    path.display()
-                ),
+                format!("{} is gone, and with it every secret in the databases", path.display()),
                 "put it back, or start over with `freehold dev --reset`",
             ));
         }
@@ -226,10 +194,7 @@ fn server_port(wanted: Option<u16>, last: Option<u16>) -> Result<u16> {
     if port == wanted {
         return Ok(port);
     }
-    Err(hinted(
-        format!("port {wanted} is taken by another program"),
-        format!("`freehold dev --port {port}` is free"),
-    ))
+    Err(hinted(format!("port {wanted} is taken by another program"), format!("`freehold dev --port {port}` is free")))
 }
 
 /// How `freehold-server` is run here, whatever the subcommand.
@@ -248,10 +213,7 @@ impl ServerSettings<'_> {
             .env("PLATFORM_DATABASE_URL", self.databases.platform.as_str())
             .env("FREEHOLD_MASTER_KEYS_FILE", self.keys)
             .env("FREEHOLD_LISTEN", format!("127.0.0.1:{}", self.port))
-            .env(
-                "FREEHOLD_PUBLIC_URL",
-                format!("http://127.0.0.1:{}", self.port),
-            )
+            .env("FREEHOLD_PUBLIC_URL", format!("http://127.0.0.1:{}", self.port))
             // The local model stands on a loopback address, where clients' keys may not point otherwise.
             .env("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true")
             .env("FREEHOLD_LOG_FORMAT", "text")
@@ -259,7 +221,8 @@ impl ServerSettings<'_> {
             // Keys of another platform in the user's shell would contradict the file.
             .without_env("FREEHOLD_MASTER_KEYS")
             .directory(&self.project.root)
-            // Streams in flight may end properly.
+            // Streams in flight may end properly, but nobody waits long for a local stack.
+            .env("FREEHOLD_SHUTDOWN_SECONDS", "5")
             .stop_with(StopSignal::Terminate, Duration::from_secs(15))
     }
 }
@@ -278,18 +241,11 @@ async fn create_admin(settings: &ServerSettings<'_>, state: &DevState) -> Result
     created
 }
 
-async fn wait_until_healthy(
-    server: &mut Supervised,
-    http: &reqwest::Client,
-    url: &str,
-) -> Result<()> {
+async fn wait_until_healthy(server: &mut Supervised, http: &reqwest::Client, url: &str) -> Result<()> {
     let started = Instant::now();
     loop {
         if let Some(code) = server.exit_code()? {
-            bail!(
-                "freehold-server ended with code {code}; {}",
-                server.log_tail()
-            );
+            bail!("freehold-server ended with code {code}; {}", server.log_tail());
         }
         let last = match http.get(format!("{url}/api/health")).send().await {
             Ok(answer) if answer.status().is_success() => return Ok(()),
@@ -297,10 +253,7 @@ async fn wait_until_healthy(
             Err(error) => error.to_string(),
         };
         if started.elapsed() > PATIENCE {
-            bail!(
-                "freehold-server does not become healthy ({last}); {}",
-                server.log_tail()
-            );
+            bail!("freehold-server does not become healthy ({last}); {}", server.log_tail());
         }
         tokio::time::sleep(POLL).await;
     }
@@ -316,24 +269,10 @@ async fn set_up(
 ) -> Result<()> {
     let api = Api::new(http, &state.server_url);
     let platform = SetUp::sign_in(&api, &state.super_admin).await?;
-    progress
-        .step(
-            "Register the local cluster",
-            platform.cluster(&databases.cluster_admin),
-        )
-        .await?;
+    progress.step("Register the local cluster", platform.cluster(&databases.cluster_admin)).await?;
     for index in 0..state.tenants.len() {
-        let slug = state
-            .tenants
-            .get(index)
-            .map(|tenant| tenant.slug.clone())
-            .unwrap_or_default();
-        progress
-            .step(
-                &format!("Provision {slug}"),
-                platform.tenant(project, state, index, model),
-            )
-            .await?;
+        let slug = state.tenants.get(index).map(|tenant| tenant.slug.clone()).unwrap_or_default();
+        progress.step(&format!("Provision {slug}"), platform.tenant(project, state, index, model)).await?;
     }
     platform.sign_out().await
 }

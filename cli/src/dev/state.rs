@@ -18,10 +18,7 @@ pub(crate) struct Account {
 
 impl Account {
     fn new(email: &str) -> Self {
-        Self {
-            email: email.to_owned(),
-            password: files::random_password(),
-        }
+        Self { email: email.to_owned(), password: files::random_password() }
     }
 }
 
@@ -127,8 +124,6 @@ impl DevState {
 
     /// Whether a start has anything left to set up through the API.
     pub(crate) fn is_complete(&self, model_url: &str) -> bool {
-        self.tenants
-            .iter()
-            .all(|tenant| tenant.ready && tenant.model_url.as_deref() == Some(model_url))
+        self.tenants.iter().all(|tenant| tenant.ready && tenant.model_url.as_deref() == Some(model_url))
     }
 }

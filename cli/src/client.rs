@@ -22,6 +22,9 @@ use crate::server::Server;
 /// The header that makes a repeated POST harmless.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
+/// The code of a failure to connect at all.
+const UNREACHABLE: &str = "unreachable";
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// An event stream may live long, but the server sends a sign of life at least every quarter of a minute.
@@ -136,6 +139,7 @@ impl Client {
         output: &Output,
     ) -> Result<T, Failure> {
         let mut pauses = RETRY_PAUSES.iter();
+        let mut is_doubtful = false;
         loop {
             let request = self
                 .request(Method::POST, path, &[])
@@ -152,11 +156,14 @@ impl Client {
             if !is_transient(&failure) {
                 return Err(failure);
             }
+            // Where no connection came about, nothing can have been carried out.
+            is_doubtful |= failure.code() != UNREACHABLE;
             match pauses.next() {
                 Some(pause) => {
                     output.note("The platform cannot be reached; trying again.");
                     tokio::time::sleep(*pause).await;
                 }
+                None if !is_doubtful => return Err(failure),
                 None => {
                     return Err(failure.detail(format!(
                         "Whether it was carried out is not known. Run it again with --idempotency-key {key}: \
@@ -262,11 +269,13 @@ impl Client {
 
 /// Whether the same request may succeed a moment later.
 pub fn is_transient(failure: &Failure) -> bool {
-    matches!(failure.status(), Some(502..=504))
-        || matches!(
+    match failure.status() {
+        Some(status) => matches!(status, 502..=504),
+        None => matches!(
             failure.code(),
-            "unreachable" | "timed_out" | "gateway_failed" | "stream_broken"
-        )
+            UNREACHABLE | "timed_out" | "broken_off" | "gateway_failed" | "stream_broken"
+        ),
+    }
 }
 
 fn bearer(token: &SecretString) -> Result<HeaderValue, Failure> {
@@ -301,17 +310,19 @@ fn unexpected(server: &Server, status: StatusCode) -> Failure {
 
 /// No answer at all.
 fn unreachable(server: &Server, error: reqwest::Error) -> Failure {
-    let (refused, timed_out) = (is_refused(&error), error.is_timeout());
-    if timed_out {
-        return Failure::failed("timed_out", format!("{server} did not answer in time"))
-            .detail(chain(error));
-    }
-    let failure =
-        Failure::failed("unreachable", format!("cannot reach {server}")).detail(chain(error));
-    if refused && server.is_loopback() {
-        failure.hint("is the server running? make run")
+    let (is_refused, is_connect) = (is_refused(&error), error.is_connect());
+    let (code, message) = if is_connect {
+        (UNREACHABLE, format!("cannot reach {server}"))
+    } else if error.is_timeout() {
+        ("timed_out", format!("{server} did not answer in time"))
     } else {
-        failure.hint("is the server running, and the address right?")
+        ("broken_off", format!("the connection to {server} broke"))
+    };
+    let failure = Failure::failed(code, message).detail(chain(error));
+    match (is_refused && server.is_loopback(), is_connect) {
+        (true, _) => failure.hint("is the server running? make run"),
+        (false, true) => failure.hint("is the server running, and the address right?"),
+        (false, false) => failure,
     }
 }
 
@@ -339,4 +350,112 @@ fn chain(error: reqwest::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Exit;
+    use crate::output::Sinks;
+    use crate::testing::{Scripted, answer, problem};
+    use serde_json::{Value, json};
+
+    fn client(server: &Server) -> Client {
+        crate::install_crypto();
+        Client::new(server.clone(), Some(&SecretString::from("canary")), false).unwrap()
+    }
+
+    async fn create(server: &Server) -> Result<Value, Failure> {
+        let (sinks, _) = Sinks::captured();
+        let output = Output::new(sinks, false, false);
+        client(server)
+            .post_once(&["v1", "tenants"], &json!({}), "key-1", &output)
+            .await
+    }
+
+    #[test]
+    fn credentials_do_not_travel_in_the_clear_unasked() {
+        crate::install_crypto();
+        let exposed: Server = "http://a.example".parse().unwrap();
+        let failure = Client::new(exposed.clone(), None, false).err().unwrap();
+        assert_eq!(
+            (failure.exit(), failure.code()),
+            (Exit::Usage, "insecure_http")
+        );
+        assert!(Client::new(exposed, None, true).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_broken_request_is_repeated_with_its_key() {
+        let server = Scripted::start(vec![
+            String::new(),
+            problem(503),
+            answer("application/json", "{\"a\": 1}"),
+        ])
+        .await;
+        assert_eq!(create(server.address()).await.unwrap(), json!({"a": 1}));
+        let requests = server.requests();
+        assert_eq!(requests.len(), 3);
+        assert!(
+            requests
+                .iter()
+                .all(|request| request.contains("idempotency-key: key-1"))
+        );
+        assert!(
+            requests
+                .iter()
+                .all(|request| request.contains("authorization: Bearer canary"))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_not_repeated() {
+        let server = Scripted::start(vec![problem(409)]).await;
+        let failure = create(server.address()).await.unwrap_err();
+        assert_eq!(
+            (failure.status(), failure.exit()),
+            (Some(409), Exit::Failed)
+        );
+    }
+
+    #[tokio::test]
+    async fn after_a_doubtful_end_the_key_is_told() {
+        let server = Scripted::start(vec![String::new(); 4]).await;
+        let failure = create(server.address()).await.unwrap_err();
+        assert!(
+            failure
+                .document()
+                .to_string()
+                .contains("--idempotency-key key-1")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_running_gets_a_hint() {
+        let server = Scripted::start(vec![]).await;
+        let address = server.address().clone();
+        server.stop().await;
+        let failure = client(&address)
+            .get::<Value>(&["v1"], &[])
+            .await
+            .unwrap_err();
+        assert_eq!(
+            failure.lines().last().unwrap(),
+            "hint: is the server running? make run"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_something_else_is_a_failure_without_the_token() {
+        let redirect = "HTTP/1.1 307 Temporary Redirect\r\nlocation: https://evil.example/\r\ncontent-length: 0\r\n\r\n";
+        let server = Scripted::start(vec![answer("text/html", "<canary>"), redirect.into()]).await;
+        for _ in 0..2 {
+            let failure = client(server.address())
+                .get::<Value>(&["v1"], &[])
+                .await
+                .unwrap_err();
+            assert_eq!(failure.code(), "unexpected_answer");
+            assert!(!format!("{failure:?}").contains("canary"));
+        }
+    }
 }

@@ -81,7 +81,6 @@ async fn listen(
     };
     let mut events = pin!(events);
     while let Some(Ok(data)) = events.next().await {
-        *last_answer = Instant::now();
         // An event of another shape is a later server's: the operation itself is asked instead.
         let Ok(operation) = serde_json::from_str::<Operation>(&data) else {
             continue;
@@ -91,6 +90,8 @@ async fn listen(
             return Ok(Some(operation));
         }
     }
+    // A stream may be silent but for signs of life: the server was there until now.
+    *last_answer = Instant::now();
     Ok(None)
 }
 
@@ -117,4 +118,102 @@ pub fn outcome(operation: &Operation) -> Result<(), Failure> {
         failure = failure.detail(error.message.clone());
     }
     Err(failure.hint(format!("freehold operation retry {}", operation.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failure::Exit;
+    use crate::output::Sinks;
+    use crate::testing::{Scripted, answer, problem};
+    use freehold::api::platform::OperationError;
+    use secrecy::SecretString;
+
+    fn operation(state: OperationState) -> Operation {
+        Operation {
+            id: Uuid::from_u128(1),
+            kind: "provision_tenant".into(),
+            tenant: Some("acme".into()),
+            state,
+            steps: vec![],
+            error: None,
+            created_at: chrono::DateTime::UNIX_EPOCH,
+            started_at: None,
+            finished_at: None,
+        }
+    }
+
+    fn json(state: OperationState) -> String {
+        serde_json::to_string(&operation(state)).unwrap()
+    }
+
+    async fn followed(answers: Vec<String>) -> Result<Operation, Failure> {
+        crate::install_crypto();
+        let server = Scripted::start(answers).await;
+        let token = SecretString::from("t");
+        let client = Client::new(server.address().clone(), Some(&token), false)?;
+        let (sinks, _) = Sinks::captured();
+        let output = Output::new(sinks, false, false);
+        until_settled(&client, &output, Uuid::from_u128(1)).await
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_followed_to_its_end() {
+        let events = format!(
+            ": alive\n\ndata: {}\n\nevent: later\ndata: what\n\ndata: {}\n\n",
+            json(OperationState::Running),
+            json(OperationState::Succeeded)
+        );
+        let settled = followed(vec![answer("text/event-stream", &events)])
+            .await
+            .unwrap();
+        assert_eq!(settled.state, OperationState::Succeeded);
+    }
+
+    #[tokio::test]
+    async fn a_broken_stream_and_a_restart_are_survived() {
+        let begun = format!("data: {}\n\n", json(OperationState::Running));
+        let settled = followed(vec![
+            answer("text/event-stream", &begun),
+            String::new(),
+            problem(503),
+            problem(503),
+            problem(404),
+            answer("application/json", &json(OperationState::Failed)),
+        ])
+        .await
+        .unwrap();
+        assert_eq!(settled.state, OperationState::Failed);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_ends_it() {
+        let failure = followed(vec![problem(401)]).await.unwrap_err();
+        assert_eq!(failure.exit(), Exit::Usage);
+        let failure = followed(vec![problem(404), problem(404)])
+            .await
+            .unwrap_err();
+        assert_eq!(failure.status(), Some(404));
+    }
+
+    #[test]
+    fn a_bad_end_says_why_and_how_to_retry() {
+        let mut failed = operation(OperationState::Failed);
+        failed.error = Some(OperationError {
+            code: "cluster_unreachable".into(),
+            message: "The cluster did not answer.".into(),
+        });
+        let failure = outcome(&failed).unwrap_err();
+        assert_eq!(
+            (failure.exit(), failure.code()),
+            (Exit::Failed, "cluster_unreachable")
+        );
+        let lines = failure.lines();
+        assert!(lines.contains(&"  The cluster did not answer.".to_owned()));
+        assert_eq!(
+            lines.last().unwrap(),
+            &format!("hint: freehold operation retry {}", failed.id)
+        );
+        assert!(outcome(&operation(OperationState::Succeeded)).is_ok());
+    }
 }

@@ -59,7 +59,9 @@ pub fn ask_password(output: &Output) -> Result<SecretString, Failure> {
         ));
     }
     let answer = Password::new().with_prompt("Password").interact();
-    answer.map(SecretString::from).map_err(unanswered)
+    answer
+        .map(SecretString::from)
+        .map_err(|error| unanswered(&error))
 }
 
 /// Asks for an e-mail address.
@@ -70,7 +72,7 @@ pub fn ask_email(output: &Output) -> Result<String, Failure> {
     Input::new()
         .with_prompt("E-mail")
         .interact_text()
-        .map_err(unanswered)
+        .map_err(|error| unanswered(&error))
 }
 
 fn missing(what: &str, option: &str) -> Failure {
@@ -81,7 +83,7 @@ fn missing(what: &str, option: &str) -> Failure {
     .hint(option)
 }
 
-fn unanswered(error: dialoguer::Error) -> Failure {
+fn unanswered(error: &dialoguer::Error) -> Failure {
     Failure::failed(
         "interrupted",
         format!("the question was not answered: {error}"),

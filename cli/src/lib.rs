@@ -16,6 +16,8 @@ pub mod input;
 pub mod output;
 pub mod progress;
 pub mod server;
+#[cfg(test)]
+mod testing;
 
 use std::ffi::OsString;
 

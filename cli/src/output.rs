@@ -8,10 +8,12 @@ use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chrono::{DateTime, Utc};
+use clap::error::ErrorKind;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::env;
 use crate::failure::Failure;
 
 type Sink = Box<dyn Write + Send>;
@@ -175,11 +177,12 @@ impl Output {
         let styled = error.render();
         if self.json && error.use_stderr() {
             let text = styled.to_string();
-            let message = text
-                .lines()
-                .next()
-                .unwrap_or_default()
-                .trim_start_matches("error: ");
+            let message = match error.kind() {
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => "a command is missing",
+                // After what is wrong, a reminder of the usage follows.
+                _ => text.split("\n\nUsage:").next().unwrap_or(&text),
+            };
+            let message = message.trim_start_matches("error: ").trim_end();
             self.failure(&Failure::usage("usage", message).hint("freehold --help"));
             return;
         }
@@ -188,7 +191,7 @@ impl Output {
         } else {
             (&self.stdout, io::stdout().is_terminal())
         };
-        let text = if self.interactive && terminal {
+        let text = if self.interactive && terminal && !env::no_color() {
             styled.ansi().to_string()
         } else {
             styled.to_string()

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{Context, note_more, pages};
 use crate::args::{OperationCommand, OperationListArgs};
+use crate::client::Client;
 use crate::failure::Failure;
 use crate::follow;
 use crate::output::{fields, instant, optional, table, wire};
@@ -13,7 +14,7 @@ use crate::output::{fields, instant, optional, table, wire};
 pub async fn run(context: &Context<'_>, command: OperationCommand) -> Result<(), Failure> {
     let client = context.client()?;
     match command {
-        OperationCommand::List(args) => list(context, args).await,
+        OperationCommand::List(args) => list(context, &client, args).await,
         OperationCommand::Show { id } => {
             let operation = follow::ask(&client, id).await?;
             context.output.data(&operation, || shown(&operation))
@@ -45,8 +46,11 @@ fn settled(context: &Context<'_>, operation: &Operation) -> Result<(), Failure> 
     context.output.data(operation, || shown(operation))
 }
 
-async fn list(context: &Context<'_>, args: OperationListArgs) -> Result<(), Failure> {
-    let client = context.client()?;
+async fn list(
+    context: &Context<'_>,
+    client: &Client,
+    args: OperationListArgs,
+) -> Result<(), Failure> {
     let filters = [("tenant", args.tenant), ("state", args.state)];
     let listed = pages(&args.page, &filters, async |query| {
         let page: OperationPage = client

@@ -160,7 +160,8 @@ async fn stop(project: &Project) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Deletes what `.freehold` holds. The lock file stays: another start may just be waiting for it.
+/// Deletes what `.freehold` holds. The lock file stays: another start may just be waiting for it. So do the
+/// secrets for docker compose, which belong to databases that are not in here.
 async fn reset(project: &Project, yes: bool) -> Result<ExitCode> {
     if !yes {
         let question =
@@ -188,7 +189,7 @@ async fn reset(project: &Project, yes: bool) -> Result<ExitCode> {
     let own = project.root.join(".freehold");
     for entry in fs::read_dir(&own).with_context(|| format!("list {}", own.display()))? {
         let path = entry.with_context(|| format!("list {}", own.display()))?.path();
-        if path.ends_with("dev.lock") {
+        if path.ends_with("dev.lock") || path.ends_with("compose") {
             continue;
         }
         let deleted = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };

@@ -6,6 +6,7 @@
 mod architecture;
 mod fake_model;
 mod harness;
+mod isolation;
 mod kill_matrix;
 mod providers;
 mod provisioning;

@@ -13,6 +13,7 @@ pub mod chat;
 pub mod clock;
 pub mod config;
 pub mod configuration;
+pub mod doctor;
 pub mod http;
 pub mod idempotency;
 pub mod ids;

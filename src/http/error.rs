@@ -10,9 +10,11 @@ use axum::response::{IntoResponse, Response};
 
 use super::context::request_id;
 use crate::api::{FieldProblem, Problem};
+use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
 use crate::tenant_db::TenantDbError;
+use crate::tenants::TenantError;
 
 /// An error on its way to the client.
 #[derive(Debug)]
@@ -176,6 +178,48 @@ impl From<OperationError> for ApiError {
             }
             OperationError::Database(error) => error.into(),
             OperationError::Queue(error) => Self::internal(error.as_ref()),
+        }
+    }
+}
+
+impl From<IdempotencyError> for ApiError {
+    fn from(error: IdempotencyError) -> Self {
+        match error {
+            IdempotencyError::Reused => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                "The Idempotency-Key was used for another request",
+            ),
+            IdempotencyError::Unreadable => Self::internal(&error),
+            IdempotencyError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<TenantError> for ApiError {
+    fn from(error: TenantError) -> Self {
+        let one_of = |known: &[String]| format!("must be one of: {}", known.join(", "));
+        match error {
+            TenantError::Slug(error) => Self::invalid("slug", error.to_string()),
+            TenantError::SlugTaken => Self::conflict("slug_taken", "Another tenant has this slug"),
+            TenantError::UnknownPlan { known } => Self::invalid("plan", one_of(&known)),
+            TenantError::UnknownTemplate { known } => Self::invalid("template", one_of(&known)),
+            TenantError::UnknownCluster => Self::invalid("database.cluster", "no cluster of this name is registered"),
+            TenantError::ClusterNeeded { known } if known.is_empty() => {
+                Self::conflict("no_cluster", "No cluster is registered")
+                    .detail("register one with `freehold cluster add` first")
+            }
+            TenantError::ClusterNeeded { known } => Self::invalid("database.cluster", one_of(&known)),
+            TenantError::ClusterNameTaken => Self::conflict("cluster_name_taken", "A cluster of this name is registered"),
+            TenantError::UnsuitableCluster(reason) => Self::invalid("admin_url", reason),
+            TenantError::NotFound => Self::not_found("tenant"),
+            TenantError::Operation(error) => error.into(),
+            TenantError::Idempotency(error) => error.into(),
+            TenantError::Provisioning(error) => {
+                Self::unavailable("cluster_unavailable", "The cluster did not do what was asked", &error)
+            }
+            TenantError::Sealed | TenantError::Random => Self::internal(&error),
+            TenantError::Database(error) => error.into(),
         }
     }
 }

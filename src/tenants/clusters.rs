@@ -94,13 +94,16 @@ impl ClusterRegistry {
         Ok(store::list_clusters(&self.pool).await?)
     }
 
-    /// The administration of a cluster.
-    pub async fn open(&self, id: ClusterId) -> Result<Cluster, TenantError> {
+    /// A cluster's admin URL, opened.
+    pub async fn admin_url(&self, id: ClusterId) -> Result<SecretString, TenantError> {
         let sealed = store::cluster_admin_url(&self.pool, id).await?.ok_or(TenantError::UnknownCluster)?;
         let sealed = Sealed::from_bytes(sealed).map_err(|_| TenantError::Sealed)?;
-        let url =
-            self.master_keys.open_platform(&admin_url_location(id), &sealed).map_err(|_| TenantError::Sealed)?;
-        let url = DatabaseUrl::parse(&url).map_err(|_| TenantError::Sealed)?;
+        self.master_keys.open_platform(&admin_url_location(id), &sealed).map_err(|_| TenantError::Sealed)
+    }
+
+    /// The administration of a cluster.
+    pub async fn open(&self, id: ClusterId) -> Result<Cluster, TenantError> {
+        let url = DatabaseUrl::parse(&self.admin_url(id).await?).map_err(|_| TenantError::Sealed)?;
         Ok(self.clusters.open(id, &url)?)
     }
 

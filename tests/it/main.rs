@@ -3,6 +3,7 @@
 //! `harness` starts the server under test and speaks HTTP with it as a client would. Every test has a platform
 //! database of its own, so all run at once.
 
+mod access;
 mod architecture;
 mod fake_model;
 mod harness;

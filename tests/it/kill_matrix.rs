@@ -297,7 +297,8 @@ async fn workers_killed_at_random_leave_nothing_behind() {
     }
     let database = server().await.url(&platform.database);
     let mut kills = 0;
-    for pause in (0..).map(|round: u64| 40 + (round * 37) % 200) {
+    // Long enough for a worker to begin, short enough that it seldom ends.
+    for pause in (0..).map(|round: u64| 150 + (round * 37) % 300) {
         let mut worker = tokio::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "kill_matrix::a_worker_that_is_killed", "--ignored", "--nocapture"])
             .env("FREEHOLD_TEST_DATABASE", &database)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
-use freehold::access::{CreateAdmin, SuperAdmins};
+use freehold::access::{Created, SuperAdmins};
 use freehold::app::{self, AppState};
 use freehold::clock::SystemClock;
 use freehold::config::{Config, SETTINGS};
@@ -152,8 +152,8 @@ async fn create_admin(config: &Config, email: &str, password_file: &PathBuf) -> 
     let lifetime = chrono::TimeDelta::from_std(config.session_lifetime).context("session_hours")?;
     let admins = SuperAdmins::new(pool, PasswordHasher::new(), SystemClock::shared(), lifetime);
     match admins.create(email, &password).await {
-        Ok(CreateAdmin::Created) => tracing::info!("super admin created"),
-        Ok(CreateAdmin::Exists) => tracing::info!("there is a super admin of this address; nothing changed"),
+        Ok(Created::New) => tracing::info!("super admin created"),
+        Ok(Created::Exists) => tracing::info!("there is a super admin of this address; nothing changed"),
         Err(error) => bail!("{}", describe(&error)),
     }
     Ok(())

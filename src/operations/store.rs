@@ -49,7 +49,7 @@ pub async fn create(
 /// Queues the job that drives an operation. Queuing it twice is harmless: the second finds nothing to do.
 pub(super) async fn enqueue(connection: &mut PgConnection, id: OperationId) -> Result<(), OperationError> {
     // The key keeps restarts from piling up jobs: one that waits is replaced.
-    let spec = JobSpecBuilder::new().max_attempts(100).job_key(&id.to_string()).build();
+    let spec = JobSpecBuilder::new().max_attempts(100).job_key(id.to_string()).build();
     graphile_worker::sql::add_job::single::add_job(
         connection,
         &Schema::default(),

@@ -3,9 +3,6 @@
 //! `harness` starts the server under test and speaks HTTP with it as a client would. Every test has a platform
 //! database of its own, so all run at once.
 
-<<<<<<< HEAD
-mod access;
-=======
 #![expect(
     unreachable_pub,
     clippy::unwrap_used,
@@ -16,7 +13,7 @@ mod access;
     reason = "a test that panics has failed, which is what it is for"
 )]
 
->>>>>>> main
+mod access;
 mod architecture;
 mod fake_model;
 mod harness;

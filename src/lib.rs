@@ -4,6 +4,7 @@
 //! edge (`http`, `worker`) -> features (`tenants`, `access`, `chat`) -> services (`operations`, `tenant_db`,
 //! `provisioning`, `providers`, `audit`, `secrets`) -> foundations (`config`, `ids`, `clock`, `platform_db`,
 //! `telemetry`).
+
 pub mod api;
 pub mod clock;
 pub mod config;
@@ -11,6 +12,7 @@ pub mod ids;
 pub mod operations;
 pub mod platform_db;
 pub mod postgres_pool;
+pub mod providers;
 pub mod provisioning;
 pub mod secrets;
 pub mod tenant_db;

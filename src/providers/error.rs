@@ -1,0 +1,184 @@
+//! What can go wrong with a model provider, in the few kinds a caller can act on.
+
+use std::error::Error;
+use std::fmt;
+use std::time::Duration;
+
+/// The cause kept behind a [`ProviderError`]. It never holds an upstream body: those repeat keys and prompts.
+pub type Cause = Box<dyn Error + Send + Sync>;
+
+/// A failed model call.
+///
+/// `Display` is fixed text a client may see; the cause is for the operator's log only.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    /// The provider refused the key, or the account behind it.
+    #[error("the model provider refused the API key")]
+    InvalidKey(#[source] Cause),
+    /// The provider refuses for now: too many requests, or the quota is used up.
+    #[error("the model provider is limiting requests")]
+    RateLimited {
+        /// How long the provider asked to wait, if it said.
+        retry_after: Option<Duration>,
+        /// What the provider answered.
+        source: Cause,
+    },
+    /// The provider does not know the model, or nothing is served at the base URL.
+    #[error("the model provider does not know this model")]
+    ModelNotFound(#[source] Cause),
+    /// The provider understood the call and refuses it as it stands.
+    #[error("the model provider rejected the request")]
+    BadRequest(#[source] Cause),
+    /// The provider cannot be reached or failed before any text was delivered.
+    #[error("the model provider is unavailable")]
+    Unavailable(#[source] Cause),
+    /// Nothing came within the time allowed for connecting, the first byte or the next token. Text may have been
+    /// delivered before.
+    #[error("the model provider did not answer in time")]
+    Timeout(#[source] Cause),
+    /// The answer was cut after some of its text had been delivered.
+    #[error("the model provider's answer was interrupted")]
+    Interrupted(#[source] Cause),
+    /// The address is one this server does not connect to, or the provider redirected to another.
+    #[error("the model provider's address is not allowed")]
+    RefusedAddress(#[source] Cause),
+}
+
+impl ProviderError {
+    /// A stable word for the kind, for API answers, metrics and the ledger.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::InvalidKey(_) => "provider_invalid_key",
+            Self::RateLimited { .. } => "provider_rate_limited",
+            Self::ModelNotFound(_) => "provider_model_not_found",
+            Self::BadRequest(_) => "provider_bad_request",
+            Self::Unavailable(_) => "provider_unavailable",
+            Self::Timeout(_) => "provider_timeout",
+            Self::Interrupted(_) => "provider_interrupted",
+            Self::RefusedAddress(_) => "provider_address_refused",
+        }
+    }
+
+    /// A stream that broke: `Interrupted` if the reader already has text, else `Unavailable`, after which another
+    /// provider may still be asked.
+    pub(super) fn broken(delivered: bool, cause: impl Into<Cause>) -> Self {
+        if delivered { Self::Interrupted(cause.into()) } else { Self::Unavailable(cause.into()) }
+    }
+}
+
+/// What of an upstream's error answer may be kept: its status and its error words, never its message.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct UpstreamRefusal {
+    /// HTTP status, or the number an error object inside a stream carries in its place.
+    pub(super) status: Option<u16>,
+    /// `error.type`, such as `invalid_request_error`.
+    pub(super) kind: Option<String>,
+    /// `error.code`, such as `model_not_found`.
+    pub(super) code: Option<String>,
+}
+
+impl fmt::Display for UpstreamRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("upstream error")?;
+        if let Some(status) = self.status {
+            write!(f, ", status {status}")?;
+        }
+        if let Some(kind) = &self.kind {
+            write!(f, ", type {kind}")?;
+        }
+        if let Some(code) = &self.code {
+            write!(f, ", code {code}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Error for UpstreamRefusal {}
+
+impl UpstreamRefusal {
+    /// Reads the usual shapes: `{"error": {..}}`, `{"error": ".."}`, a bare `{"type": .., "code": ..}`, or a list
+    /// of one of these. Anything else leaves only the status.
+    pub(super) fn parse(status: Option<u16>, body: &[u8]) -> Self {
+        let value: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+        let top = value.get(0).unwrap_or(&value);
+        let object = top.get("error").unwrap_or(top);
+        let number = object.get("code").and_then(serde_json::Value::as_u64);
+        Self {
+            status: status.or_else(|| number.and_then(|number| u16::try_from(number).ok())),
+            kind: object.get("type").or_else(|| object.get("status")).and_then(word),
+            code: object.get("code").and_then(word),
+        }
+    }
+
+    /// Whether asking again is pointless for now although the status says "later".
+    pub(super) fn quota_exhausted(&self) -> bool {
+        self.says("insufficient_quota") || self.says("billing_hard_limit_reached")
+    }
+
+    fn says(&self, word: &str) -> bool {
+        self.kind.as_deref() == Some(word) || self.code.as_deref() == Some(word)
+    }
+
+    /// The kind of this refusal. Words come before the status, because several servers answer 400 to everything.
+    pub(super) fn into_error(self, retry_after: Option<Duration>) -> ProviderError {
+        if self.says("invalid_api_key") || self.says("authentication_error") {
+            return ProviderError::InvalidKey(self.into());
+        }
+        if self.says("model_not_found") {
+            return ProviderError::ModelNotFound(self.into());
+        }
+        if self.quota_exhausted() || self.says("rate_limit_exceeded") || self.says("rate_limit_error") {
+            return ProviderError::RateLimited { retry_after, source: self.into() };
+        }
+        match self.status {
+            // 402: the key is right and its account has no credit. Only the client's admin can mend either.
+            Some(401..=403) => ProviderError::InvalidKey(self.into()),
+            Some(404) => ProviderError::ModelNotFound(self.into()),
+            Some(408 | 504) => ProviderError::Timeout(self.into()),
+            Some(429) => ProviderError::RateLimited { retry_after, source: self.into() },
+            Some(300..=399) => ProviderError::RefusedAddress(self.into()),
+            Some(400..=499) => ProviderError::BadRequest(self.into()),
+            None if self.says("invalid_request_error") => ProviderError::BadRequest(self.into()),
+            _ => ProviderError::Unavailable(self.into()),
+        }
+    }
+}
+
+/// An error word worth keeping. Letters and underscores only: a key has digits, a prompt has spaces, so neither
+/// gets into a log this way.
+fn word(value: &serde_json::Value) -> Option<String> {
+    let text = value.as_str()?;
+    let fits = !text.is_empty() && text.len() <= 64;
+    (fits && text.bytes().all(|b| b.is_ascii_alphabetic() || b == b'_')).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keeps_words_and_drops_messages() {
+        let body = br#"{"error":{"message":"bad key sk-1","type":"invalid_request_error","code":"invalid_api_key"}}"#;
+        let refusal = UpstreamRefusal::parse(Some(400), body);
+        assert_eq!(refusal.to_string(), "upstream error, status 400, type invalid_request_error, code invalid_api_key");
+        assert_eq!(refusal.into_error(None).code(), "provider_invalid_key");
+        let sly = UpstreamRefusal::parse(Some(400), br#"{"error":{"type":"sk-proj-1234","code":"my prompt"}}"#);
+        assert_eq!(sly, UpstreamRefusal { status: Some(400), kind: None, code: None });
+    }
+
+    #[test]
+    fn reads_every_usual_shape() {
+        let code = |status, body: &str| UpstreamRefusal::parse(status, body.as_bytes()).into_error(None).code();
+        assert_eq!(code(Some(400), r#"[{"error":{"code":400,"status":"INVALID_ARGUMENT"}}]"#), "provider_bad_request");
+        assert_eq!(code(Some(404), r#"{"error":"model 'x' not found"}"#), "provider_model_not_found");
+        assert_eq!(code(None, r#"{"object":"error","type":"NotFoundError","code":404}"#), "provider_model_not_found");
+        assert_eq!(code(None, r#"{"error":{"code":429,"message":"slow down"}}"#), "provider_rate_limited");
+        assert_eq!(code(None, r#"{"error":{"type":"server_error"}}"#), "provider_unavailable");
+        assert_eq!(code(Some(429), r#"{"error":{"code":"insufficient_quota"}}"#), "provider_rate_limited");
+        assert_eq!(code(Some(402), "pay"), "provider_invalid_key");
+        assert_eq!(code(Some(422), ""), "provider_bad_request");
+        assert_eq!(code(Some(302), ""), "provider_address_refused");
+        assert_eq!(code(Some(500), "<html>"), "provider_unavailable");
+    }
+}

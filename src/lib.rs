@@ -8,6 +8,7 @@
 pub mod api;
 pub mod clock;
 pub mod config;
+pub mod configuration;
 pub mod ids;
 pub mod operations;
 pub mod platform_db;

@@ -1,14 +1,21 @@
 //! Freehold: a control plane for AI chat over many client companies.
 //!
 //! `ARCHITECTURE.md` is the map. Dependencies point downward only:
-//! edge (`http`, `worker`) -> features (`tenants`, `access`, `chat`) -> services (`operations`, `tenant_db`,
-//! `provisioning`, `providers`, `audit`, `secrets`) -> foundations (`config`, `ids`, `clock`, `platform_db`,
-//! `telemetry`).
+//! edge (`http`, `worker`) -> features (`tenants`, `access`, `configuration`, `chat`) -> services (`operations`,
+//! `tenant_db`, `provisioning`, `providers`, `audit`, `idempotency`, `secrets`) -> foundations (`config`, `ids`,
+//! `clock`, `platform_db`, `postgres_pool`, `telemetry`).
 
+pub mod access;
 pub mod api;
+pub mod app;
+pub mod audit;
+pub mod chat;
 pub mod clock;
 pub mod config;
 pub mod configuration;
+pub mod doctor;
+pub mod http;
+pub mod idempotency;
 pub mod ids;
 pub mod operations;
 pub mod platform_db;
@@ -16,4 +23,7 @@ pub mod postgres_pool;
 pub mod providers;
 pub mod provisioning;
 pub mod secrets;
+pub mod telemetry;
 pub mod tenant_db;
+pub mod tenants;
+pub mod worker;

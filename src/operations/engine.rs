@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use graphile_worker::{IntoTaskHandlerResult, TaskHandler, WorkerContext, WorkerOptions};
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgPool;
@@ -97,6 +98,7 @@ trait Runnable: Send + Sync {
         connection: &'a mut PgConnection,
         context: &'a StepContext,
         outcome: Outcome,
+        now: DateTime<Utc>,
     ) -> SettleFuture<'a>;
 }
 
@@ -128,8 +130,9 @@ impl<S: Send + Sync> Runnable for Registered<S> {
         connection: &'a mut PgConnection,
         context: &'a StepContext,
         outcome: Outcome,
+        now: DateTime<Utc>,
     ) -> SettleFuture<'a> {
-        (self.definition.settle)(connection, context, outcome)
+        (self.definition.settle)(connection, context, outcome, now)
     }
 }
 
@@ -219,7 +222,7 @@ impl Engine {
             return Err(RunError::Unknown);
         }
         if !taken.undoing {
-            definition.settle(&mut transaction, &taken.context, Outcome::Started).await?;
+            definition.settle(&mut transaction, &taken.context, Outcome::Started, self.clock.now()).await?;
         }
         transaction.commit().await?;
         let mut run = Run { engine: self, definition, connection, id, taken: &taken };
@@ -370,7 +373,7 @@ impl Run<'_> {
         }
         if let Some((outcome, finished)) = outcome {
             store::note_step(&mut transaction, self.id, attempt, finished, None, now).await?;
-            self.definition.settle(&mut transaction, &self.taken.context, outcome).await?;
+            self.definition.settle(&mut transaction, &self.taken.context, outcome, now).await?;
         }
         transaction.commit().await?;
         Ok(())

@@ -12,7 +12,10 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tokio_postgres::types::{FromSql, IsNull, ToSql, Type, to_sql_checked};
+use uuid::Uuid;
 use zeroize::Zeroizing;
+
+use crate::ids::TenantId;
 
 /// Random bytes in a token.
 const RANDOM_LENGTH: usize = 32;
@@ -57,10 +60,18 @@ impl PlainToken {
     /// # Errors
     /// If the operating system cannot supply random bytes.
     pub fn generate(prefix: TokenPrefix) -> Result<Self, SysError> {
-        let mut random = Zeroizing::new([0; RANDOM_LENGTH]);
-        SysRng.try_fill_bytes(random.as_mut_slice())?;
-        let encoded = Zeroizing::new(URL_SAFE_NO_PAD.encode(random.as_slice()));
-        let text = Zeroizing::new([prefix.as_str(), &encoded].concat());
+        let text = Zeroizing::new([prefix.as_str(), &random_part()?].concat());
+        Ok(Self(SecretString::from(text.as_str())))
+    }
+
+    /// A new random token that names the tenant in whose database it is kept: prefix, tenant, `_`, random part. The
+    /// tenant is part of what is hashed, so a token with another tenant put in is another token.
+    ///
+    /// # Errors
+    /// If the operating system cannot supply random bytes.
+    pub fn generate_for_tenant(prefix: TokenPrefix, tenant: TenantId) -> Result<Self, SysError> {
+        let tenant = tenant.as_uuid().simple().to_string();
+        let text = Zeroizing::new([prefix.as_str(), &tenant, "_", &random_part()?].concat());
         Ok(Self(SecretString::from(text.as_str())))
     }
 
@@ -69,13 +80,24 @@ impl PlainToken {
     /// # Errors
     /// [`TokenShapeError`] if the prefix is another, or the rest is not 32 bytes in base64url without padding.
     pub fn parse(prefix: TokenPrefix, text: &str) -> Result<Self, TokenShapeError> {
-        let encoded = text.strip_prefix(prefix.as_str()).ok_or(TokenShapeError)?;
-        // The length is checked first, so that a huge header is not decoded at all.
-        if encoded.len() != (RANDOM_LENGTH * 4).div_ceil(3) {
+        check_random_part(text.strip_prefix(prefix.as_str()).ok_or(TokenShapeError)?)?;
+        Ok(Self(SecretString::from(text)))
+    }
+
+    /// Takes a token that somebody presented and the tenant that it names. Neither is proved: that tenant's database
+    /// has to know the token.
+    ///
+    /// # Errors
+    /// [`TokenShapeError`] if the text was not made by [`PlainToken::generate_for_tenant`] with this prefix.
+    pub fn parse_for_tenant(prefix: TokenPrefix, text: &str) -> Result<(TenantId, Self), TokenShapeError> {
+        let rest = text.strip_prefix(prefix.as_str()).ok_or(TokenShapeError)?;
+        let (tenant, encoded) = rest.split_once('_').ok_or(TokenShapeError)?;
+        check_random_part(encoded)?;
+        let id = Uuid::try_parse(tenant).map_err(|_| TokenShapeError)?;
+        if id.simple().to_string() != tenant {
             return Err(TokenShapeError);
         }
-        URL_SAFE_NO_PAD.decode(encoded).map(Zeroizing::new).map_err(|_| TokenShapeError)?;
-        Ok(Self(SecretString::from(text)))
+        Ok((TenantId::from_uuid(id), Self(SecretString::from(text))))
     }
 
     /// The token itself, to hand to whoever it is for.
@@ -89,6 +111,20 @@ impl PlainToken {
     pub fn hash(&self) -> HashedToken {
         HashedToken(Sha256::digest(self.expose()).into())
     }
+}
+
+fn random_part() -> Result<Zeroizing<String>, SysError> {
+    let mut random = Zeroizing::new([0; RANDOM_LENGTH]);
+    SysRng.try_fill_bytes(random.as_mut_slice())?;
+    Ok(Zeroizing::new(URL_SAFE_NO_PAD.encode(random.as_slice())))
+}
+
+fn check_random_part(encoded: &str) -> Result<(), TokenShapeError> {
+    // The length is checked first, so that a huge header is not decoded at all.
+    if encoded.len() != (RANDOM_LENGTH * 4).div_ceil(3) {
+        return Err(TokenShapeError);
+    }
+    URL_SAFE_NO_PAD.decode(encoded).map(|bytes| drop(Zeroizing::new(bytes))).map_err(|_| TokenShapeError)
 }
 
 impl fmt::Debug for PlainToken {
@@ -204,6 +240,34 @@ mod tests {
     fn the_hash_is_plain_sha_256_of_the_whole_token() {
         let token = PlainToken::parse(TokenPrefix::Invite, &format!("fhi_{}", "A".repeat(43))).unwrap();
         assert_eq!(token.hash().as_bytes(), Sha256::digest(format!("fhi_{}", "A".repeat(43))).as_slice());
+    }
+
+    #[test]
+    fn a_token_names_its_tenant_and_is_bound_to_it() {
+        let (tenant, other) = (TenantId::new(), TenantId::new());
+        let token = PlainToken::generate_for_tenant(TokenPrefix::Refresh, tenant).unwrap();
+        let (named, parsed) = PlainToken::parse_for_tenant(TokenPrefix::Refresh, token.expose()).unwrap();
+        assert_eq!((named, parsed.hash()), (tenant, token.hash()));
+        assert!(PlainToken::parse(TokenPrefix::Refresh, token.expose()).is_err());
+        assert!(PlainToken::parse_for_tenant(TokenPrefix::Invite, token.expose()).is_err());
+
+        let simple = |id: TenantId| id.as_uuid().simple().to_string();
+        let moved = token.expose().replace(&simple(tenant), &simple(other));
+        let (named, parsed) = PlainToken::parse_for_tenant(TokenPrefix::Refresh, &moved).unwrap();
+        assert_eq!(named, other);
+        assert_ne!(parsed.hash(), token.hash());
+
+        let plain = PlainToken::generate(TokenPrefix::Refresh).unwrap();
+        for text in [
+            plain.expose().to_owned(),
+            token.expose().replace(&simple(tenant), &tenant.to_string()),
+            token.expose().to_uppercase().replace("FHR_", "fhr_"),
+            format!("{}A", token.expose()),
+            token.expose().chars().take(40).collect(),
+            String::new(),
+        ] {
+            assert!(PlainToken::parse_for_tenant(TokenPrefix::Refresh, &text).is_err(), "{text}");
+        }
     }
 
     #[test]

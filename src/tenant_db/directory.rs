@@ -135,6 +135,21 @@ impl Directory {
         self.get(Some(id), Key::Id(id.as_uuid())).await
     }
 
+    /// Whether a signing key is looked up without asking the platform's database first.
+    pub fn knows_signing_key(&self, id: SigningKeyId) -> bool {
+        self.signing_keys.get(&id).map(|tenant| *tenant).is_some_and(|tenant| self.knows_tenant(tenant))
+    }
+
+    /// Whether a slug is looked up without asking the platform's database first.
+    pub fn knows_slug(&self, slug: &Slug) -> bool {
+        self.slugs.get(slug).map(|tenant| *tenant).is_some_and(|tenant| self.knows_tenant(tenant))
+    }
+
+    /// Whether a tenant is looked up without asking the platform's database first.
+    pub fn knows_tenant(&self, id: TenantId) -> bool {
+        self.records.contains_key(&id)
+    }
+
     async fn get(&self, tenant: Option<TenantId>, key: Key<'_>) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
         let cached = tenant.and_then(|id| self.records.get(&id).map(|entry| Arc::clone(&entry)));
         match cached {

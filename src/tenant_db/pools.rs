@@ -74,14 +74,9 @@ impl TenantDatabases {
         }
     }
 
-    /// How many pools are open.
-    pub fn len(&self) -> usize {
-        self.pools.len()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.pools.is_empty()
+    /// The tenants that have a pool.
+    pub fn tenants(&self) -> Vec<TenantId> {
+        self.pools.iter().map(|entry| *entry.key()).collect()
     }
 }
 

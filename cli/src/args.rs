@@ -1,0 +1,400 @@
+//! The command line: names, options and help. Knows nothing of how a command is carried out.
+
+use crate::dev::DevArgs;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::builder::PossibleValuesParser;
+use clap::{Args, Parser, Subcommand};
+use uuid::Uuid;
+
+use crate::env;
+use crate::server::Server;
+
+/// The states a tenant can be in, as the API spells them.
+pub const TENANT_STATES: [&str; 8] = [
+    "requested",
+    "provisioning",
+    "waiting_for_client",
+    "active",
+    "suspended",
+    "deleting",
+    "deleted",
+    "failed",
+];
+
+/// The states an operation can be in, as the API spells them.
+pub const OPERATION_STATES: [&str; 6] = [
+    "queued",
+    "running",
+    "undoing",
+    "succeeded",
+    "failed",
+    "needs_operator",
+];
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  done
+  1  the request or the operation failed
+  2  the command was not understood, or nobody is signed in
+
+Data goes to stdout, progress and errors to stderr. With --json stdout holds exactly one JSON document, also for
+an error: {\"error\": {\"code\", \"message\", \"hint\"}}.";
+
+/// Super administration of a Freehold platform.
+#[derive(Debug, Parser)]
+#[command(name = "freehold", version, about, after_help = AFTER_HELP, max_term_width = 110)]
+#[command(
+    subcommand_required = true,
+    arg_required_else_help = true,
+    propagate_version = true
+)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct GlobalArgs {
+    /// Print exactly one JSON document on stdout
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show neither progress nor notes
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// The platform to speak to, instead of the one of the last login
+    #[arg(long, global = true, value_name = "URL", env = env::SERVER)]
+    pub server: Option<Server>,
+    /// Where sessions are kept, instead of the user's configuration directory
+    #[arg(long, global = true, value_name = "DIR", env = env::CONFIG_DIR)]
+    pub config_dir: Option<PathBuf>,
+    /// Send credentials over plain http:// to another machine, readable for everybody on the way
+    #[arg(long, global = true)]
+    pub insecure_http: bool,
+}
+
+/// What the command can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Sign in to a platform
+    Login(LoginArgs),
+    /// Sign out: revoke the session and forget it
+    Logout,
+    /// The super admin's sessions
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Client companies
+    #[command(subcommand)]
+    Tenant(TenantCommand),
+    /// Durable operations, such as the provisioning of a tenant
+    #[command(subcommand)]
+    Operation(OperationCommand),
+    /// Postgres servers on which managed tenants get their databases
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Run the whole platform on this machine, with two demo clients
+    Dev(DevArgs),
+}
+
+/// `freehold login`.
+#[derive(Debug, Args)]
+pub struct LoginArgs {
+    /// The platform's address; the one of the last login when left out
+    pub url: Option<Server>,
+    /// The super admin's e-mail address; asked for at a terminal when left out
+    #[arg(long)]
+    pub email: Option<String>,
+    /// A file that holds the password, or - for stdin; asked for at a terminal when left out
+    #[arg(long, value_name = "FILE", env = env::PASSWORD_FILE)]
+    pub password_file: Option<PathBuf>,
+}
+
+/// `freehold session`.
+#[derive(Debug, Subcommand)]
+pub enum SessionCommand {
+    /// List the sessions in force
+    List,
+    /// End a session
+    Revoke {
+        /// The session's id
+        id: Uuid,
+    },
+}
+
+/// `freehold tenant`.
+#[derive(Debug, Subcommand)]
+pub enum TenantCommand {
+    /// Create a tenant, write its configuration file and follow its provisioning
+    Create(Box<TenantCreateArgs>),
+    /// List the tenants
+    List(TenantListArgs),
+    /// Show a tenant
+    Show {
+        /// The tenant's slug
+        #[arg(value_parser = slug)]
+        slug: String,
+    },
+    /// Change a tenant's name, plan or registered admin
+    Set(TenantSetArgs),
+    /// Make a new one-time invite for a client admin
+    Invite(TenantInviteArgs),
+}
+
+/// `freehold tenant create`.
+#[derive(Debug, Args)]
+pub struct TenantCreateArgs {
+    /// The tenant's name in addresses: 3 to 40 of a-z, 0-9 and -, beginning with a letter
+    #[arg(value_parser = slug)]
+    pub slug: String,
+    /// The company's name
+    #[arg(long)]
+    pub name: String,
+    /// The plan: free, pro, premium or enterprise
+    #[arg(long, default_value = "free")]
+    pub plan: String,
+    /// The template it is made from
+    #[arg(long, default_value = "general")]
+    pub template: String,
+    /// Who becomes the first client admin
+    #[arg(long, value_name = "EMAIL")]
+    pub admin_email: String,
+    /// The cluster for its database; may be left out when there is exactly one
+    #[arg(long, value_name = "NAME")]
+    pub cluster: Option<String>,
+    /// Where the client's configuration goes
+    #[command(flatten)]
+    pub config: ConfigFileArgs,
+    /// Return once the platform has accepted it, without following the provisioning
+    #[arg(long)]
+    pub detach: bool,
+    /// Makes a repetition safe: the same key creates the same tenant once. Generated when left out
+    #[arg(long, value_name = "KEY")]
+    pub idempotency_key: Option<String>,
+}
+
+/// Where a client's configuration, which holds its invite, goes.
+#[derive(Debug, Args)]
+pub struct ConfigFileArgs {
+    /// The client's configuration file, readable by you alone [default: ./SLUG.env, for an invite ./SLUG-invite.env]
+    #[arg(long, value_name = "PATH", conflicts_with = "print_config")]
+    pub config_file: Option<PathBuf>,
+    /// Print the client's configuration, with its secret invite, instead of writing a file
+    #[arg(long, visible_alias = "print")]
+    pub print_config: bool,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// How much of a list to show.
+#[derive(Debug, Args)]
+pub struct PageArgs {
+    /// Show at most so many
+    #[arg(long, value_name = "N", default_value = "50", conflicts_with = "all")]
+    pub limit: NonZeroUsize,
+    /// Show all
+    #[arg(long)]
+    pub all: bool,
+}
+
+/// `freehold tenant list`.
+#[derive(Debug, Args)]
+pub struct TenantListArgs {
+    /// Only tenants in this state
+    #[arg(long, value_parser = PossibleValuesParser::new(TENANT_STATES))]
+    pub state: Option<String>,
+    /// How many
+    #[command(flatten)]
+    pub page: PageArgs,
+}
+
+/// `freehold tenant set`.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+pub struct TenantSetArgs {
+    /// The tenant's slug
+    #[arg(value_parser = slug)]
+    pub slug: String,
+    /// The company's name
+    #[arg(long, group = "change")]
+    pub name: Option<String>,
+    /// The plan
+    #[arg(long, group = "change")]
+    pub plan: Option<String>,
+    /// Where to reach the client's admin
+    #[arg(long, value_name = "EMAIL", group = "change")]
+    pub admin_email: Option<String>,
+}
+
+/// `freehold tenant invite`.
+#[derive(Debug, Args)]
+pub struct TenantInviteArgs {
+    /// The tenant's slug
+    #[arg(value_parser = slug)]
+    pub slug: String,
+    /// Who is invited; the tenant's registered admin when left out
+    #[arg(long)]
+    pub email: Option<String>,
+    /// Where the client's configuration goes
+    #[command(flatten)]
+    pub config: ConfigFileArgs,
+}
+
+/// `freehold operation`.
+#[derive(Debug, Subcommand)]
+pub enum OperationCommand {
+    /// List the operations, newest first
+    List(OperationListArgs),
+    /// Show an operation and its steps
+    Show {
+        /// The operation's id
+        id: Uuid,
+    },
+    /// Follow an operation until it is settled
+    Follow {
+        /// The operation's id
+        id: Uuid,
+    },
+    /// Try a failed operation again, and follow it
+    Retry {
+        /// The operation's id
+        id: Uuid,
+        /// Return once the platform has accepted it, without following it
+        #[arg(long)]
+        detach: bool,
+    },
+}
+
+/// `freehold operation list`.
+#[derive(Debug, Args)]
+pub struct OperationListArgs {
+    /// Only operations on this tenant
+    #[arg(long, value_name = "SLUG", value_parser = slug)]
+    pub tenant: Option<String>,
+    /// Only operations in this state
+    #[arg(long, value_parser = PossibleValuesParser::new(OPERATION_STATES))]
+    pub state: Option<String>,
+    /// How many
+    #[command(flatten)]
+    pub page: PageArgs,
+}
+
+/// `freehold cluster`.
+#[derive(Debug, Subcommand)]
+pub enum ClusterCommand {
+    /// Register a Postgres server
+    Add {
+        /// The cluster's name: 1 to 40 of a-z, 0-9 and -
+        name: String,
+        /// A file that holds the URL of a role that may create databases and roles, or - for stdin
+        #[arg(long, value_name = "FILE")]
+        admin_url_file: PathBuf,
+    },
+    /// List the clusters
+    List,
+}
+
+/// `freehold completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// A slug goes into a path and into a file's name: nothing else may get there.
+fn slug(text: &str) -> Result<String, String> {
+    let begins_well = text.starts_with(|c: char| c.is_ascii_lowercase());
+    let is_plain = text
+        .chars()
+        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    if begins_well && is_plain && (3..=40).contains(&text.len()) {
+        Ok(text.to_owned())
+    } else {
+        Err("3 to 40 of a-z, 0-9 and -, beginning with a letter".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use freehold::api::platform::{OperationState, TenantState};
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn states_are_spelled_as_the_api_does() {
+        for state in TENANT_STATES {
+            serde_json::from_value::<TenantState>(state.into()).unwrap();
+        }
+        for state in OPERATION_STATES {
+            serde_json::from_value::<OperationState>(state.into()).unwrap();
+        }
+    }
+
+    #[test]
+    fn create_has_the_documented_defaults() {
+        let line = [
+            "freehold",
+            "tenant",
+            "create",
+            "acme",
+            "--name",
+            "Acme",
+            "--admin-email",
+            "a@acme.example",
+            "--json",
+        ];
+        let cli = Cli::try_parse_from(line).unwrap();
+        assert!(cli.global.json);
+        let Command::Tenant(TenantCommand::Create(args)) = cli.command else {
+            panic!("parsed as something else");
+        };
+        assert_eq!(
+            (args.plan.as_str(), args.template.as_str()),
+            ("free", "general")
+        );
+        assert_eq!(args.config.config_file, None);
+    }
+
+    #[test]
+    fn mistakes_are_refused() {
+        let mistakes: [&[&str]; 6] = [
+            &["freehold", "tenant", "show", "../acme"],
+            &["freehold", "tenant", "set", "acme"],
+            &["freehold", "tenant", "list", "--all", "--limit", "3"],
+            &["freehold", "tenant", "list", "--state", "sleeping"],
+            &[
+                "freehold",
+                "login",
+                "https://a.example",
+                "--password",
+                "secret",
+            ],
+            &["freehold", "operation", "show", "not-an-id"],
+        ];
+        for line in mistakes {
+            assert!(Cli::try_parse_from(line).is_err(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn set_takes_several_changes() {
+        Cli::try_parse_from([
+            "freehold", "tenant", "set", "acme", "--name", "Acme", "--plan", "pro",
+        ])
+        .unwrap();
+    }
+}

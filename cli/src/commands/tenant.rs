@@ -1,0 +1,283 @@
+//! `freehold tenant`.
+
+use std::path::PathBuf;
+
+use freehold::api::platform::{
+    AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseRequest,
+    Operation, Tenant, TenantPage, UpdateTenantRequest,
+};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+use super::{Context, note_more, pages};
+use crate::args::{
+    ConfigFileArgs, TenantCommand, TenantCreateArgs, TenantInviteArgs, TenantListArgs,
+    TenantSetArgs,
+};
+use crate::client::Client;
+use crate::config_file::{self, Reserved};
+use crate::failure::{Exit, Failure};
+use crate::follow;
+use crate::output::{fields, instant, optional, table, wire};
+
+const TENANTS: [&str; 3] = ["platform", "v1", "tenants"];
+
+/// Carries out a command.
+pub async fn run(context: &Context<'_>, command: TenantCommand) -> Result<(), Failure> {
+    match command {
+        TenantCommand::Create(args) => create(context, *args).await,
+        TenantCommand::List(args) => list(context, args).await,
+        TenantCommand::Show { slug } => {
+            let tenant = fetch(&context.client()?, &slug).await?;
+            context.output.data(&tenant, || shown(&tenant))
+        }
+        TenantCommand::Set(args) => set(context, args).await,
+        TenantCommand::Invite(args) => invite(context, args).await,
+    }
+}
+
+async fn fetch(client: &Client, slug: &str) -> Result<Tenant, Failure> {
+    client.get(&["platform", "v1", "tenants", slug], &[]).await
+}
+
+/// Where a client's configuration goes.
+enum Destination {
+    File(Reserved),
+    Stdout,
+}
+
+/// A client's configuration that has been written down, or is still to be printed.
+enum Handed {
+    File(PathBuf),
+    Text { text: String, invite: AdminInvite },
+}
+
+impl Destination {
+    fn new(args: ConfigFileArgs, usual: String) -> Result<Self, Failure> {
+        if args.print_config {
+            return Ok(Self::Stdout);
+        }
+        let target = args.config_file.unwrap_or_else(|| PathBuf::from(usual));
+        Reserved::new(target, args.force).map(Self::File)
+    }
+
+    /// Writes the configuration down. If that fails the invite is lost, but a new one can be made.
+    fn hand_over(
+        self,
+        client: &Client,
+        tenant: &Tenant,
+        invite: AdminInvite,
+    ) -> Result<Handed, Failure> {
+        let text = config_file::render(client.server(), tenant, &invite)?;
+        match self {
+            Self::Stdout => Ok(Handed::Text { text, invite }),
+            Self::File(reserved) => {
+                let written = reserved.write(&text).map_err(|failure| {
+                    failure
+                        .exiting(Exit::Failed)
+                        .detail("The invite could not be written down, and is not shown again.")
+                        .hint(format!("freehold tenant invite {}", tenant.slug))
+                })?;
+                Ok(Handed::File(written))
+            }
+        }
+    }
+}
+
+impl Handed {
+    /// What stands in the JSON document. The invite's token only where printing it was asked for.
+    fn document(&self) -> Map<String, Value> {
+        let mut document = Map::new();
+        match self {
+            Self::File(path) => {
+                document.insert("config_file".into(), json!(path));
+            }
+            Self::Text { text, invite } => {
+                document.insert("config".into(), json!(text));
+                document.insert("admin_invite".into(), json!(invite));
+            }
+        }
+        document
+    }
+}
+
+async fn create(context: &Context<'_>, args: TenantCreateArgs) -> Result<(), Failure> {
+    let output = context.output;
+    let client = context.client()?;
+    let destination = Destination::new(args.config, format!("./{}.env", args.slug))?;
+    let key = args
+        .idempotency_key
+        .unwrap_or_else(|| Uuid::new_v4().to_string());
+    let request = CreateTenantRequest {
+        slug: args.slug,
+        name: args.name,
+        plan: args.plan,
+        template: args.template,
+        admin_email: args.admin_email,
+        database: DatabaseRequest::Managed {
+            cluster: args.cluster,
+        },
+    };
+    let answer: CreateTenantResponse = client.post_once(&TENANTS, &request, &key, output).await?;
+    let CreateTenantResponse {
+        tenant,
+        operation,
+        admin_invite,
+    } = answer;
+    // The invite is shown this once, so it is written down before anything else can go wrong.
+    let handed = destination
+        .hand_over(&client, &tenant, admin_invite)
+        .map_err(|failure| {
+            failure.with_result(json!({ "tenant": tenant, "operation": operation }))
+        })?;
+    if let Handed::File(path) = &handed {
+        output.note(format!(
+            "Wrote {}, which holds the client's invite.",
+            path.display()
+        ));
+    }
+    if args.detach {
+        output.note(format!("hint: freehold operation follow {}", operation.id));
+        return created(context, &tenant, &operation, &handed);
+    }
+    let settled = match follow::follow(&client, output, operation.id).await {
+        Ok(settled) => settled,
+        Err(failure) => return Err(beside(context, failure, &tenant, &operation, &handed)),
+    };
+    // The registry has changed meanwhile. It is shown as it was if it cannot be asked now.
+    let tenant = fetch(&client, &tenant.slug).await.unwrap_or(tenant);
+    if let Err(failure) = follow::outcome(&settled) {
+        return Err(beside(context, failure, &tenant, &settled, &handed));
+    }
+    created(context, &tenant, &settled, &handed)
+}
+
+/// A failure after the tenant was accepted, with what there is nevertheless. A configuration that was to be printed
+/// still is: its invite works once a retry has succeeded.
+fn beside(
+    context: &Context<'_>,
+    failure: Failure,
+    tenant: &Tenant,
+    operation: &Operation,
+    handed: &Handed,
+) -> Failure {
+    if context.global.json {
+        return failure.with_result(document(tenant, operation, handed));
+    }
+    match handed {
+        Handed::Text { text, .. } => match context.output.data(&(), || text.clone()) {
+            Ok(()) => failure,
+            Err(unwritten) => failure.detail(unwritten.lines().join(" ")),
+        },
+        Handed::File(_) => failure,
+    }
+}
+
+fn document(tenant: &Tenant, operation: &Operation, handed: &Handed) -> Value {
+    let mut document = handed.document();
+    document.insert("tenant".into(), json!(tenant));
+    document.insert("operation".into(), json!(operation));
+    Value::Object(document)
+}
+
+fn created(
+    context: &Context<'_>,
+    tenant: &Tenant,
+    operation: &Operation,
+    handed: &Handed,
+) -> Result<(), Failure> {
+    context
+        .output
+        .data(&document(tenant, operation, handed), || match handed {
+            // Whoever asked for the configuration on stdout wants nothing else there.
+            Handed::Text { text, .. } => text.clone(),
+            Handed::File(path) => format!("{}\nconfig file     {}", shown(tenant), path.display()),
+        })
+}
+
+async fn list(context: &Context<'_>, args: TenantListArgs) -> Result<(), Failure> {
+    let client = context.client()?;
+    let listed = pages(&args.page, &[("state", args.state)], async |query| {
+        let page: TenantPage = client.get(&TENANTS, &query).await?;
+        Ok((page.items, page.next_cursor))
+    })
+    .await?;
+    let rows: Vec<Vec<String>> = listed
+        .items
+        .iter()
+        .map(|tenant| {
+            vec![
+                tenant.slug.clone(),
+                tenant.name.clone(),
+                tenant.plan.clone(),
+                wire(&tenant.state),
+                tenant.database.cluster.clone(),
+                optional(tenant.schema_version),
+                instant(tenant.created_at),
+            ]
+        })
+        .collect();
+    let header = [
+        "slug", "name", "plan", "state", "cluster", "schema", "created",
+    ];
+    context
+        .output
+        .data(&listed, || table(&header, &rows, "No tenants."))?;
+    note_more(context.output, &listed);
+    Ok(())
+}
+
+async fn set(context: &Context<'_>, args: TenantSetArgs) -> Result<(), Failure> {
+    let client = context.client()?;
+    let change = UpdateTenantRequest {
+        name: args.name,
+        plan: args.plan,
+        admin_email: args.admin_email,
+    };
+    let tenant: Tenant = client
+        .patch(&["platform", "v1", "tenants", &args.slug], &change)
+        .await?;
+    context.output.data(&tenant, || shown(&tenant))
+}
+
+async fn invite(context: &Context<'_>, args: TenantInviteArgs) -> Result<(), Failure> {
+    let client = context.client()?;
+    let destination = Destination::new(args.config, format!("./{}-invite.env", args.slug))?;
+    let tenant = fetch(&client, &args.slug).await?;
+    let request = CreateInviteRequest { email: args.email };
+    let path = ["platform", "v1", "tenants", &args.slug, "invites"];
+    let invite: AdminInvite = client.post(&path, &request).await?;
+    let (email, expires_at) = (invite.email.clone(), invite.expires_at);
+    let handed = destination.hand_over(&client, &tenant, invite)?;
+    let mut document = json!({ "tenant": tenant.slug, "email": email, "expires_at": expires_at });
+    if let Value::Object(fields) = &mut document {
+        fields.extend(handed.document());
+    }
+    context.output.data(&document, || match &handed {
+        Handed::Text { text, .. } => text.clone(),
+        Handed::File(path) => fields(&[
+            ("tenant", tenant.slug.clone()),
+            ("invited", email),
+            ("expires", instant(expires_at)),
+            ("config file", path.display().to_string()),
+        ]),
+    })
+}
+
+fn shown(tenant: &Tenant) -> String {
+    fields(&[
+        ("slug", tenant.slug.clone()),
+        ("name", tenant.name.clone()),
+        ("id", tenant.id.to_string()),
+        ("state", wire(&tenant.state)),
+        ("plan", tenant.plan.clone()),
+        ("template", tenant.template.clone()),
+        ("admin", tenant.admin_email.clone()),
+        ("database", wire(&tenant.database.mode)),
+        ("cluster", tenant.database.cluster.clone()),
+        ("database name", optional(tenant.database.name.as_ref())),
+        ("schema version", optional(tenant.schema_version)),
+        ("created", instant(tenant.created_at)),
+        ("active since", optional(tenant.activated_at.map(instant))),
+    ])
+}

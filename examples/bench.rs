@@ -1,0 +1,286 @@
+//! Measures a release build of the server as a whole process: `provisioning` and `chat`. Run it by
+//! `scripts/bench-provisioning` and `scripts/bench-chat`, which start a Postgres for it.
+//!
+//! Every figure stands beside a baseline of the same run, since machines differ and the same machine varies.
+
+#[allow(dead_code, reason = "the tests' recording and inspection are not needed here")]
+#[path = "../tests/it/fake_model.rs"]
+mod fake_model;
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use clap::{Parser, Subcommand};
+use futures::StreamExt;
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio::process::{Child, Command};
+
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Managed tenants through the API, next to a bare `CREATE DATABASE ... TEMPLATE`.
+    Provisioning {
+        /// How many tenants, one after another, and then eight at a time.
+        #[arg(long, default_value_t = 200)]
+        tenants: usize,
+    },
+    /// Chat turns with an instant model, next to the model alone.
+    Chat {
+        /// How long each measurement takes, in seconds.
+        #[arg(long, default_value_t = 8)]
+        seconds: u64,
+    },
+}
+
+const PASSWORD: &str = "a password for the benchmark";
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let bench = Bench::start().await?;
+    match arguments.what {
+        What::Provisioning { tenants } => provisioning(&bench, tenants).await,
+        What::Chat { seconds } => chat(&bench, Duration::from_secs(seconds)).await,
+    }
+}
+
+/// A server on a fresh platform database, with a signed-in super admin.
+struct Bench {
+    client: Client,
+    url: String,
+    postgres: String,
+    token: String,
+    server: Child,
+}
+
+impl Bench {
+    async fn start() -> Result<Self> {
+        let postgres = std::env::var("DATABASE_URL").context("DATABASE_URL names an administrator's database")?;
+        let admin = connect(&postgres).await?;
+        admin.batch_execute("DROP DATABASE IF EXISTS freehold_bench WITH (FORCE)").await?;
+        admin.batch_execute("CREATE DATABASE freehold_bench").await?;
+        let mut platform = url::Url::parse(&postgres)?;
+        platform.set_path("freehold_bench");
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, rand::random::<[u8; 32]>());
+        let command = |arguments: &[&str]| {
+            let mut command = Command::new("target/release/freehold-server");
+            command
+                .args(arguments)
+                .env("PLATFORM_DATABASE_URL", platform.as_str())
+                .env("FREEHOLD_MASTER_KEYS", format!("1:{key}"))
+                .env("FREEHOLD_LISTEN", format!("127.0.0.1:{port}"))
+                .env("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true")
+                .env("FREEHOLD_WORKER_CONCURRENCY", "8")
+                .env("FREEHOLD_TENANT_POOL_SIZE", "16")
+                .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned()))
+                .stdin(Stdio::null())
+                .kill_on_drop(true);
+            command
+        };
+        ensure!(command(&["migrate"]).status().await.context("build with --release first")?.success(), "migrate");
+        let file = std::env::temp_dir().join(format!("freehold-bench-{}", std::process::id()));
+        std::fs::write(&file, PASSWORD)?;
+        let path = file.to_string_lossy().into_owned();
+        let created = command(&["create-admin", "--email", "owner@bench.example", "--password-file", &path]).status();
+        ensure!(created.await?.success(), "create-admin");
+        std::fs::remove_file(&file)?;
+        let server = command(&["serve"]).spawn()?;
+        let url = format!("http://127.0.0.1:{port}");
+        let client = Client::builder().tcp_nodelay(true).build()?;
+        let mut tries = 0;
+        while client.get(format!("{url}/api/health")).send().await.is_err() {
+            tries += 1;
+            ensure!(tries < 200, "the server did not start");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let mut bench = Self { client, url, postgres, token: String::new(), server };
+        let body = json!({ "email": "owner@bench.example", "password": PASSWORD });
+        bench.token = text(&bench.post("/platform/v1/sessions", "", body).await?, "token")?;
+        let body = json!({ "name": "local", "admin_url": bench.postgres });
+        bench.post("/platform/v1/clusters", &bench.token, body).await?;
+        Ok(bench)
+    }
+
+    async fn post(&self, path: &str, token: &str, body: Value) -> Result<Value> {
+        self.send(self.client.post(format!("{}{path}", self.url)), token, body).await
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder, token: &str, body: Value) -> Result<Value> {
+        let response = request.bearer_auth(token).json(&body).send().await?;
+        let status = response.status();
+        let answer = response.json().await?;
+        ensure!(status.is_success(), "{status}: {answer}");
+        Ok(answer)
+    }
+
+    /// Provisions a tenant; returns its invite and how long it took from the request until the event `succeeded`.
+    async fn provision(&self, slug: &str) -> Result<(Value, Duration)> {
+        let started = Instant::now();
+        let body = json!({
+            "slug": slug, "name": slug, "plan": "pro", "template": "general", "admin_email": "admin@bench.example",
+            "database": { "mode": "managed" }
+        });
+        let answer = self.post("/platform/v1/tenants", &self.token, body).await?;
+        let id = text(&answer["operation"], "id")?;
+        let url = format!("{}/platform/v1/operations/{id}/events", self.url);
+        let mut events = self.client.get(url).bearer_auth(&self.token).send().await?.bytes_stream();
+        let mut seen = String::new();
+        while let Some(bytes) = events.next().await {
+            seen.push_str(&String::from_utf8_lossy(&bytes?));
+            if seen.contains("\"state\":\"succeeded\"") {
+                return Ok((answer["admin_invite"].clone(), started.elapsed()));
+            }
+        }
+        anyhow::bail!("{slug} was not provisioned: {seen}")
+    }
+
+    fn memory_mib(&self) -> Option<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.server.id()?)).ok()?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+        line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib / 1024.0)
+    }
+}
+
+async fn connect(url: &str) -> Result<tokio_postgres::Client> {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    Ok(client)
+}
+
+fn text(value: &Value, field: &str) -> Result<String> {
+    value[field].as_str().map(str::to_owned).with_context(|| format!("no `{field}`"))
+}
+
+/// Prints a line of figures.
+fn report(what: &str, mut times: Vec<Duration>, wall: Duration) {
+    times.sort_unstable();
+    let at = |share: f64| times.get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1)));
+    let ms = |time: Option<&Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0);
+    println!(
+        "{what:<44} n {:>6}   median {:>8.2} ms   p99 {:>8.2} ms   {:>8.1} a second",
+        times.len(),
+        ms(at(0.5)),
+        ms(at(0.99)),
+        times.len() as f64 / wall.as_secs_f64()
+    );
+}
+
+async fn provisioning(bench: &Bench, tenants: usize) -> Result<()> {
+    bench.provision("warm-up").await?;
+    let admin = connect(&bench.postgres).await?;
+    let template: String = admin
+        .query_one("SELECT datname FROM pg_database WHERE datname ~ '^freehold_template_[0-9]+$'", &[])
+        .await?
+        .get(0);
+    let (mut bare, mut whole) = (Vec::new(), Vec::new());
+    let started = Instant::now();
+    for number in 0..tenants {
+        let (_, time) = bench.provision(&format!("serial-{number}")).await?;
+        whole.push(time);
+        // In turn with the other, so that both meet the same machine.
+        let began = Instant::now();
+        admin.batch_execute(&format!("CREATE DATABASE bare_{number} TEMPLATE {template}")).await?;
+        bare.push(began.elapsed());
+    }
+    let wall = started.elapsed();
+    report("bare CREATE DATABASE ... TEMPLATE", bare, wall);
+    report("tenant, request until active, one at a time", whole, wall);
+    let started = Instant::now();
+    let results: Vec<Result<Duration>> = futures::stream::iter(0..tenants)
+        .map(|number| async move { Ok(bench.provision(&format!("eight-{number}")).await?.1) })
+        .buffer_unordered(8)
+        .collect()
+        .await;
+    let wall = started.elapsed();
+    let failures = results.iter().filter(|result| result.is_err()).count();
+    report("tenant, request until active, 8 at a time", results.into_iter().filter_map(Result::ok).collect(), wall);
+    println!("failures: {failures}");
+    ensure!(failures == 0, "{failures} tenants failed");
+    Ok(())
+}
+
+async fn chat(bench: &Bench, time: Duration) -> Result<()> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let model = format!("http://{}/v1", listener.local_addr()?);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.map(|runtime| {
+            runtime.block_on(async { fake_model::serve(tokio::net::TcpListener::from_std(listener)?).await })
+        })
+    });
+    let (invite, _) = bench.provision("chat").await?;
+    let body = json!({ "tenant": "chat", "token": invite["token"], "password": PASSWORD });
+    let token = text(&bench.post("/api/v1/auth/accept-invite", "", body).await?, "access_token")?;
+    let body = json!({
+        "provider": "openai_compatible", "base_url": model, "api_key": "bench", "models": ["instant"],
+        "default_model": "instant"
+    });
+    bench.send(bench.client.put(format!("{}/api/v1/ai-keys/bench", bench.url)), &token, body).await?;
+    for clients in [1, 16] {
+        for stream in [false, true] {
+            let form = if stream { "streamed" } else { "JSON" };
+            let direct = json!({
+                "model": "instant", "stream": stream, "stream_options": stream.then(|| json!({ "include_usage": true })),
+                "messages": [{ "role": "user", "content": "hello" }]
+            });
+            let url = format!("{model}/chat/completions");
+            let (times, wall) = load(&bench.client, &url, "bench", &direct, clients, time).await?;
+            report(&format!("model alone, {form}, {clients} clients"), times, wall);
+            let question = json!({ "message": "hello", "stream": stream });
+            let url = format!("{}/api/v1/chat", bench.url);
+            let (times, wall) = load(&bench.client, &url, &token, &question, clients, time).await?;
+            report(&format!("chat turn, {form}, {clients} clients"), times, wall);
+        }
+    }
+    if let Some(memory) = bench.memory_mib() {
+        println!("server's resident memory at the end: {memory:.0} MiB");
+    }
+    Ok(())
+}
+
+/// Sends the same request from many clients, each as soon as its last was answered whole.
+async fn load(
+    client: &Client,
+    url: &str,
+    token: &str,
+    body: &Value,
+    clients: usize,
+    time: Duration,
+) -> Result<(Vec<Duration>, Duration)> {
+    let body = bytes::Bytes::from(serde_json::to_vec(body)?);
+    let failed = Arc::new(AtomicUsize::new(0));
+    let started = Instant::now();
+    let workers = (0..clients).map(|_| {
+        let (client, url, token, body, failed) =
+            (client.clone(), url.to_owned(), token.to_owned(), body.clone(), Arc::clone(&failed));
+        tokio::spawn(async move {
+            let mut times = Vec::new();
+            while started.elapsed() < time {
+                let began = Instant::now();
+                let request =
+                    client.post(&url).bearer_auth(&token).header("content-type", "application/json").body(body.clone());
+                let whole = async { request.send().await?.error_for_status()?.bytes().await };
+                match whole.await {
+                    Ok(_) => times.push(began.elapsed()),
+                    Err(_) => _ = failed.fetch_add(1, Ordering::Relaxed),
+                }
+            }
+            times
+        })
+    });
+    let times = futures::future::try_join_all(workers).await?.concat();
+    let failed = failed.load(Ordering::Relaxed);
+    ensure!(failed == 0, "{failed} requests to {url} failed");
+    Ok((times, started.elapsed()))
+}

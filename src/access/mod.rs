@@ -1,0 +1,33 @@
+//! Who may do what: super admins of the platform, users of each tenant, their sign-ins, tokens and roles.
+//!
+//! Super admins and their sessions live in the platform's database ([`SuperAdmins`]); a tenant's users, invites and
+//! refresh tokens live in that tenant's own ([`Tokens`], [`Users`]). No function here takes a tenant's id: a
+//! [`TenantCaller`] carries the database that its token proved.
+//!
+//! Whoever presents a wrong credential learns nothing from the answer: not whether the account or the tenant exists,
+//! nor which part was wrong, and it takes as long as a right one.
+
+mod access_token;
+mod accounts;
+mod error;
+mod invites;
+mod roles;
+mod sign_in;
+mod sign_in_throttle;
+mod store;
+mod super_admins;
+pub mod tenant_store;
+mod tokens;
+mod users;
+
+pub use error::AccessError;
+pub use invites::{Invite, InviteRequest, NewInvite, insert_invite};
+pub use roles::{
+    AiChat, AiKeysRead, AiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn, PERMISSIONS, Permission, Permissions,
+    UsersRead, UsersWrite,
+};
+pub use sign_in::SignedIn;
+pub use super_admins::{CreateAdmin, NewSession, Session, SuperAdminSession, SuperAdmins};
+pub use tenant_store::ACTIVE_USER;
+pub use tokens::{ActiveUser, TenantCaller, Tokens};
+pub use users::{NewUser, User, UserChanges, Users};

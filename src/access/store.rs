@@ -1,0 +1,178 @@
+//! SQL of `super_admins`, `user_sessions` and the platform's `sign_in_attempts`.
+
+use chrono::{DateTime, Utc};
+use sqlx::PgPool;
+
+use super::sign_in_throttle::{Attempt, Subject, WAITS};
+use super::super_admins::Session;
+use crate::ids::{PlatformSessionId, SuperAdminId};
+use crate::secrets::HashedToken;
+
+pub(super) async fn admin_exists(pool: &PgPool, email: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM super_admins WHERE email = $1) AS "exists!""#, email)
+        .fetch_one(pool)
+        .await
+}
+
+/// Returns whether the admin is new.
+pub(super) async fn insert_admin(
+    pool: &PgPool,
+    id: SuperAdminId,
+    email: &str,
+    password_hash: &str,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    let inserted = sqlx::query!(
+        "INSERT INTO super_admins (id, email, password_hash, created_at) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (email) DO NOTHING",
+        id.as_uuid(),
+        email,
+        password_hash,
+        now
+    )
+    .execute(pool)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+/// An admin's id and password hash.
+pub(super) async fn find_admin(pool: &PgPool, email: &str) -> Result<Option<(SuperAdminId, String)>, sqlx::Error> {
+    let row =
+        sqlx::query!("SELECT id, password_hash FROM super_admins WHERE email = $1", email).fetch_optional(pool).await?;
+    Ok(row.map(|row| (SuperAdminId::from_uuid(row.id), row.password_hash)))
+}
+
+/// A session as it is stored.
+pub(super) struct StoredSession<'a> {
+    pub(super) id: PlatformSessionId,
+    pub(super) super_admin_id: SuperAdminId,
+    pub(super) token_hash: HashedToken,
+    pub(super) user_agent: Option<&'a str>,
+    pub(super) created_at: DateTime<Utc>,
+    pub(super) expires_at: DateTime<Utc>,
+}
+
+/// Stores a session if the password that was checked is still the admin's, and forgets the account's failed attempts.
+/// Returns whether it was stored.
+pub(super) async fn start_session(
+    pool: &PgPool,
+    session: &StoredSession<'_>,
+    password_hash: &str,
+    subject: Subject,
+) -> Result<bool, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    let inserted = sqlx::query!(
+        "INSERT INTO user_sessions (id, super_admin_id, token_hash, user_agent, created_at, expires_at)
+         SELECT $1, id, $3, $4, $5, $6 FROM super_admins WHERE id = $2 AND password_hash = $7 FOR SHARE",
+        session.id.as_uuid(),
+        session.super_admin_id.as_uuid(),
+        session.token_hash.as_bytes(),
+        session.user_agent,
+        session.created_at,
+        session.expires_at,
+        password_hash
+    )
+    .execute(&mut *transaction)
+    .await?;
+    if inserted.rows_affected() == 0 {
+        return Ok(false);
+    }
+    sqlx::query!("DELETE FROM sign_in_attempts WHERE subject = $1", subject.as_bytes())
+        .execute(&mut *transaction)
+        .await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// The session in force that a token belongs to.
+pub(super) async fn find_session(
+    pool: &PgPool,
+    token_hash: &HashedToken,
+    now: DateTime<Utc>,
+) -> Result<Option<(PlatformSessionId, SuperAdminId, String)>, sqlx::Error> {
+    let row = sqlx::query!(
+        "SELECT s.id, s.super_admin_id, a.email FROM user_sessions s JOIN super_admins a ON a.id = s.super_admin_id
+         WHERE s.token_hash = $1 AND s.revoked_at IS NULL AND s.expires_at > $2",
+        token_hash.as_bytes(),
+        now
+    )
+    .fetch_optional(pool)
+    .await?;
+    Ok(row.map(|row| (PlatformSessionId::from_uuid(row.id), SuperAdminId::from_uuid(row.super_admin_id), row.email)))
+}
+
+/// An admin's sessions in force, newest first.
+pub(super) async fn list_sessions(
+    pool: &PgPool,
+    admin: SuperAdminId,
+    now: DateTime<Utc>,
+) -> Result<Vec<Session>, sqlx::Error> {
+    let rows = sqlx::query!(
+        "SELECT id, user_agent, created_at, expires_at FROM user_sessions
+         WHERE super_admin_id = $1 AND revoked_at IS NULL AND expires_at > $2
+         ORDER BY created_at DESC, id DESC",
+        admin.as_uuid(),
+        now
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| Session {
+            id: PlatformSessionId::from_uuid(row.id),
+            user_agent: row.user_agent,
+            created_at: row.created_at,
+            expires_at: row.expires_at,
+        })
+        .collect())
+}
+
+/// Revokes one of an admin's sessions. Returns whether there was such a session in force.
+pub(super) async fn revoke_session(
+    pool: &PgPool,
+    admin: SuperAdminId,
+    session: PlatformSessionId,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    let revoked = sqlx::query!(
+        "UPDATE user_sessions SET revoked_at = $3
+         WHERE id = $1 AND super_admin_id = $2 AND revoked_at IS NULL AND expires_at > $3",
+        session.as_uuid(),
+        admin.as_uuid(),
+        now
+    )
+    .execute(pool)
+    .await?;
+    Ok(revoked.rows_affected() == 1)
+}
+
+/// Counts an attempt unless the account is locked. Returns whether it was counted.
+pub(super) async fn count_attempt(pool: &PgPool, attempt: &Attempt) -> Result<bool, sqlx::Error> {
+    // The same statement as in the tenants' databases: see `tenant_store::COUNT_ATTEMPT`.
+    let counted = sqlx::query!(
+        "INSERT INTO sign_in_attempts AS a (subject, failures, last_attempt) VALUES ($1, 1, $2)
+         ON CONFLICT (subject) DO UPDATE
+         SET failures = CASE WHEN a.last_attempt < $3 THEN 1 ELSE a.failures + 1 END, last_attempt = $2
+         WHERE ($4::int[])[LEAST(a.failures, cardinality($4::int[]))] = 0
+            OR a.last_attempt + make_interval(secs => ($4::int[])[LEAST(a.failures, cardinality($4::int[]))]) <= $2",
+        attempt.subject.as_bytes(),
+        attempt.now,
+        attempt.forget_before,
+        &WAITS[..]
+    )
+    .execute(pool)
+    .await?;
+    Ok(counted.rows_affected() == 1)
+}
+
+/// The count that stands against an account, and when it was last raised.
+pub(super) async fn find_attempts(
+    pool: &PgPool,
+    subject: Subject,
+) -> Result<Option<(i32, DateTime<Utc>)>, sqlx::Error> {
+    let row =
+        sqlx::query!("SELECT failures, last_attempt FROM sign_in_attempts WHERE subject = $1", subject.as_bytes())
+            .fetch_optional(pool)
+            .await?;
+    Ok(row.map(|row| (row.failures, row.last_attempt)))
+}

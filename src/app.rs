@@ -1,0 +1,208 @@
+//! Builds every dependency once, and serves until told to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use chrono::TimeDelta;
+use sqlx::PgPool;
+use tokio::net::TcpListener;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::access::{SuperAdmins, Tokens, Users};
+use crate::chat::Chat;
+use crate::clock::SharedClock;
+use crate::config::Config;
+use crate::configuration::AiKeys;
+use crate::http::router;
+use crate::operations::{self, Engine, Probe};
+use crate::platform_db::{self, Notification};
+use crate::providers::{ProviderClient, ProviderClientOptions};
+use crate::secrets::PasswordHasher;
+use crate::tenant_db::{Directory, TenantDatabases};
+use crate::tenants::clusters::ClusterRegistry;
+use crate::tenants::provision::Provisioning;
+use crate::tenants::registry::Registry;
+use crate::tenants::templates::Templates;
+use crate::worker;
+
+/// Everything that handlers and jobs need. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    /// The checked configuration.
+    pub config: Arc<Config>,
+    /// The platform's database.
+    pub pool: PgPool,
+    /// The time.
+    pub clock: SharedClock,
+    /// Super admins and their sessions.
+    pub super_admins: SuperAdmins,
+    /// Tenants' users: sign-in and access tokens.
+    pub tokens: Tokens,
+    /// Tenants' users: their administration.
+    pub users: Users,
+    /// The registry of tenants.
+    pub registry: Registry,
+    /// The registered clusters.
+    pub clusters: ClusterRegistry,
+    /// The cached registry.
+    pub directory: Arc<Directory>,
+    /// The tenants' pools.
+    pub databases: Arc<TenantDatabases>,
+    /// Tenants' AI keys.
+    pub ai_keys: AiKeys,
+    /// Conversations and answers.
+    pub chat: Chat,
+    /// Carries operations out.
+    pub engine: Arc<Engine>,
+    /// What the platform's database tells.
+    pub notifications: broadcast::Sender<Notification>,
+    /// Work that outlives its request.
+    pub tasks: TaskTracker,
+    /// Cancelled when the server has to stop.
+    pub stop: CancellationToken,
+}
+
+impl AppState {
+    /// Builds everything. Opens no connection.
+    pub fn build(config: Config, clock: SharedClock, probe: Option<Probe>) -> anyhow::Result<Self> {
+        let config = Arc::new(config);
+        let master_keys = Arc::new(config.master_keys.clone());
+        let pool = platform_db::pool(&config.platform_database_url, config.platform_pool_size);
+        let templates = Arc::new(Templates::load(config.templates_dir.as_deref())?);
+        let passwords = PasswordHasher::new();
+        let directory = Arc::new(Directory::new(pool.clone(), Arc::clone(&master_keys)));
+        let databases = Arc::new(TenantDatabases::new(config.tenant_pool_size));
+        let clusters = ClusterRegistry::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock));
+        let provider_client = ProviderClient::new(&ProviderClientOptions {
+            allow_private_hosts: config.allow_private_model_hosts,
+            ..ProviderClientOptions::default()
+        })
+        .context("prepare the client for model providers")?;
+        let tasks = TaskTracker::new();
+        let provisioning = Arc::new(Provisioning {
+            pool: pool.clone(),
+            master_keys: Arc::clone(&master_keys),
+            clusters: clusters.clone(),
+            templates: Arc::clone(&templates),
+            clock: Arc::clone(&clock),
+        });
+        let mut engine = worker::engine(pool.clone(), Arc::clone(&clock), provisioning);
+        if let Some(probe) = probe {
+            engine = engine.with_probe(probe);
+        }
+        let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
+        Ok(Self {
+            super_admins: SuperAdmins::new(
+                pool.clone(),
+                passwords.clone(),
+                Arc::clone(&clock),
+                delta(config.session_lifetime)?,
+            ),
+            tokens: Tokens::new(
+                pool.clone(),
+                Arc::clone(&directory),
+                Arc::clone(&databases),
+                passwords.clone(),
+                Arc::clone(&clock),
+                delta(config.access_token_lifetime)?,
+                delta(config.refresh_token_lifetime)?,
+            ),
+            users: Users::new(passwords, Arc::clone(&clock), delta(config.invite_lifetime)?),
+            registry: Registry::new(
+                pool.clone(),
+                master_keys,
+                templates,
+                Arc::clone(&clock),
+                delta(config.invite_lifetime)?,
+            ),
+            ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock)),
+            chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone()),
+            engine: Arc::new(engine),
+            notifications: broadcast::Sender::new(1024),
+            stop: CancellationToken::new(),
+            config,
+            pool,
+            clock,
+            clusters,
+            directory,
+            databases,
+            tasks,
+        })
+    }
+}
+
+/// Serves on `listener` until `state.stop` is cancelled; then accepts nothing new and lets answers under way end.
+pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()> {
+    let schema = platform_db::schema_version(&state.pool).await.context("reach the platform's database")?;
+    let required = platform_db::required_schema_version();
+    anyhow::ensure!(
+        schema >= required,
+        "the platform's database has schema version {schema}, and this server needs {required}\n  \
+         hint: run `freehold-server migrate` first"
+    );
+    tokio::spawn(platform_db::listen(state.pool.clone(), state.notifications.clone(), state.stop.clone()));
+    tokio::spawn(follow_registry(state.clone()));
+    let grace = state.config.shutdown_grace;
+    let mut jobs = None;
+    if state.config.worker_concurrency > 0 {
+        let recovered = operations::recover(&state.pool).await.context("look after unsettled operations")?;
+        if recovered > 0 {
+            tracing::info!(recovered, "queue unsettled operations again");
+        }
+        let (engine, stop) = (Arc::clone(&state.engine), state.stop.clone());
+        jobs = Some(tokio::spawn(operations::start_worker(engine, state.config.worker_concurrency, stop, grace)));
+    }
+    tracing::info!(address = %listener.local_addr()?, "serve");
+    let stop = state.stop.clone();
+    let server = axum::serve(listener, router::router(state.clone()))
+        .with_graceful_shutdown(async move { stop.cancelled().await });
+    let tasks = state.tasks.clone();
+    let stopped = state.stop.clone();
+    let end = async {
+        stopped.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        result = server.into_future() => result.context("serve")?,
+        () = end => tracing::warn!(seconds = grace.as_secs(), "requests did not end in time; closing them"),
+    }
+    tasks.close();
+    if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
+        tracing::warn!("answers did not end in time");
+    }
+    if let Some(jobs) = jobs {
+        jobs.await.context("end the worker")??;
+    }
+    state.pool.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Keeps the cached registry and the tenants' pools in step with the platform's database.
+async fn follow_registry(state: AppState) {
+    let mut notifications = state.notifications.subscribe();
+    loop {
+        let notification = tokio::select! {
+            () = state.stop.cancelled() => return,
+            notification = notifications.recv() => notification,
+        };
+        match notification {
+            Ok(Notification::Registry(id)) => {
+                let record = state.directory.refresh(id).await;
+                state.databases.follow(id, record.as_deref());
+            }
+            Ok(Notification::Operation(_)) => {}
+            Ok(Notification::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => {
+                state.directory.mark_all_stale();
+                for id in state.databases.tenants() {
+                    let record = state.directory.refresh(id).await;
+                    state.databases.follow(id, record.as_deref());
+                }
+            }
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}

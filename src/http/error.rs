@@ -1,0 +1,225 @@
+//! The only table from errors to answers: status, stable code and a text that is safe to show.
+//!
+//! Causes are logged here, once, with the request's id; they never reach the client.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+
+use super::context::request_id;
+use crate::api::{FieldProblem, Problem};
+use crate::idempotency::IdempotencyError;
+use crate::ids::OperationId;
+use crate::operations::OperationError;
+use crate::tenant_db::TenantDbError;
+use crate::tenants::TenantError;
+
+/// An error on its way to the client.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    title: &'static str,
+    detail: Option<String>,
+    errors: Vec<FieldProblem>,
+    operation_id: Option<OperationId>,
+    retry_after: Option<Duration>,
+}
+
+/// What handlers return.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    /// An error with a status, a stable code and a title that does not vary.
+    pub fn new(status: StatusCode, code: &'static str, title: &'static str) -> Self {
+        Self { status, code, title, detail: None, errors: Vec::new(), operation_id: None, retry_after: None }
+    }
+
+    /// Says what happened this time and what to do about it.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Names a field that was refused.
+    #[must_use]
+    pub fn field(mut self, field: impl Into<String>, message: impl Into<String>) -> Self {
+        self.errors.push(FieldProblem { field: field.into(), message: message.into() });
+        self
+    }
+
+    /// Says when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// 401: no credential, or one that proves nothing. It never says which.
+    pub fn unauthenticated() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", "A valid credential is needed")
+    }
+
+    /// 403: the credential is good, but does not allow this.
+    pub fn forbidden(permission: &str) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "forbidden", "This is not allowed to you")
+            .detail(format!("the permission `{permission}` is needed"))
+    }
+
+    /// 404: there is nothing here that the caller may know of.
+    pub fn not_found(what: &'static str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", "There is no such thing").detail(format!("no such {what}"))
+    }
+
+    /// 422: a field was refused.
+    pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", "The request was refused").field(field, message)
+    }
+
+    /// 409: it does not fit what is there.
+    pub fn conflict(code: &'static str, title: &'static str) -> Self {
+        Self::new(StatusCode::CONFLICT, code, title)
+    }
+
+    /// 503: something we need does not answer; the cause is logged.
+    pub fn unavailable(code: &'static str, title: &'static str, cause: &(dyn std::error::Error + 'static)) -> Self {
+        log(code, cause);
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, title).retry_after(Duration::from_secs(2))
+    }
+
+    /// 500: our fault; the cause is logged.
+    pub fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
+        log("internal", cause);
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side")
+    }
+
+    /// The stable code.
+    pub fn code(&self) -> &'static str {
+        self.code
+    }
+}
+
+/// Logs an error with all its causes. Database errors may quote values, so only their code and shape are kept.
+fn log(code: &'static str, error: &(dyn std::error::Error + 'static)) {
+    let mut causes = Vec::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        causes.push(match error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.as_db_error()) {
+            Some(database) => format!("{} ({})", database.message(), database.code().code()),
+            None => error.to_string(),
+        });
+        cause = error.source();
+    }
+    tracing::error!(code, causes = causes.join(": "), "request failed");
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let problem = Problem {
+            kind: format!("/docs/problems#{}", self.code),
+            title: self.title.to_owned(),
+            status: self.status.as_u16(),
+            code: self.code.to_owned(),
+            detail: self.detail,
+            errors: self.errors,
+            operation_id: self.operation_id.map(|id| id.as_uuid()),
+            request_id: request_id(),
+        };
+        let mut response = (self.status, Json(problem)).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(wait) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+        }
+        response
+    }
+}
+
+impl From<sqlx::Error> for ApiError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::unavailable("platform_unavailable", "The platform's database does not answer", &error)
+    }
+}
+
+impl From<TenantDbError> for ApiError {
+    fn from(error: TenantDbError) -> Self {
+        match error {
+            TenantDbError::NotActive => {
+                Self::new(StatusCode::FORBIDDEN, "tenant_not_active", "This service is not active")
+            }
+            TenantDbError::Busy => Self::unavailable("tenant_database_busy", "Too many requests at once", &error),
+            TenantDbError::Unreachable(_) => {
+                Self::unavailable("tenant_database_unavailable", "The database does not answer", &error)
+            }
+            TenantDbError::Platform(error) => error.into(),
+            TenantDbError::Sealed => Self::internal(&error),
+        }
+    }
+}
+
+impl From<OperationError> for ApiError {
+    fn from(error: OperationError) -> Self {
+        match error {
+            OperationError::Conflict { holder, kind } => {
+                let mut conflict = Self::conflict("operation_in_progress", "Another operation holds the tenant")
+                    .detail(format!("operation {holder} ({kind}) has to be settled first"));
+                conflict.operation_id = Some(holder);
+                conflict
+            }
+            OperationError::NotFound => Self::not_found("operation"),
+            OperationError::NotRetryable => {
+                Self::conflict("operation_not_failed", "Only an operation that failed can be retried")
+            }
+            OperationError::Database(error) => error.into(),
+            OperationError::Queue(error) => Self::internal(error.as_ref()),
+        }
+    }
+}
+
+impl From<IdempotencyError> for ApiError {
+    fn from(error: IdempotencyError) -> Self {
+        match error {
+            IdempotencyError::Reused => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "idempotency_key_reused",
+                "The Idempotency-Key was used for another request",
+            ),
+            IdempotencyError::Unreadable => Self::internal(&error),
+            IdempotencyError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<TenantError> for ApiError {
+    fn from(error: TenantError) -> Self {
+        let one_of = |known: &[String]| format!("must be one of: {}", known.join(", "));
+        match error {
+            TenantError::Slug(error) => Self::invalid("slug", error.to_string()),
+            TenantError::SlugTaken => Self::conflict("slug_taken", "Another tenant has this slug"),
+            TenantError::UnknownPlan { known } => Self::invalid("plan", one_of(&known)),
+            TenantError::UnknownTemplate { known } => Self::invalid("template", one_of(&known)),
+            TenantError::UnknownCluster => Self::invalid("database.cluster", "no cluster of this name is registered"),
+            TenantError::ClusterNeeded { known } if known.is_empty() => {
+                Self::conflict("no_cluster", "No cluster is registered")
+                    .detail("register one with `freehold cluster add` first")
+            }
+            TenantError::ClusterNeeded { known } => Self::invalid("database.cluster", one_of(&known)),
+            TenantError::ClusterNameTaken => Self::conflict("cluster_name_taken", "A cluster of this name is registered"),
+            TenantError::UnsuitableCluster(reason) => Self::invalid("admin_url", reason),
+            TenantError::NotFound => Self::not_found("tenant"),
+            TenantError::Operation(error) => error.into(),
+            TenantError::Idempotency(error) => error.into(),
+            TenantError::Provisioning(error) => {
+                Self::unavailable("cluster_unavailable", "The cluster did not do what was asked", &error)
+            }
+            TenantError::Sealed | TenantError::Random => Self::internal(&error),
+            TenantError::Database(error) => error.into(),
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The platform API: super admins only, sign-in apart.
+
+pub mod clusters;
+pub mod operations;
+pub mod sessions;
+pub mod tenants;

@@ -1,0 +1,92 @@
+//! Every route, on one page. The path of each stands in its handler's annotation, and here above it.
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as OpenApiDocument;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
+
+use super::docs::Document;
+use super::error::ApiError;
+use super::{context, health, platform, tenant};
+use crate::app::AppState;
+
+/// Bodies are small: the largest is a configuration with a system prompt.
+const BODY_LIMIT: usize = 256 * 1024;
+
+fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        // /api/health
+        .routes(routes!(health::health))
+        // /platform/v1/sessions, /platform/v1/sessions/{id}
+        .routes(routes!(platform::sessions::create, platform::sessions::list))
+        .routes(routes!(platform::sessions::revoke))
+        // /platform/v1/tenants, /platform/v1/tenants/{slug}, /platform/v1/tenants/{slug}/invites
+        .routes(routes!(platform::tenants::create, platform::tenants::list))
+        .routes(routes!(platform::tenants::show, platform::tenants::update))
+        .routes(routes!(platform::tenants::invite))
+        // /platform/v1/operations, /platform/v1/operations/{id}, .../events, .../retry
+        .routes(routes!(platform::operations::list))
+        .routes(routes!(platform::operations::show))
+        .routes(routes!(platform::operations::events))
+        .routes(routes!(platform::operations::retry))
+        // /platform/v1/clusters
+        .routes(routes!(platform::clusters::create, platform::clusters::list))
+        // /api/v1/auth/...
+        .routes(routes!(tenant::auth::accept_invite))
+        .routes(routes!(tenant::auth::login))
+        .routes(routes!(tenant::auth::refresh))
+        .routes(routes!(tenant::auth::logout))
+        // /api/v1/me
+        .routes(routes!(tenant::me::me))
+        // /api/v1/config
+        .routes(routes!(tenant::config::show, tenant::config::update))
+        // /api/v1/ai-keys, /api/v1/ai-keys/{name}, /api/v1/ai-keys/{name}/test
+        .routes(routes!(tenant::ai_keys::list))
+        .routes(routes!(tenant::ai_keys::put, tenant::ai_keys::delete))
+        .routes(routes!(tenant::ai_keys::test))
+        // /api/v1/users, /api/v1/users/{id}
+        .routes(routes!(tenant::users::list, tenant::users::create))
+        .routes(routes!(tenant::users::show, tenant::users::update, tenant::users::delete))
+        // /api/v1/chat
+        .routes(routes!(tenant::chat::chat))
+        // /api/v1/sessions, /api/v1/sessions/{id}, /api/v1/sessions/{id}/messages
+        .routes(routes!(tenant::sessions::list))
+        .routes(routes!(tenant::sessions::delete))
+        .routes(routes!(tenant::sessions::messages))
+}
+
+/// The OpenAPI document of all routes.
+pub fn openapi() -> OpenApiDocument {
+    routes().into_openapi()
+}
+
+/// The whole HTTP interface.
+pub fn router(state: AppState) -> Router {
+    let (routes, document) = routes().split_for_parts();
+    routes
+        .route("/", get(async || axum::response::Redirect::temporary("/docs")))
+        .fallback(async || ApiError::not_found("route"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(axum::http::StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Not a method of this route")
+        })
+        .with_state(state)
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn(context::middleware))
+}
+
+/// A panic is a defect, and still must not cost more than its own request.
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let place = panic.downcast_ref::<&str>().copied().unwrap_or("a panic");
+    tracing::error!(panic = place, "a handler panicked");
+    ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side")
+        .into_response()
+}

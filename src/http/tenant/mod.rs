@@ -1,0 +1,9 @@
+//! The tenant's API: for a client's own users.
+
+pub mod ai_keys;
+pub mod auth;
+pub mod chat;
+pub mod config;
+pub mod me;
+pub mod sessions;
+pub mod users;

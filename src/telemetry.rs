@@ -1,0 +1,24 @@
+//! Structured logs: one line an event, with the request's id and tenant, for people or as JSON.
+//!
+//! What may be logged: ids, slugs, codes, durations. What may not: secrets, message contents, e-mail addresses, SQL
+//! parameters. `LOGGING` in `CONTRIBUTING.md` says how to write an event.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogFormat;
+
+/// Starts logging to standard error. `RUST_LOG` chooses levels; without it, `info` for Freehold and `warn` for the
+/// libraries. Does nothing if logging has been started.
+pub fn init(format: LogFormat) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,freehold=info"));
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let started = match format {
+        LogFormat::Text => registry.with(layer.with_ansi(false)).try_init(),
+        LogFormat::Json => registry.with(layer.json().flatten_event(true).with_current_span(true)).try_init(),
+    };
+    // A second start is a test's; the first stays.
+    drop(started);
+}

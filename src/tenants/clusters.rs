@@ -1,0 +1,119 @@
+//! Clusters: the Postgres servers on which managed tenants get their databases.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use secrecy::SecretString;
+use sqlx::PgPool;
+
+use super::{TenantError, store};
+use crate::audit::{self, Actor, Event};
+use crate::clock::SharedClock;
+use crate::ids::ClusterId;
+use crate::provisioning::{self, Cluster, Clusters, ProvisioningError};
+use crate::secrets::{DatabaseUrl, Host, Location, MasterKeyring, Sealed};
+
+/// A cluster as registered, without its credential.
+#[derive(Debug, Clone)]
+pub struct ClusterRecord {
+    /// Its id.
+    pub id: ClusterId,
+    /// Its name.
+    pub name: String,
+    /// Its host.
+    pub host: String,
+    /// Its port.
+    pub port: i32,
+    /// How many tenants' databases are registered there.
+    pub tenants: i64,
+    /// The schema version of its template database.
+    pub template_schema_version: Option<i64>,
+    /// When it was registered.
+    pub created_at: DateTime<Utc>,
+}
+
+/// The registered clusters.
+#[derive(Debug, Clone)]
+pub struct ClusterRegistry {
+    pool: PgPool,
+    master_keys: Arc<MasterKeyring>,
+    clusters: Arc<Clusters>,
+    clock: SharedClock,
+}
+
+impl ClusterRegistry {
+    /// The registry over the platform's database.
+    pub fn new(pool: PgPool, master_keys: Arc<MasterKeyring>, clock: SharedClock) -> Self {
+        Self { pool, master_keys, clusters: Arc::default(), clock }
+    }
+
+    /// Registers a cluster: checks the URL, shuts PUBLIC out of what every server has, builds the template database.
+    pub async fn add(&self, name: &str, admin_url: &SecretString, actor: Actor) -> Result<ClusterRecord, TenantError> {
+        let url = DatabaseUrl::parse(admin_url).map_err(|error| TenantError::UnsuitableCluster(error.to_string()))?;
+        if store::list_clusters(&self.pool).await?.iter().any(|cluster| cluster.name == name) {
+            return Err(TenantError::ClusterNameTaken);
+        }
+        let suitable = |error: ProvisioningError| match error {
+            ProvisioningError::Unsuitable(reason) => TenantError::UnsuitableCluster(reason),
+            ProvisioningError::Unreachable(error) => {
+                tracing::warn!(error = format!("{error:#}"), "check cluster");
+                TenantError::UnsuitableCluster("it cannot be reached with this URL".to_owned())
+            }
+            other => other.into(),
+        };
+        provisioning::check_cluster(&url).await.map_err(suitable)?;
+        let id = ClusterId::new();
+        let cluster = self.clusters.open(id, &url).map_err(suitable)?;
+        cluster.shut_public_out().await?;
+        let record = ClusterRecord {
+            id,
+            name: name.to_owned(),
+            host: match url.host() {
+                Host::Tcp(host) => host.clone(),
+                Host::Socket(path) => path.display().to_string(),
+            },
+            port: i32::from(url.port()),
+            tenants: 0,
+            template_schema_version: Some(cluster.ensure_template().await?),
+            created_at: self.clock.now(),
+        };
+        let sealed = self.master_keys.seal_platform(&admin_url_location(id), &url.expose());
+        let mut transaction = self.pool.begin().await?;
+        if !store::insert_cluster(&mut transaction, &record, sealed.as_bytes()).await? {
+            return Err(TenantError::ClusterNameTaken);
+        }
+        let detail = serde_json::json!({ "cluster": name, "host": record.host });
+        let event = Event { actor, action: "cluster.add", tenant_id: None, detail };
+        audit::record(&mut transaction, &event, record.created_at).await?;
+        transaction.commit().await?;
+        Ok(record)
+    }
+
+    /// All clusters, by name.
+    pub async fn list(&self) -> Result<Vec<ClusterRecord>, TenantError> {
+        Ok(store::list_clusters(&self.pool).await?)
+    }
+
+    /// A cluster's admin URL, opened.
+    pub async fn admin_url(&self, id: ClusterId) -> Result<SecretString, TenantError> {
+        let sealed = store::cluster_admin_url(&self.pool, id).await?.ok_or(TenantError::UnknownCluster)?;
+        let sealed = Sealed::from_bytes(sealed).map_err(|_| TenantError::Sealed)?;
+        self.master_keys.open_platform(&admin_url_location(id), &sealed).map_err(|_| TenantError::Sealed)
+    }
+
+    /// The administration of a cluster.
+    pub async fn open(&self, id: ClusterId) -> Result<Cluster, TenantError> {
+        let url = DatabaseUrl::parse(&self.admin_url(id).await?).map_err(|_| TenantError::Sealed)?;
+        Ok(self.clusters.open(id, &url)?)
+    }
+
+    /// Makes sure that the cluster's template holds the current schema, and notes its version.
+    pub async fn ensure_template(&self, id: ClusterId, cluster: &Cluster) -> Result<(), TenantError> {
+        let version = cluster.ensure_template().await?;
+        Ok(store::set_template_version(&self.pool, id, version).await?)
+    }
+}
+
+fn admin_url_location(id: ClusterId) -> Location {
+    Location::platform("clusters", "admin_url_sealed", id)
+}

@@ -1,0 +1,75 @@
+//! Tenants as the owner sees them: the registry, how a tenant comes into being, and the clusters they live on.
+//!
+//! It writes the platform's database and asks `provisioning` for databases. What lies in a tenant's database it knows
+//! only as far as setting it up: the first configuration and the first invite, each written by its own feature.
+
+pub mod clusters;
+pub mod provision;
+pub mod registry;
+mod store;
+pub mod templates;
+
+use thiserror::Error;
+
+use crate::idempotency::IdempotencyError;
+use crate::operations::OperationError;
+use crate::provisioning::ProvisioningError;
+
+/// Why something about a tenant could not be done.
+#[derive(Debug, Error)]
+pub enum TenantError {
+    /// The slug is not well formed.
+    #[error(transparent)]
+    Slug(#[from] crate::ids::SlugError),
+    /// Another tenant has the slug.
+    #[error("the slug is taken")]
+    SlugTaken,
+    /// There is no such plan.
+    #[error("there is no such plan")]
+    UnknownPlan {
+        /// The plans there are.
+        known: Vec<String>,
+    },
+    /// There is no such template.
+    #[error("there is no such template")]
+    UnknownTemplate {
+        /// The templates there are.
+        known: Vec<String>,
+    },
+    /// There is no such cluster.
+    #[error("there is no such cluster")]
+    UnknownCluster,
+    /// No cluster is registered, or several are and none was named.
+    #[error("name one of the registered clusters")]
+    ClusterNeeded {
+        /// The clusters there are.
+        known: Vec<String>,
+    },
+    /// A cluster of that name is registered.
+    #[error("a cluster of that name is registered")]
+    ClusterNameTaken,
+    /// The cluster's admin URL cannot be used; the text is safe to show.
+    #[error("the cluster cannot be used: {0}")]
+    UnsuitableCluster(String),
+    /// There is no such tenant.
+    #[error("no such tenant")]
+    NotFound,
+    /// About the tenant's operation.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
+    /// About the idempotency key.
+    #[error(transparent)]
+    Idempotency(#[from] IdempotencyError),
+    /// The cluster did not do what was asked.
+    #[error(transparent)]
+    Provisioning(#[from] ProvisioningError),
+    /// A sealed value did not open.
+    #[error("a sealed value did not open")]
+    Sealed,
+    /// The operating system gave no random bytes.
+    #[error("no random bytes")]
+    Random,
+    /// The platform database did not answer.
+    #[error("the platform database failed")]
+    Database(#[from] sqlx::Error),
+}

@@ -1,0 +1,243 @@
+//! SQL of the registry: `chat_instances`, `clusters`, `tenant_databases`, `wrapped_keys` and `signing_keys`.
+
+use chrono::{DateTime, Utc};
+use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
+
+use super::clusters::ClusterRecord;
+use super::registry::{Filter, NewTenant, TenantRow};
+use crate::ids::{ClusterId, TenantId};
+
+pub(super) async fn insert_tenant(
+    connection: &mut PgConnection,
+    id: TenantId,
+    cluster: ClusterId,
+    tenant: &NewTenant,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    let inserted = sqlx::query!(
+        "INSERT INTO chat_instances (id, slug, name, plan, template, admin_email, database_mode, cluster_id, state,
+                                     created_at, updated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, 'managed', $7, 'requested', $8, $8)
+         ON CONFLICT (slug) WHERE state <> 'deleted' DO NOTHING",
+        id.as_uuid(),
+        tenant.slug.as_str(),
+        tenant.name,
+        tenant.plan,
+        tenant.template,
+        tenant.admin_email,
+        cluster.as_uuid(),
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+pub(super) async fn list_tenants(
+    connection: &mut PgConnection,
+    filter: &Filter,
+) -> Result<Vec<TenantRow>, sqlx::Error> {
+    sqlx::query_as!(
+        TenantRow,
+        r#"SELECT t.id, t.slug, t.name, t.plan, t.template, t.admin_email, t.state, t.schema_version, t.created_at,
+                t.updated_at, t.activated_at, c.name AS cluster, d.database_name AS "database_name?"
+         FROM chat_instances t JOIN clusters c ON c.id = t.cluster_id
+         LEFT JOIN tenant_databases d ON d.tenant_id = t.id
+         WHERE ($1::text IS NULL OR (t.slug = $1 AND t.state <> 'deleted')) AND ($2::text IS NULL OR t.state = $2)
+           AND ($3::uuid IS NULL OR t.id > $3)
+         ORDER BY t.id LIMIT $4"#,
+        filter.slug,
+        filter.state,
+        filter.after,
+        filter.limit
+    )
+    .fetch_all(connection)
+    .await
+}
+
+pub(super) async fn update_tenant(
+    connection: &mut PgConnection,
+    slug: &str,
+    name: Option<&str>,
+    plan: Option<&str>,
+    admin_email: Option<&str>,
+    now: DateTime<Utc>,
+) -> Result<Option<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!(
+        "UPDATE chat_instances SET name = COALESCE($2, name), plan = COALESCE($3, plan),
+                admin_email = COALESCE($4, admin_email), updated_at = $5
+         WHERE slug = $1 AND state <> 'deleted' RETURNING id",
+        slug,
+        name,
+        plan,
+        admin_email,
+        now
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Moves a tenant to a state; `active` also notes since when and with which schema.
+pub(super) async fn set_state(
+    connection: &mut PgConnection,
+    id: TenantId,
+    state: &str,
+    schema_version: Option<i64>,
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE chat_instances SET state = $2, updated_at = $4, schema_version = COALESCE($3, schema_version),
+                activated_at = CASE WHEN $2 = 'active' THEN COALESCE(activated_at, $4) ELSE activated_at END
+         WHERE id = $1",
+        id.as_uuid(),
+        state,
+        schema_version,
+        now
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn insert_cluster(
+    connection: &mut PgConnection,
+    cluster: &ClusterRecord,
+    admin_url_sealed: &[u8],
+) -> Result<bool, sqlx::Error> {
+    let inserted = sqlx::query!(
+        "INSERT INTO clusters (id, name, host, port, admin_url_sealed, template_schema_version, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (name) DO NOTHING",
+        cluster.id.as_uuid(),
+        cluster.name,
+        cluster.host,
+        cluster.port,
+        admin_url_sealed,
+        cluster.template_schema_version,
+        cluster.created_at
+    )
+    .execute(connection)
+    .await?;
+    Ok(inserted.rows_affected() == 1)
+}
+
+pub(super) async fn list_clusters(pool: &PgPool) -> Result<Vec<ClusterRecord>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"SELECT c.id, c.name, c.host, c.port, c.template_schema_version, c.created_at,
+                (SELECT count(*) FROM tenant_databases d WHERE d.cluster_id = c.id) AS "tenants!"
+         FROM clusters c ORDER BY c.name"#
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| ClusterRecord {
+            id: ClusterId::from_uuid(row.id),
+            name: row.name,
+            host: row.host,
+            port: row.port,
+            tenants: row.tenants,
+            template_schema_version: row.template_schema_version,
+            created_at: row.created_at,
+        })
+        .collect())
+}
+
+pub(super) async fn cluster_names(connection: &mut PgConnection) -> Result<Vec<(ClusterId, String)>, sqlx::Error> {
+    let rows = sqlx::query!("SELECT id, name FROM clusters ORDER BY name").fetch_all(connection).await?;
+    Ok(rows.into_iter().map(|row| (ClusterId::from_uuid(row.id), row.name)).collect())
+}
+
+pub(super) async fn cluster_admin_url(pool: &PgPool, id: ClusterId) -> Result<Option<Vec<u8>>, sqlx::Error> {
+    sqlx::query_scalar!("SELECT admin_url_sealed FROM clusters WHERE id = $1", id.as_uuid()).fetch_optional(pool).await
+}
+
+pub(super) async fn set_template_version(pool: &PgPool, id: ClusterId, version: i64) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE clusters SET template_schema_version = $2
+         WHERE id = $1 AND template_schema_version IS DISTINCT FROM $2",
+        id.as_uuid(),
+        version
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// A tenant's keys and credentials, all sealed.
+pub(super) struct SealedCredentials {
+    pub(super) key_version: i32,
+    pub(super) wrapped_key: Vec<u8>,
+    pub(super) url_sealed: Vec<u8>,
+}
+
+pub(super) async fn find_credentials(
+    pool: &PgPool,
+    id: TenantId,
+) -> Result<Option<SealedCredentials>, sqlx::Error> {
+    sqlx::query_as!(
+        SealedCredentials,
+        "SELECT w.version AS key_version, w.wrapped_key, d.url_sealed
+         FROM tenant_databases d JOIN wrapped_keys w ON w.tenant_id = d.tenant_id
+         WHERE d.tenant_id = $1 ORDER BY w.version DESC LIMIT 1",
+        id.as_uuid()
+    )
+    .fetch_optional(pool)
+    .await
+}
+
+/// What the first step of provisioning stores, all in one statement.
+pub(super) struct NewCredentials<'a> {
+    pub(super) tenant: TenantId,
+    pub(super) cluster: ClusterId,
+    pub(super) master_key_version: i32,
+    pub(super) wrapped_key: &'a [u8],
+    pub(super) names: &'a crate::provisioning::DatabaseNames,
+    pub(super) url_sealed: &'a [u8],
+    pub(super) signing_key: Uuid,
+    pub(super) signing_secret_sealed: &'a [u8],
+    pub(super) now: DateTime<Utc>,
+}
+
+/// Stores keys and credentials unless the tenant has them: a repeated step must not replace a password in use.
+pub(super) async fn insert_credentials(pool: &PgPool, new: &NewCredentials<'_>) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "WITH key AS (
+             INSERT INTO wrapped_keys (tenant_id, version, wrapped_key, master_key_version, created_at)
+             VALUES ($1, 1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING tenant_id
+         ), database AS (
+             INSERT INTO tenant_databases
+                 (tenant_id, cluster_id, database_name, owner_role, login_role, url_sealed, created_at)
+             SELECT tenant_id, $5, $6, $7, $8, $9, $4 FROM key
+         )
+         INSERT INTO signing_keys (id, tenant_id, secret_sealed, created_at)
+         SELECT $10, tenant_id, $11, $4 FROM key",
+        new.tenant.as_uuid(),
+        new.wrapped_key,
+        new.master_key_version,
+        new.now,
+        new.cluster.as_uuid(),
+        new.names.database,
+        new.names.owner_role,
+        new.names.login_role,
+        new.url_sealed,
+        new.signing_key,
+        new.signing_secret_sealed
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Forgets keys and credentials. Without its data key, whatever was sealed for the tenant can never be opened again.
+pub(super) async fn delete_credentials(pool: &PgPool, id: TenantId) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "WITH keys AS (DELETE FROM signing_keys WHERE tenant_id = $1),
+              databases AS (DELETE FROM tenant_databases WHERE tenant_id = $1)
+         DELETE FROM wrapped_keys WHERE tenant_id = $1",
+        id.as_uuid()
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Instance templates and plans: `templates/` built into the server, and a directory of the owner's own on top.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use garde::Validate;
+use serde::Deserialize;
+
+use crate::api::tenant::Settings;
+
+const PLANS: &str = include_str!("../../templates/plans.toml");
+const INSTANCES: &[(&str, &str)] = &[
+    ("general", include_str!("../../templates/instances/general.toml")),
+    ("clinic", include_str!("../../templates/instances/clinic.toml")),
+    ("retail", include_str!("../../templates/instances/retail.toml")),
+];
+
+/// What a new tenant starts with.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceTemplate {
+    /// What it is for, in a sentence.
+    pub description: String,
+    /// The settings, in which `{{client_name}}` stands for the company's name.
+    settings: Settings,
+}
+
+/// What a client pays for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// What it is for, in a sentence.
+    pub description: String,
+}
+
+/// All templates and plans.
+#[derive(Debug, Clone)]
+pub struct Templates {
+    instances: BTreeMap<String, InstanceTemplate>,
+    plans: BTreeMap<String, Plan>,
+}
+
+impl Templates {
+    /// Reads the built-in ones and those of `directory`, and checks every one: a bad template is found at start, not
+    /// when a client is waiting.
+    pub fn load(directory: Option<&Path>) -> anyhow::Result<Self> {
+        let mut plans = PLANS.to_owned();
+        let mut sources: BTreeMap<String, String> =
+            INSTANCES.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        if let Some(directory) = directory {
+            let own_plans = directory.join("plans.toml");
+            if own_plans.exists() {
+                plans = std::fs::read_to_string(&own_plans).context("read plans.toml")?;
+            }
+            let instances = directory.join("instances");
+            if instances.is_dir() {
+                for entry in std::fs::read_dir(&instances).context("read templates")? {
+                    let path = entry.context("read templates")?.path();
+                    let name = path.file_stem().and_then(|name| name.to_str()).map(str::to_owned);
+                    if let (Some("toml"), Some(name)) = (path.extension().and_then(|end| end.to_str()), name) {
+                        let text = std::fs::read_to_string(&path).with_context(|| format!("read template {name}"))?;
+                        sources.insert(name, text);
+                    }
+                }
+            }
+        }
+        let mut instances = BTreeMap::new();
+        for (name, text) in sources {
+            let template: InstanceTemplate =
+                toml::from_str(&text).with_context(|| format!("template `{name}` is not well formed"))?;
+            template.settings.validate().with_context(|| format!("template `{name}` breaks a limit"))?;
+            instances.insert(name, template);
+        }
+        Ok(Self { instances, plans: toml::from_str(&plans).context("plans.toml is not well formed")? })
+    }
+
+    /// The names of the instance templates.
+    pub fn names(&self) -> Vec<String> {
+        self.instances.keys().cloned().collect()
+    }
+
+    /// The names of the plans.
+    pub fn plans(&self) -> Vec<String> {
+        self.plans.keys().cloned().collect()
+    }
+
+    /// A template's settings for a client.
+    pub fn settings(&self, template: &str, client_name: &str) -> Option<Settings> {
+        let mut settings = self.instances.get(template)?.settings.clone();
+        let texts = [
+            &mut settings.system_prompt,
+            &mut settings.welcome_message,
+            &mut settings.error_message,
+            &mut settings.branding.assistant_name,
+        ];
+        for text in texts {
+            *text = text.replace("{{client_name}}", client_name);
+        }
+        Some(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_templates_are_valid_and_name_the_client() {
+        let templates = Templates::load(None).unwrap();
+        assert_eq!(templates.plans(), ["enterprise", "free", "premium", "pro"]);
+        for name in templates.names() {
+            let settings = templates.settings(&name, "Northwind").unwrap();
+            assert!(settings.system_prompt.contains("Northwind"), "{name}");
+            assert!(!settings.system_prompt.contains("{{"), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_template_of_the_owner_replaces_a_built_in_one_and_a_bad_one_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let instances = directory.path().join("instances");
+        std::fs::create_dir(&instances).unwrap();
+        let own = INSTANCES[0].1.replace("[settings]", "[settings]\n#").replace("You are", "Thou art");
+        std::fs::write(instances.join("general.toml"), own).unwrap();
+        let templates = Templates::load(Some(directory.path())).unwrap();
+        assert!(templates.settings("general", "x").unwrap().system_prompt.contains("Thou art"));
+        std::fs::write(instances.join("bad.toml"), "description = 1").unwrap();
+        assert!(Templates::load(Some(directory.path())).is_err());
+    }
+}

@@ -1,0 +1,15 @@
+//! Every kind of durable operation, one list. What is listed here is carried out by every server with a worker, and
+//! goes through the crash tests.
+
+use std::sync::Arc;
+
+use sqlx::PgPool;
+
+use crate::clock::SharedClock;
+use crate::operations::Engine;
+use crate::tenants::provision::{self, Provisioning};
+
+/// An engine that knows every operation.
+pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>) -> Engine {
+    Engine::new(pool, clock).register(&provision::DEFINITION, provisioning)
+}

@@ -1,0 +1,137 @@
+//! The house's rules that a compiler does not know: which module may use which, where SQL is, where axum is.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Each module's level; a module may use its own level and those below. Features use each other only as listed.
+const LEVELS: &[(u8, &[&str])] = &[
+    (3, &["http", "app", "worker", "doctor", "main"]),
+    (2, &["tenants", "access", "configuration", "chat"]),
+    (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency"]),
+    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api"]),
+];
+
+/// The only uses of one feature by another.
+const FEATURE_USES: &[(&str, &str)] =
+    &[("tenants", "access"), ("tenants", "configuration"), ("chat", "access"), ("chat", "configuration")];
+
+/// Files outside `store.rs` and `tenant_store.rs` with SQL, each for a reason.
+const SQL_ELSEWHERE: &[(&str, &str)] = &[
+    ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
+    ("src/provisioning/template.rs", "builds the template database"),
+    ("src/platform_db.rs", "looks at the migrator's own table"),
+    ("src/doctor.rs", "looks at everything and changes nothing"),
+    ("src/operations/engine.rs", "takes an advisory lock on its own connection"),
+];
+
+fn sources() -> Vec<(PathBuf, String)> {
+    fn collect(directory: &Path, found: &mut Vec<(PathBuf, String)>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                collect(&path, found);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    collect(&root.join("src"), &mut found);
+    found.into_iter().map(|(path, text)| (path.strip_prefix(root).unwrap().to_owned(), text)).collect()
+}
+
+/// The part of a file before its unit tests, without comments.
+fn code(text: &str) -> String {
+    let text = text.split("#[cfg(test)]").next().unwrap();
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
+}
+
+fn module(path: &Path) -> String {
+    let first = path.components().nth(1).unwrap().as_os_str().to_str().unwrap();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn modules_depend_downward_only() {
+    let level: BTreeMap<&str, u8> =
+        LEVELS.iter().flat_map(|(level, names)| names.iter().map(|name| (*name, *level))).collect();
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let user = module(&path);
+        if user == "lib" {
+            continue;
+        }
+        let from = level.get(user.as_str()).unwrap_or_else(|| panic!("`{user}` is at no level"));
+        let code = code(&text);
+        for (used, to) in &level {
+            let uses = code.contains(&format!("crate::{used}")) || code.contains(&format!("freehold::{used}"));
+            let listed = FEATURE_USES.contains(&(user.as_str(), used));
+            if uses && *used != user && (to > from || (*to == 2 && *from == 2 && !listed)) {
+                wrong.push(format!("{} uses {used}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn sql_is_in_the_stores() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let elsewhere = SQL_ELSEWHERE.iter().any(|(allowed, _)| Path::new(allowed) == path);
+        let code = code(&text);
+        let sql = ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "].iter().any(|verb| code.contains(&format!("\"{verb}")));
+        if sql && !["store.rs", "tenant_store.rs"].contains(&name) && !elsewhere {
+            wrong.push(path.display().to_string());
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn axum_stays_at_the_edge_and_requests_never_enter_a_feature() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources() {
+        let user = module(&path);
+        let code = code(&text);
+        if code.contains("axum") && !["http", "app", "main"].contains(&user.as_str()) {
+            wrong.push(format!("{} knows axum", path.display()));
+        }
+        let feature = LEVELS.iter().any(|(level, names)| (1..=2).contains(level) && names.contains(&user.as_str()));
+        let bodies = code.lines().any(|line| line.contains("api::") && (line.contains("Request") || line.contains("Response")));
+        if feature && bodies {
+            wrong.push(format!("{} takes or returns a request's body", path.display()));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn a_tenants_pool_is_opened_only_where_a_credential_was_verified() {
+    // Sign-in and tokens verify the credential themselves; the platform's invite follows a super admin's session.
+    let allowed = ["src/access", "src/http/platform/tenants.rs"];
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| {
+            let code = code(text);
+            let opens = code.contains("databases.open(") || code.contains("postgres_pool::build(");
+            let home = path.starts_with("src/tenant_db") || path.starts_with("src/provisioning");
+            opens && !home && !allowed.iter().any(|allowed| path.starts_with(allowed))
+        })
+        .map(|(path, _)| path)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn files_stay_short_enough_to_read() {
+    let long: Vec<_> = sources()
+        .into_iter()
+        .map(|(path, text)| (path, text.lines().count()))
+        .filter(|(_, lines)| *lines > 650)
+        .collect();
+    assert!(long.is_empty(), "{long:?}");
+}

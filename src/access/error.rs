@@ -52,8 +52,8 @@ pub enum AccessError {
     #[error("the password is not accepted")]
     WeakPassword(#[from] PasswordPolicyError),
     /// There is nothing of this id that the caller may know of.
-    #[error("not found")]
-    NotFound,
+    #[error("no such {0}")]
+    NotFound(&'static str),
     /// The tenant's database could not be had.
     #[error("reach the tenant's database")]
     TenantDb(#[source] TenantDbError),

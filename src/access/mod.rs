@@ -27,7 +27,7 @@ pub use roles::{
     UsersRead, UsersWrite,
 };
 pub use sign_in::SignedIn;
-pub use super_admins::{CreateAdmin, NewSession, Session, SuperAdminSession, SuperAdmins};
+pub use super_admins::{Created, NewSession, Session, SuperAdminSession, SuperAdmins};
 pub use tenant_store::ACTIVE_USER;
 pub use tokens::{ActiveUser, TenantCaller, Tokens};
 pub use users::{NewUser, User, UserChanges, Users};

@@ -1,10 +1,12 @@
 //! SQL of `super_admins`, `user_sessions` and the platform's `sign_in_attempts`.
 
 use chrono::{DateTime, Utc};
+use serde_json::json;
 use sqlx::PgPool;
 
 use super::sign_in_throttle::{Attempt, Subject, WAITS};
 use super::super_admins::Session;
+use crate::audit::{self, Actor, Event};
 use crate::ids::{PlatformSessionId, SuperAdminId};
 use crate::secrets::HashedToken;
 
@@ -22,6 +24,7 @@ pub(super) async fn insert_admin(
     password_hash: &str,
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
     let inserted = sqlx::query!(
         "INSERT INTO super_admins (id, email, password_hash, created_at) VALUES ($1, $2, $3, $4)
          ON CONFLICT (email) DO NOTHING",
@@ -30,9 +33,20 @@ pub(super) async fn insert_admin(
         password_hash,
         now
     )
-    .execute(pool)
+    .execute(&mut *transaction)
     .await?;
-    Ok(inserted.rows_affected() == 1)
+    if inserted.rows_affected() == 0 {
+        return Ok(false);
+    }
+    let event = Event {
+        actor: Actor::System,
+        action: "super_admin.create",
+        tenant_id: None,
+        detail: json!({ "super_admin_id": id }),
+    };
+    audit::record(&mut transaction, &event, now).await?;
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// An admin's id and password hash.
@@ -80,8 +94,14 @@ pub(super) async fn start_session(
     sqlx::query!("DELETE FROM sign_in_attempts WHERE subject = $1", subject.as_bytes())
         .execute(&mut *transaction)
         .await?;
+    let event = session_event("session.create", session.super_admin_id, session.id);
+    audit::record(&mut transaction, &event, session.created_at).await?;
     transaction.commit().await?;
     Ok(true)
+}
+
+fn session_event(action: &'static str, admin: SuperAdminId, session: PlatformSessionId) -> Event<'static> {
+    Event { actor: Actor::SuperAdmin(admin), action, tenant_id: None, detail: json!({ "session_id": session }) }
 }
 
 /// The session in force that a token belongs to.
@@ -134,6 +154,7 @@ pub(super) async fn revoke_session(
     session: PlatformSessionId,
     now: DateTime<Utc>,
 ) -> Result<bool, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
     let revoked = sqlx::query!(
         "UPDATE user_sessions SET revoked_at = $3
          WHERE id = $1 AND super_admin_id = $2 AND revoked_at IS NULL AND expires_at > $3",
@@ -141,9 +162,14 @@ pub(super) async fn revoke_session(
         admin.as_uuid(),
         now
     )
-    .execute(pool)
+    .execute(&mut *transaction)
     .await?;
-    Ok(revoked.rows_affected() == 1)
+    if revoked.rows_affected() == 0 {
+        return Ok(false);
+    }
+    audit::record(&mut transaction, &session_event("session.revoke", admin, session), now).await?;
+    transaction.commit().await?;
+    Ok(true)
 }
 
 /// Counts an attempt unless the account is locked. Returns whether it was counted.

@@ -26,9 +26,9 @@ pub struct SuperAdmins {
 
 /// What became of a request for an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CreateAdmin {
+pub enum Created {
     /// The account is new.
-    Created,
+    New,
     /// There was one already; its password is as it was.
     Exists,
 }
@@ -78,18 +78,18 @@ impl SuperAdmins {
     ///
     /// # Errors
     /// [`AccessError::InvalidEmail`] and [`AccessError::WeakPassword`], or a failure.
-    pub async fn create(&self, email: &str, password: &SecretString) -> Result<CreateAdmin, AccessError> {
+    pub async fn create(&self, email: &str, password: &SecretString) -> Result<Created, AccessError> {
         let email = normalize_email(email);
         if !is_plausible_email(&email) {
             return Err(AccessError::InvalidEmail);
         }
         if store::admin_exists(&self.pool, &email).await? {
-            return Ok(CreateAdmin::Exists);
+            return Ok(Created::Exists);
         }
         check_password_policy(password, &email)?;
         let hash = self.passwords.hash(password).await?;
         let created = store::insert_admin(&self.pool, SuperAdminId::new(), &email, &hash, self.clock.now()).await?;
-        Ok(if created { CreateAdmin::Created } else { CreateAdmin::Exists })
+        Ok(if created { Created::New } else { Created::Exists })
     }
 
     /// Begins a session.
@@ -160,6 +160,6 @@ impl SuperAdmins {
     /// [`AccessError::NotFound`] if it is not the caller's or not in force, or a failure.
     pub async fn revoke(&self, caller: &SuperAdminSession, session: PlatformSessionId) -> Result<(), AccessError> {
         let revoked = store::revoke_session(&self.pool, caller.super_admin_id, session, self.clock.now()).await?;
-        if revoked { Ok(()) } else { Err(AccessError::NotFound) }
+        if revoked { Ok(()) } else { Err(AccessError::NotFound("session")) }
     }
 }

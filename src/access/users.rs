@@ -98,7 +98,7 @@ impl Users {
     pub async fn find(&self, caller: &TenantCaller, id: UserId) -> Result<User, AccessError> {
         let client = caller.db.client().await?;
         let found = tenant_store::find_user(&client, id).await?;
-        found.map(StoredUser::into_user).ok_or(AccessError::NotFound)
+        found.map(StoredUser::into_user).ok_or(AccessError::NotFound("user"))
     }
 
     /// Creates a user.
@@ -228,7 +228,7 @@ struct Governed {
 
 async fn governed_by(client: &impl GenericClient, caller: &TenantCaller, id: UserId) -> Result<Governed, AccessError> {
     let acting = acting(client, caller).await?;
-    let user = tenant_store::find_user(client, id).await?.ok_or(AccessError::NotFound)?;
+    let user = tenant_store::find_user(client, id).await?.ok_or(AccessError::NotFound("user"))?;
     govern(acting.role, user.role)?;
     Ok(Governed { user, acting })
 }

@@ -9,6 +9,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::context::request_id;
+use crate::access::AccessError;
 use crate::api::{FieldProblem, Problem};
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
@@ -135,7 +136,9 @@ impl IntoResponse for ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(wait) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+            // Rounded up: whoever comes back after so many seconds must not be a moment early.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
         response
     }
@@ -159,6 +162,47 @@ impl From<TenantDbError> for ApiError {
             }
             TenantDbError::Platform(error) => error.into(),
             TenantDbError::Sealed => Self::internal(&error),
+        }
+    }
+}
+
+impl From<AccessError> for ApiError {
+    fn from(error: AccessError) -> Self {
+        match error {
+            AccessError::Unauthenticated => Self::unauthenticated(),
+            AccessError::InvalidInvite => {
+                Self::new(StatusCode::UNAUTHORIZED, "invalid_invite", "The invite is not valid")
+                    .detail("it was used, replaced or has expired, or never was; ask for a new one")
+            }
+            AccessError::TenantSuspended => TenantDbError::NotActive.into(),
+            AccessError::Forbidden { permission } => Self::forbidden(permission),
+            AccessError::RoleNotGoverned => {
+                Self::new(StatusCode::FORBIDDEN, "role_not_governed", "This role is not yours to govern")
+                    .detail("you may give roles, and change users of roles, that may do less than your own")
+            }
+            AccessError::OwnAccount => Self::conflict("own_account", "Nobody disables or deletes their own account"),
+            AccessError::LastAdmin => Self::conflict("last_admin", "The last admin stays an admin")
+                .detail("make somebody else an admin first"),
+            AccessError::TooManyAttempts { retry_after } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too_many_attempts",
+                "Too many attempts to sign in to this account",
+            )
+            .retry_after(retry_after),
+            AccessError::EmailTaken => Self::conflict("email_taken", "Another user has this e-mail address"),
+            AccessError::InvalidEmail => Self::invalid("email", error.to_string()),
+            AccessError::WeakPassword(reason) => Self::invalid("password", reason.to_string()),
+            AccessError::NotFound(what) => Self::not_found(what),
+            AccessError::TenantDb(error) => error.into(),
+            AccessError::TenantDatabase(error) if error.is_closed() => {
+                Self::unavailable("tenant_database_unavailable", "The database does not answer", &error)
+            }
+            AccessError::PlatformDatabase(error) => error.into(),
+            AccessError::TenantDatabase(_)
+            | AccessError::Password(_)
+            | AccessError::Random(_)
+            | AccessError::NoSigningKey
+            | AccessError::Signing(_) => Self::internal(&error),
         }
     }
 }

@@ -1,0 +1,95 @@
+//! `/api/v1/auth`: how a tenant's user comes by tokens. The only routes whose requests name a tenant.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use secrecy::ExposeSecret;
+
+use crate::access::SignedIn;
+use crate::api::Problem;
+use crate::api::tenant::{AcceptInviteRequest, LoginRequest, RefreshRequest, TokenResponse};
+use crate::app::AppState;
+use crate::http::error::ApiResult;
+use crate::http::extract::{Body, Valid};
+
+/// Accepts an invite: sets the password and signs in. The token works once.
+///
+/// For somebody who is a user already it sets a new password, enables the account and ends all its sessions; it may
+/// raise the role to the invite's.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/accept-invite",
+    tag = "auth",
+    request_body = AcceptInviteRequest,
+    responses(
+        (status = 200, body = TokenResponse),
+        (status = 401, description = "the invite is not valid, or not any more", body = Problem),
+        (status = 422, description = "the password is not accepted", body = Problem)
+    )
+)]
+pub async fn accept_invite(
+    State(state): State<AppState>,
+    Valid(request): Valid<AcceptInviteRequest>,
+) -> ApiResult<Json<TokenResponse>> {
+    let AcceptInviteRequest { tenant, token, password, name } = request;
+    let signed_in = state.tokens.accept_invite(&tenant, &token, &password, name.as_deref()).await?;
+    Ok(Json(body(&signed_in)))
+}
+
+/// Signs a user in. The answer to a wrong tenant, address or password is the same.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/login",
+    tag = "auth",
+    request_body = LoginRequest,
+    responses(
+        (status = 200, body = TokenResponse),
+        (status = 401, description = "tenant, address or password are wrong", body = Problem),
+        (status = 429, description = "too many attempts; see `Retry-After`", body = Problem)
+    )
+)]
+pub async fn login(
+    State(state): State<AppState>,
+    Valid(request): Valid<LoginRequest>,
+) -> ApiResult<Json<TokenResponse>> {
+    let signed_in = state.tokens.login(&request.tenant, &request.email, &request.password).await?;
+    Ok(Json(body(&signed_in)))
+}
+
+/// Exchanges a refresh token for new tokens. Each works once: when a used one comes back, every token that came from
+/// the same sign-in is revoked.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/refresh",
+    tag = "auth",
+    request_body = RefreshRequest,
+    responses((status = 200, body = TokenResponse), (status = 401, body = Problem))
+)]
+pub async fn refresh(
+    State(state): State<AppState>,
+    Body(request): Body<RefreshRequest>,
+) -> ApiResult<Json<TokenResponse>> {
+    Ok(Json(body(&state.tokens.refresh(&request.refresh_token).await?)))
+}
+
+/// Signs out: revokes every token that came from the same sign-in.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/logout",
+    tag = "auth",
+    request_body = RefreshRequest,
+    responses((status = 204, description = "signed out, or was not signed in"))
+)]
+pub async fn logout(State(state): State<AppState>, Body(request): Body<RefreshRequest>) -> ApiResult<StatusCode> {
+    state.tokens.logout(&request.refresh_token).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn body(signed_in: &SignedIn) -> TokenResponse {
+    TokenResponse {
+        access_token: signed_in.access_token.expose_secret().to_owned(),
+        refresh_token: signed_in.refresh_token.expose().to_owned(),
+        token_type: "Bearer".to_owned(),
+        expires_in: signed_in.expires_in.num_seconds(),
+    }
+}

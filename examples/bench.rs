@@ -3,6 +3,12 @@
 //!
 //! Every figure stands beside a baseline of the same run, since machines differ and the same machine varies.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "it prints figures, and indexing into JSON gives null where there is nothing"
+)]
+
 #[allow(dead_code, reason = "the tests' recording and inspection are not needed here")]
 #[path = "../tests/it/fake_model.rs"]
 mod fake_model;

@@ -69,7 +69,7 @@ impl AppState {
     /// Builds everything. Opens no connection.
     pub fn build(config: Config, clock: SharedClock, probe: Option<Probe>) -> anyhow::Result<Self> {
         let config = Arc::new(config);
-        let master_keys = Arc::new(config.master_keys.clone());
+        let master_keys = Arc::clone(&config.master_keys);
         let pool = platform_db::pool(&config.platform_database_url, config.platform_pool_size);
         let templates = Arc::new(Templates::load(config.templates_dir.as_deref())?);
         let passwords = PasswordHasher::new();

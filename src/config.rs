@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -134,7 +135,7 @@ pub struct Config {
     /// The platform's own database.
     pub platform_database_url: DatabaseUrl,
     /// Keys that wrap the tenants' data keys.
-    pub master_keys: MasterKeyring,
+    pub master_keys: Arc<MasterKeyring>,
     /// Where to serve.
     pub listen: SocketAddr,
     /// How clients reach the server.
@@ -236,8 +237,10 @@ impl Config {
         }
         Ok(Self {
             platform_database_url: source.parse("platform_database_url")?,
-            master_keys: MasterKeyring::parse(&SecretString::from(source.text("master_keys")?))
-                .map_err(|error| source.invalid("master_keys", error.to_string()))?,
+            master_keys: Arc::new(
+                MasterKeyring::parse(&SecretString::from(source.text("master_keys")?))
+                    .map_err(|error| source.invalid("master_keys", error.to_string()))?,
+            ),
             listen,
             public_url,
             log_format: source.parse("log_format")?,

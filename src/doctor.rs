@@ -194,7 +194,7 @@ async fn examine_keys(config: &Config, pool: &PgPool, report: &mut Report) -> Re
 }
 
 async fn examine_clusters(config: &Config, pool: &PgPool, report: &mut Report) {
-    let keys = Arc::new(config.master_keys.clone());
+    let keys = Arc::clone(&config.master_keys);
     let registry = ClusterRegistry::new(pool.clone(), keys, SystemClock::shared());
     let clusters = match registry.list().await {
         Ok(clusters) => clusters,

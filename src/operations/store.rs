@@ -48,7 +48,8 @@ pub async fn create(
 
 /// Queues the job that drives an operation. Queuing it twice is harmless: the second finds nothing to do.
 pub(super) async fn enqueue(connection: &mut PgConnection, id: OperationId) -> Result<(), OperationError> {
-    let spec = JobSpecBuilder::new().max_attempts(100).build();
+    // The key keeps restarts from piling up jobs: one that waits is replaced.
+    let spec = JobSpecBuilder::new().max_attempts(100).job_key(id.to_string()).build();
     graphile_worker::sql::add_job::single::add_job(
         connection,
         &Schema::default(),

@@ -84,7 +84,8 @@ async fn migrate(url: &DatabaseUrl) -> anyhow::Result<()> {
         escape_identifier(OWNER_ROLE)
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(setup)).execute(&mut connection).await?;
-    TENANT_MIGRATOR.run(&mut connection).await?;
+    // `run` takes anything to acquire a connection from, and its future is for that reason not known to be `Send`.
+    TENANT_MIGRATOR.run_direct(None, &mut connection, false).await?;
     connection.close().await?;
     Ok(())
 }

@@ -119,7 +119,7 @@ impl Directory {
     /// The tenant that owns a signing key: the first step of checking a token, whose signature is checked next.
     pub async fn by_signing_key(&self, id: SigningKeyId) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
         let tenant = self.signing_keys.get(&id).map(|found| *found);
-        let record = self.get(tenant, Key::SigningKey(id.as_uuid())).await?;
+        let record = self.get(tenant, Key::Kid(id.as_uuid())).await?;
         Ok(record.filter(|record| record.signing_key_by_id(id).is_some()))
     }
 

@@ -8,7 +8,7 @@ use uuid::Uuid;
 pub(super) enum Key<'a> {
     Id(Uuid),
     Slug(&'a str),
-    SigningKey(Uuid),
+    Kid(Uuid),
 }
 
 /// A record as stored: everything secret still sealed.
@@ -27,7 +27,7 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
     let (id, slug, signing_key) = match key {
         Key::Id(id) => (Some(id), None, None),
         Key::Slug(slug) => (None, Some(slug), None),
-        Key::SigningKey(kid) => (None, None, Some(kid)),
+        Key::Kid(kid) => (None, None, Some(kid)),
     };
     let row = sqlx::query!(
         r#"SELECT t.id AS "id!", t.slug AS "slug!", t.name AS "name!", t.plan AS "plan!", t.state AS "state!",

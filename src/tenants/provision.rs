@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use anyhow::anyhow;
 use chrono::{DateTime, Utc};
-use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 use zeroize::Zeroizing;
@@ -20,7 +19,7 @@ use zeroize::Zeroizing;
 use super::clusters::ClusterRegistry;
 use super::store::{self, NewCredentials};
 use super::templates::Templates;
-use super::{TenantError, store as registry_store};
+use super::TenantError;
 use crate::clock::SharedClock;
 use crate::ids::{ClusterId, InviteId, SigningKeyId, Slug, TenantId};
 use crate::operations::{Definition, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture};
@@ -252,6 +251,6 @@ fn settle<'a>(
             Outcome::Succeeded => ("active", Some(provisioning::current_schema_version())),
             Outcome::Failed | Outcome::NeedsOperator => ("failed", None),
         };
-        registry_store::set_state(connection, tenant, state, schema_version, now).await
+        store::set_state(connection, tenant, state, schema_version, now).await
     })
 }

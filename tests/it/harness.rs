@@ -64,7 +64,7 @@ pub async fn server() -> &'static Server {
 
 /// A model server that every test shares; its behaviour is chosen by the model's name.
 pub async fn fake_model() -> &'static FakeModel {
-    FAKE_MODEL.get_or_init(|| async { FakeModel::start().await }).await
+    FAKE_MODEL.get_or_init(|| async { FakeModel::start().unwrap() }).await
 }
 
 impl Server {
@@ -166,9 +166,8 @@ impl Platform {
         state.super_admins.create(ADMIN_EMAIL, &password).await.unwrap();
         let client = reqwest::Client::new();
         let mut platform = Self { state, url, database, client, token: String::new() };
-        let body = json!({ "email": ADMIN_EMAIL, "password": PASSWORD });
-        let session = platform.post("/platform/v1/sessions", "", body).await.expect(StatusCode::CREATED);
-        platform.token = session["token"].as_str().unwrap().to_owned();
+        let session = platform.state.super_admins.sign_in(ADMIN_EMAIL, &password, None).await.unwrap();
+        platform.token = session.token.expose().to_owned();
         if !existing {
             let body = json!({ "name": "local", "admin_url": server.url("postgres") });
             platform.post("/platform/v1/clusters", &platform.token, body).await.expect(StatusCode::CREATED);

@@ -3,6 +3,16 @@
 //! `harness` starts the server under test and speaks HTTP with it as a client would. Every test has a platform
 //! database of its own, so all run at once.
 
+#![expect(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    reason = "a test that panics has failed, which is what it is for"
+)]
+
 mod architecture;
 mod fake_model;
 mod harness;

@@ -11,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use super::context::request_id;
 use crate::access::AccessError;
 use crate::api::{FieldProblem, Problem};
+use crate::chat::ChatError;
+use crate::configuration::ConfigurationError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
@@ -95,6 +97,20 @@ impl ApiError {
     pub fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
         log("internal", cause);
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side")
+    }
+
+    /// A tenant's database refused a statement, or went away while it was at it.
+    fn tenant_database(error: &tokio_postgres::Error) -> Self {
+        if error.as_db_error().is_none() {
+            return Self::unavailable("tenant_database_unavailable", "The database does not answer", error);
+        }
+        Self::internal(error)
+    }
+
+    /// 422: the fields that a report names were refused.
+    pub fn from_report(report: &garde::Report) -> Self {
+        let refused = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", "The request was refused");
+        report.iter().fold(refused, |error, (path, message)| error.field(path.to_string(), message.to_string()))
     }
 
     /// The stable code.
@@ -207,6 +223,53 @@ impl From<AccessError> for ApiError {
     }
 }
 
+impl From<ConfigurationError> for ApiError {
+    fn from(error: ConfigurationError) -> Self {
+        match error {
+            ConfigurationError::VersionConflict { current } => {
+                Self::conflict("version_conflict", "The settings have changed meanwhile")
+                    .detail(format!("version {current} is in force; read it, and make the change again"))
+            }
+            ConfigurationError::Invalid(report) => Self::from_report(&report),
+            ConfigurationError::Refused { field, message } => Self::invalid(field, message),
+            ConfigurationError::NotFound => Self::not_found("AI key"),
+            ConfigurationError::Contended => {
+                Self::conflict("ai_key_contended", "Somebody else is changing this AI key").detail("try again")
+            }
+            ConfigurationError::Unreadable => Self::internal(&error),
+            ConfigurationError::UnusableKey => {
+                log("ai_key_unusable", &error);
+                Self::conflict("ai_key_unusable", "A stored AI key cannot be used").detail("set the AI key again")
+            }
+            ConfigurationError::TenantDb(error) => error.into(),
+            ConfigurationError::Database(error) => Self::tenant_database(&error),
+        }
+    }
+}
+
+impl From<ChatError> for ApiError {
+    fn from(error: ChatError) -> Self {
+        match error {
+            ChatError::Empty => Self::invalid("message", "must not be empty"),
+            ChatError::TooLong { limit } => Self::invalid("message", format!("must be at most {limit} characters")),
+            ChatError::NotFound => Self::not_found("conversation"),
+            ChatError::ModelNotAllowed => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "model_not_allowed", "This model may not be used")
+                    .field("model", "is not one of the models of this service")
+            }
+            ChatError::NoModel => Self::conflict("model_missing", "No AI key offers a model that may be used")
+                .detail("an admin has to set `models` in the settings to models that an AI key offers"),
+            ChatError::AiKeyMissing => Self::conflict("ai_key_missing", "No AI key is set")
+                .detail("an admin has to set one first: PUT /api/v1/ai-keys/{name}"),
+            ChatError::NotInForce => Self::unauthenticated(),
+            ChatError::Configuration(error) => error.into(),
+            ChatError::TenantDb(error) => error.into(),
+            ChatError::Database(error) => Self::tenant_database(&error),
+            ChatError::TaskLost => Self::internal(&error),
+        }
+    }
+}
+
 impl From<OperationError> for ApiError {
     fn from(error: OperationError) -> Self {
         match error {
@@ -254,7 +317,9 @@ impl From<TenantError> for ApiError {
                     .detail("register one with `freehold cluster add` first")
             }
             TenantError::ClusterNeeded { known } => Self::invalid("database.cluster", one_of(&known)),
-            TenantError::ClusterNameTaken => Self::conflict("cluster_name_taken", "A cluster of this name is registered"),
+            TenantError::ClusterNameTaken => {
+                Self::conflict("cluster_name_taken", "A cluster of this name is registered")
+            }
             TenantError::UnsuitableCluster(reason) => Self::invalid("admin_url", reason),
             TenantError::NotFound => Self::not_found("tenant"),
             TenantError::Operation(error) => error.into(),

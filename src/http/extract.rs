@@ -96,12 +96,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 /// What was wrong with a body, without quoting it: the parser's own message may hold a value, and so a secret.
 fn refuse(rejection: &JsonRejection) -> ApiError {
     match rejection {
-        JsonRejection::MissingJsonContentType(_) => ApiError::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            "The body must be JSON",
-        )
-        .detail("send `content-type: application/json`"),
+        JsonRejection::MissingJsonContentType(_) => {
+            ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", "The body must be JSON")
+                .detail("send `content-type: application/json`")
+        }
         JsonRejection::JsonDataError(error) => {
             let text = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", "The request was refused")
@@ -148,12 +146,7 @@ impl<T: DeserializeOwned + Validate<Context = ()>, S: Send + Sync> FromRequest<S
 
 /// Checks limits; every field that is refused is named.
 pub fn check<T: Validate<Context = ()>>(value: &T) -> Result<(), ApiError> {
-    value.validate().map_err(|report| {
-        report.iter().fold(
-            ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", "The request was refused"),
-            |error, (path, message)| error.field(path.to_string(), message.to_string()),
-        )
-    })
+    value.validate().map_err(|report| ApiError::from_report(&report))
 }
 
 /// A part of the path. One that cannot be read names nothing that exists.

@@ -1,0 +1,140 @@
+//! Conversations of a tenant's users, and the pipeline that answers a question.
+//!
+//! A question and the row of its answer are stored before the model is called, and the answer is stored when the
+//! model has spoken, whether or not somebody still listens. No connection is held while the model speaks. All of it is
+//! in the tenant's own database: nothing here takes a tenant's id, a [`crate::access::TenantCaller`] carries the
+//! database that its token proved.
+
+mod cache;
+mod conversations;
+mod models;
+mod pipeline;
+mod prompt;
+pub mod tenant_store;
+mod turn;
+
+use std::fmt;
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use crate::api::tenant::Usage;
+use crate::clock::SharedClock;
+use crate::configuration::ConfigurationError;
+use crate::ids::{ChatSessionId, MessageId};
+use crate::providers::ProviderClient;
+use crate::tenant_db::TenantDbError;
+
+pub use conversations::{Conversation, Message};
+
+/// Answers questions and keeps conversations. Cheap to clone.
+#[derive(Clone)]
+pub struct Chat {
+    clock: SharedClock,
+    tasks: TaskTracker,
+    cache: Arc<cache::Cache>,
+    /// The answers that this process is working on.
+    running: Arc<DashMap<MessageId, ()>>,
+}
+
+impl fmt::Debug for Chat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chat").field("running", &self.running.len()).finish_non_exhaustive()
+    }
+}
+
+impl Chat {
+    /// Models are called with `providers`; answers under way are tracked in `tasks`, which a server that stops waits
+    /// for.
+    pub fn new(providers: ProviderClient, clock: SharedClock, tasks: TaskTracker) -> Self {
+        Self { clock, tasks, cache: Arc::new(cache::Cache::new(providers)), running: Arc::default() }
+    }
+}
+
+/// A question to answer.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// What is asked.
+    pub text: String,
+    /// The conversation to go on with; a new one if `None`.
+    pub session_id: Option<ChatSessionId>,
+    /// The model to ask; the tenant's default if `None`.
+    pub model: Option<String>,
+}
+
+/// An answer under way.
+#[derive(Debug)]
+pub struct Answer {
+    /// The conversation it belongs to.
+    pub session_id: ChatSessionId,
+    /// Its id.
+    pub message_id: MessageId,
+    /// The model that answers.
+    pub model: String,
+    /// What happens: deltas, and last [`AnswerEvent::Done`] or [`AnswerEvent::Failed`]. It ends without either only
+    /// for a listener that was too slow. Dropping it does not stop the answer.
+    pub events: mpsc::Receiver<AnswerEvent>,
+}
+
+/// A step of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AnswerEvent {
+    /// More text.
+    Delta(String),
+    /// The answer is whole, and stored.
+    Done {
+        /// What it cost.
+        usage: Usage,
+    },
+    /// The answer failed. What had arrived is stored and marked, unless the code says otherwise.
+    Failed {
+        /// A stable code.
+        code: &'static str,
+        /// The tenant's own error message.
+        message: String,
+    },
+}
+
+/// Why a question was not answered, or a conversation not shown.
+#[derive(Debug, Error)]
+pub enum ChatError {
+    /// The question has no text.
+    #[error("the message is empty")]
+    Empty,
+    /// The question is too long.
+    #[error("the message is longer than {limit} characters")]
+    TooLong {
+        /// The longest allowed, in characters.
+        limit: u32,
+    },
+    /// There is no such conversation that the caller may know of.
+    #[error("no such conversation")]
+    NotFound,
+    /// The model asked for is not one that the tenant's users may use, or that an AI key offers.
+    #[error("this model may not be used")]
+    ModelNotAllowed,
+    /// No AI key offers any of the models that users may use.
+    #[error("no AI key offers a model that may be used")]
+    NoModel,
+    /// The tenant has no AI key.
+    #[error("no AI key is set")]
+    AiKeyMissing,
+    /// The caller was disabled or signed out after the token was signed.
+    #[error("the caller is no longer signed in")]
+    NotInForce,
+    /// Settings or AI keys could not be read.
+    #[error("the tenant's configuration cannot be used")]
+    Configuration(#[from] ConfigurationError),
+    /// No connection to the tenant's database could be had.
+    #[error("the tenant's database could not be had")]
+    TenantDb(#[from] TenantDbError),
+    /// The tenant's database refused a statement.
+    #[error("the tenant's database refused a statement")]
+    Database(#[from] tokio_postgres::Error),
+    /// The task that was to answer ended early, which only a defect can make it do.
+    #[error("the answer's task ended early")]
+    TaskLost,
+}

@@ -1,0 +1,323 @@
+//! From a question to a stored answer.
+//!
+//! | step | connection | round trips |
+//! |---|---|---|
+//! | read who asks, settings, keys and history | one, all at once | 1 |
+//! | store the question and the answer's row | the same | 1 |
+//! | the model speaks | none | - |
+//! | store the answer | another | 1 |
+//!
+//! From the second step on it all happens in a task of its own: whoever asked may leave, the answer is finished and
+//! stored.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use deadpool_postgres::Client;
+use futures::{StreamExt as _, future};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
+use tracing::Instrument as _;
+
+use super::prompt::{self, Spoken};
+use super::turn::{Begin, Failure, Finished};
+use super::{Answer, AnswerEvent, Chat, ChatError, Question, models, tenant_store};
+use crate::access::TenantCaller;
+use crate::api::tenant::Settings;
+use crate::clock::SharedClock;
+use crate::configuration::ConfigurationError;
+use crate::configuration::tenant_store as configuration_store;
+use crate::ids::{ChatSessionId, MessageId};
+use crate::providers::{ChatEvent, ChatRequest, ModelProvider, ProviderError, Usage};
+use crate::tenant_db::{TenantDb, TenantDbError};
+
+/// Events that wait for a listener who is slower than the model.
+const BUFFERED_EVENTS: usize = 64;
+/// How long the model waits for such a listener; then it goes on without.
+const LISTENER_PATIENCE: Duration = Duration::from_secs(15);
+/// The longest an answer may take. Less than the time after which one is taken for abandoned.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(9 * 60);
+/// The longest answer, in bytes: several times what the largest `max_tokens` makes, so only a provider that ignores
+/// it gets there.
+const MAX_ANSWER: usize = 512 * 1024;
+/// Waits before storing an answer is tried again.
+const STORE_WAITS: [Duration; 6] = [
+    Duration::from_millis(100),
+    Duration::from_millis(300),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(8),
+];
+/// How long one attempt may take. A statement that needs one round trip and takes this long will not come back.
+const STORE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// All that answering a question needs, ready before anything is stored.
+struct Turn {
+    chat: Chat,
+    db: TenantDb,
+    begin: Begin,
+    provider: Arc<dyn ModelProvider>,
+    request: ChatRequest,
+    settings: Arc<Settings>,
+}
+
+impl Chat {
+    /// Stores a question and starts its answer, which goes on whether or not anybody listens. Returns once the
+    /// question is stored and before the model has said anything.
+    ///
+    /// # Errors
+    /// See [`ChatError`]; nothing is stored then.
+    pub async fn ask(&self, caller: &TenantCaller, question: Question) -> Result<Answer, ChatError> {
+        let (turn, client) = self.prepare(caller, question).await?;
+        let (sender, events) = mpsc::channel(BUFFERED_EVENTS);
+        let (session_id, message_id) = (turn.begin.session_id, turn.begin.answer_id);
+        let answer = Answer { session_id, message_id, model: turn.begin.model.clone(), events };
+        let (begun, stored) = oneshot::channel();
+        self.tasks.spawn(turn.run(client, begun, Listener(Some(sender))).in_current_span());
+        stored.await.map_err(|_| ChatError::TaskLost)??;
+        Ok(answer)
+    }
+
+    async fn prepare(&self, caller: &TenantCaller, question: Question) -> Result<(Turn, Client), ChatError> {
+        // Postgres stores no NUL in a text.
+        let text = question.text.replace('\0', "");
+        if text.trim().is_empty() {
+            return Err(ChatError::Empty);
+        }
+        let client = caller.db.client().await?;
+        let history = async {
+            match question.session_id {
+                Some(session) => tenant_store::history(&client, session, caller.user_id).await,
+                None => Ok(Some(Vec::<Spoken>::new())),
+            }
+        };
+        // Polled together on one connection, so all four are on their way before the first is answered.
+        let (active, stored, keys, history) = future::try_join4(
+            tenant_store::is_active(&client, caller),
+            configuration_store::current_settings(&client),
+            configuration_store::list_ai_keys(&client),
+            history,
+        )
+        .await?;
+        if !active {
+            return Err(ChatError::NotInForce);
+        }
+        let record = caller.db.record();
+        let settings = self.cache.settings(record.id, &stored.ok_or(ConfigurationError::Unreadable)?)?;
+        if text.chars().count() > settings.max_message_length as usize {
+            return Err(ChatError::TooLong { limit: settings.max_message_length });
+        }
+        let history = history.ok_or(ChatError::NotFound)?;
+        let keys = self.cache.keys(record, keys)?;
+        let (key, model) = models::choose(&settings.models, &keys, question.model.as_deref())?;
+        let request = ChatRequest {
+            model: model.to_owned(),
+            messages: prompt::build(&settings, history, &text),
+            temperature: settings.temperature,
+            max_tokens: Some(settings.max_tokens),
+        };
+        let begin = Begin {
+            session_id: question.session_id.unwrap_or_else(ChatSessionId::new),
+            new_title: question.session_id.is_none().then(|| prompt::title(&text)),
+            user_id: caller.user_id,
+            question_id: MessageId::new(),
+            question: text,
+            answer_id: MessageId::new(),
+            model: model.to_owned(),
+            now: self.clock.now(),
+        };
+        let provider = Arc::clone(&key.provider);
+        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, provider, request, settings };
+        Ok((turn, client))
+    }
+}
+
+impl Turn {
+    async fn run(self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, mut listener: Listener) {
+        let message_id = self.begin.answer_id;
+        let _running = Running::enter(&self.chat.running, message_id);
+        let stored = tenant_store::begin(&client, &self.begin).await;
+        // No connection is held while the model speaks.
+        drop(client);
+        let stored = match stored {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ChatError::NotFound),
+            // The user was deleted since the look at the account.
+            Err(error) if error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION) => Err(ChatError::NotInForce),
+            Err(error) => Err(error.into()),
+        };
+        let refused = stored.is_err();
+        // Whoever asked may have left already: what is stored is answered all the same.
+        let _ = begun.send(stored);
+        if refused {
+            return;
+        }
+        let Self { chat, db, request, provider, settings, .. } = self;
+        let prompt_length = prompt::length(&request.messages);
+        let started = Instant::now();
+        let (content, end) = speak(&*provider, request, &mut listener, ANSWER_DEADLINE).await;
+        let (usage, failure) = match end {
+            Ok(usage) if content.is_empty() => (usage, Some(Failure::Empty)),
+            Ok(usage) => (usage, None),
+            Err(failure) => (None, Some(failure)),
+        };
+        if let Some(failure) = &failure {
+            tracing::warn!(%message_id, code = failure.code(), causes = causes(failure), "an answer failed");
+        }
+        let finished = Finished::new(message_id, content, usage, failure.as_ref(), prompt_length, started.elapsed());
+        let event = match store(&db, &finished, &chat.clock).await {
+            Ok(()) => match (finished.error_code, finished.usage) {
+                (None, Some(usage)) => AnswerEvent::Done { usage },
+                (code, _) => failed(code.unwrap_or("answer_empty"), &settings),
+            },
+            Err(NotStored::Deleted) => failed("conversation_deleted", &settings),
+            Err(NotStored::Failed(error)) => {
+                tracing::error!(%message_id, causes = causes(&error), "store an answer");
+                failed("answer_not_stored", &settings)
+            }
+        };
+        listener.tell(event).await;
+    }
+}
+
+fn failed(code: &'static str, settings: &Settings) -> AnswerEvent {
+    let message = match settings.error_message.trim() {
+        "" => "The answer could not be finished.",
+        message => message,
+    };
+    AnswerEvent::Failed { code, message: message.to_owned() }
+}
+
+/// Lets the model speak. Returns what it said, and how it ended.
+async fn speak(
+    provider: &dyn ModelProvider,
+    request: ChatRequest,
+    listener: &mut Listener,
+    deadline: Duration,
+) -> (String, Result<Option<Usage>, Failure>) {
+    let mut content = String::new();
+    let end = timeout(deadline, collect(provider, request, &mut content, listener)).await;
+    (content, end.unwrap_or(Err(Failure::Deadline)))
+}
+
+async fn collect(
+    provider: &dyn ModelProvider,
+    request: ChatRequest,
+    content: &mut String,
+    listener: &mut Listener,
+) -> Result<Option<Usage>, Failure> {
+    let mut stream = provider.chat(request).await?;
+    while let Some(event) = stream.next().await {
+        match event? {
+            ChatEvent::Delta(delta) => {
+                // Postgres stores no NUL in a text.
+                let delta = if delta.contains('\0') { delta.replace('\0', "") } else { delta };
+                if content.len() + delta.len() > MAX_ANSWER {
+                    return Err(Failure::TooLarge);
+                }
+                if delta.is_empty() {
+                    continue;
+                }
+                content.push_str(&delta);
+                listener.tell(AnswerEvent::Delta(delta)).await;
+            }
+            ChatEvent::Finished { usage, .. } => return Ok(usage),
+        }
+    }
+    // A provider ends its stream with one of the above; one that does not has broken off.
+    Err(ProviderError::Interrupted("the stream ended early".into()).into())
+}
+
+/// Whoever listens to an answer, for as long as they do.
+struct Listener(Option<mpsc::Sender<AnswerEvent>>);
+
+impl Listener {
+    /// Tells the listener, and forgets one who has left or takes nothing any more.
+    async fn tell(&mut self, event: AnswerEvent) {
+        if let Some(sender) = &self.0
+            && sender.send_timeout(event, LISTENER_PATIENCE).await.is_err()
+        {
+            self.0 = None;
+        }
+    }
+}
+
+/// Marks an answer as this process's work, and takes the mark away even if the work panics.
+struct Running {
+    all: Arc<DashMap<MessageId, ()>>,
+    id: MessageId,
+}
+
+impl Running {
+    fn enter(all: &Arc<DashMap<MessageId, ()>>, id: MessageId) -> Self {
+        all.insert(id, ());
+        Self { all: Arc::clone(all), id }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.all.remove(&self.id);
+    }
+}
+
+#[derive(Debug)]
+enum NotStored {
+    /// The row is not there any more: the conversation was deleted meanwhile.
+    Deleted,
+    Failed(ChatError),
+}
+
+/// Stores an answer, again and again while the database is away for a moment.
+async fn store(db: &TenantDb, answer: &Finished, clock: &SharedClock) -> Result<(), NotStored> {
+    let mut waits = STORE_WAITS.into_iter();
+    loop {
+        let attempt = async {
+            let client = db.client().await?;
+            match timeout(STORE_TIMEOUT, tenant_store::finish(&client, answer, clock.now())).await {
+                Ok(stored) => Ok(stored?),
+                Err(elapsed) => {
+                    // Not given back: whatever came next on it would wait for the statement that is given up here.
+                    drop(Client::take(client));
+                    Err(ChatError::TenantDb(TenantDbError::Unreachable(elapsed.into())))
+                }
+            }
+        };
+        let error = match attempt.await {
+            Ok(true) => return Ok(()),
+            Ok(false) => return Err(NotStored::Deleted),
+            Err(error) => error,
+        };
+        match waits.next() {
+            Some(wait) if is_momentary(&error) => {
+                tracing::warn!(message_id = %answer.message_id, causes = causes(&error), "store an answer; try again");
+                tokio::time::sleep(wait).await;
+            }
+            _ => return Err(NotStored::Failed(error)),
+        }
+    }
+}
+
+/// Whether trying again may help: the server is away, full, starting or stopping, or chose this statement as a victim.
+fn is_momentary(error: &ChatError) -> bool {
+    match error {
+        ChatError::TenantDb(TenantDbError::Unreachable(_) | TenantDbError::Busy) => true,
+        ChatError::Database(error) => {
+            error.code().is_none_or(|code| ["08", "40", "53", "57"].iter().any(|class| code.code().starts_with(class)))
+        }
+        _ => false,
+    }
+}
+
+/// An error with all its causes, for the log. What a database says beside its message may quote values and is left out.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let all = std::iter::successors(Some(error), |error| error.source());
+    let text = |error: &(dyn std::error::Error + 'static)| match error.downcast_ref::<tokio_postgres::Error>() {
+        Some(error) => error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()),
+        None => error.to_string(),
+    };
+    all.map(text).collect::<Vec<_>>().join(": ")
+}

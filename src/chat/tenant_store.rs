@@ -1,0 +1,268 @@
+//! SQL of conversations and messages.
+
+use chrono::{DateTime, Utc};
+use deadpool_postgres::Client;
+use tokio_postgres::Error;
+
+use super::conversations::{Conversation, Message};
+use super::prompt::Spoken;
+use super::turn::{Begin, Finished};
+use crate::access::{ACTIVE_USER, TenantCaller};
+use crate::api::tenant::{MessageRole, MessageState, Usage};
+use crate::ids::{ChatSessionId, MessageId, UserId};
+
+/// No row if the conversation is not the user's; one without a message if it is and nothing in it can be shown to a
+/// model. How far back it goes is read from the settings here, so that they need not be known before.
+const HISTORY: &str = "\
+    SELECT m.role, m.content FROM chat_sessions s LEFT JOIN LATERAL (
+        SELECT id, role, content FROM chat_messages
+        WHERE session_id = s.id AND (state = 'complete' OR state = 'interrupted') AND content <> ''
+        ORDER BY id DESC
+        LIMIT (SELECT (settings->>'history_length')::int FROM live_configurations ORDER BY version DESC LIMIT 1)
+    ) m ON true
+    WHERE s.id = $1 AND s.user_id = $2 ORDER BY m.id";
+
+/// A conversation with its first question and the row of the answer: one statement, one round trip, one commit.
+const BEGIN_CONVERSATION: &str = "\
+    WITH session AS (
+        INSERT INTO chat_sessions (id, user_id, title, created_at, updated_at) VALUES ($1, $2, $3, $4, $4) RETURNING id
+    )
+    INSERT INTO chat_messages (id, session_id, role, content, state, model, created_at)
+    SELECT m.id, s.id, m.role, m.content, m.state, m.model, $4
+    FROM session s, (VALUES ($5::uuid, 'user', $6::text, 'complete', NULL),
+                            ($7::uuid, 'assistant', '', 'generating', $8::text)) m (id, role, content, state, model)";
+
+/// The same in a conversation that is there. Inserts nothing if it was deleted meanwhile.
+const CONTINUE_CONVERSATION: &str = "\
+    WITH session AS (
+        UPDATE chat_sessions SET updated_at = GREATEST(updated_at, $3) WHERE id = $1 AND user_id = $2 RETURNING id
+    )
+    INSERT INTO chat_messages (id, session_id, role, content, state, model, created_at)
+    SELECT m.id, s.id, m.role, m.content, m.state, m.model, $3
+    FROM session s, (VALUES ($4::uuid, 'user', $5::text, 'complete', NULL),
+                            ($6::uuid, 'assistant', '', 'generating', $7::text)) m (id, role, content, state, model)";
+
+/// Repeating it changes nothing, so it may be tried again when nobody knows whether it was carried out.
+const FINISH: &str = "\
+    UPDATE chat_messages
+    SET content = $2, state = $3, error_code = $4, input_tokens = $5, output_tokens = $6, usage_reported = $7,
+        latency_ms = $8, finished_at = $9
+    WHERE id = $1";
+
+const LIST_CONVERSATIONS: &str = "\
+    SELECT id, title, created_at, updated_at FROM chat_sessions
+    WHERE user_id = $1 AND ($2::uuid IS NULL OR id < $2) ORDER BY id DESC LIMIT $3";
+
+/// No row if the conversation is not the user's; one without a message if there are no more.
+const LIST_MESSAGES: &str = "\
+    SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.input_tokens, m.output_tokens, m.usage_reported,
+        m.created_at
+    FROM chat_sessions s LEFT JOIN LATERAL (
+        SELECT * FROM chat_messages WHERE session_id = s.id AND ($3::uuid IS NULL OR id > $3) ORDER BY id LIMIT $4
+    ) m ON true
+    WHERE s.id = $1 AND s.user_id = $2 ORDER BY m.id";
+
+const DELETE_CONVERSATION: &str = "DELETE FROM chat_sessions WHERE id = $1 AND user_id = $2";
+
+/// Every statement, for a test that prepares them all against the schema.
+pub const STATEMENTS: &[&str] = &[
+    HISTORY,
+    BEGIN_CONVERSATION,
+    CONTINUE_CONVERSATION,
+    FINISH,
+    LIST_CONVERSATIONS,
+    LIST_MESSAGES,
+    DELETE_CONVERSATION,
+];
+
+/// Whether the caller is enabled and signed in.
+pub(super) async fn is_active(client: &Client, caller: &TenantCaller) -> Result<bool, Error> {
+    let statement = client.prepare_cached(ACTIVE_USER).await?;
+    Ok(client.query_opt(&statement, &[&caller.user_id, &caller.family_id]).await?.is_some())
+}
+
+/// What was said last in a conversation, oldest first; `None` if it is not the user's.
+pub(super) async fn history(
+    client: &Client,
+    session: ChatSessionId,
+    user: UserId,
+) -> Result<Option<Vec<Spoken>>, Error> {
+    let statement = client.prepare_cached(HISTORY).await?;
+    let rows = client.query(&statement, &[&session, &user]).await?;
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let mut spoken = Vec::with_capacity(rows.len());
+    for row in rows {
+        if let Some(who) = row.try_get::<_, Option<&str>>(0)? {
+            spoken.push(Spoken { role: role(who), content: row.try_get(1)? });
+        }
+    }
+    Ok(Some(spoken))
+}
+
+/// Stores a question and the row of its answer. `false` if the conversation is not the user's any more.
+pub(super) async fn begin(client: &Client, turn: &Begin) -> Result<bool, Error> {
+    let inserted = match &turn.new_title {
+        Some(title) => {
+            let statement = client.prepare_cached(BEGIN_CONVERSATION).await?;
+            client
+                .execute(
+                    &statement,
+                    &[
+                        &turn.session_id,
+                        &turn.user_id,
+                        &title,
+                        &turn.now,
+                        &turn.question_id,
+                        &turn.question,
+                        &turn.answer_id,
+                        &turn.model,
+                    ],
+                )
+                .await?
+        }
+        None => {
+            let statement = client.prepare_cached(CONTINUE_CONVERSATION).await?;
+            client
+                .execute(
+                    &statement,
+                    &[
+                        &turn.session_id,
+                        &turn.user_id,
+                        &turn.now,
+                        &turn.question_id,
+                        &turn.question,
+                        &turn.answer_id,
+                        &turn.model,
+                    ],
+                )
+                .await?
+        }
+    };
+    Ok(inserted == 2)
+}
+
+/// Stores the end of an answer. `false` if its row is not there any more.
+pub(super) async fn finish(client: &Client, answer: &Finished, now: DateTime<Utc>) -> Result<bool, Error> {
+    let statement = client.prepare_cached(FINISH).await?;
+    let tokens = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
+    let updated = client
+        .execute(
+            &statement,
+            &[
+                &answer.message_id,
+                &answer.content,
+                &state_name(answer.state),
+                &answer.error_code,
+                &answer.usage.map(|usage| tokens(usage.input_tokens)),
+                &answer.usage.map(|usage| tokens(usage.output_tokens)),
+                &answer.usage.map(|usage| usage.reported),
+                &i32::try_from(answer.latency.as_millis()).unwrap_or(i32::MAX),
+                &now,
+            ],
+        )
+        .await?;
+    Ok(updated == 1)
+}
+
+/// A user's conversations, newest first.
+pub(super) async fn list_conversations(
+    client: &Client,
+    user: UserId,
+    before: Option<ChatSessionId>,
+    limit: i64,
+) -> Result<Vec<Conversation>, Error> {
+    let statement = client.prepare_cached(LIST_CONVERSATIONS).await?;
+    let rows = client.query(&statement, &[&user, &before, &limit]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Conversation {
+                id: row.try_get("id")?,
+                title: row.try_get("title")?,
+                created_at: row.try_get("created_at")?,
+                updated_at: row.try_get("updated_at")?,
+            })
+        })
+        .collect()
+}
+
+/// A conversation's messages, oldest first; `None` if it is not the user's.
+pub(super) async fn list_messages(
+    client: &Client,
+    session: ChatSessionId,
+    user: UserId,
+    after: Option<MessageId>,
+    limit: i64,
+) -> Result<Option<Vec<Message>>, Error> {
+    let statement = client.prepare_cached(LIST_MESSAGES).await?;
+    let rows = client.query(&statement, &[&session, &user, &after, &limit]).await?;
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let mut messages = Vec::with_capacity(rows.len());
+    for row in rows {
+        let Some(id) = row.try_get("id")? else { continue };
+        let tokens =
+            |column| Ok::<_, Error>(row.try_get::<_, Option<i32>>(column)?.and_then(|n| u32::try_from(n).ok()));
+        let usage = match (tokens("input_tokens")?, tokens("output_tokens")?, row.try_get("usage_reported")?) {
+            (Some(input_tokens), Some(output_tokens), Some(reported)) => {
+                Some(Usage { input_tokens, output_tokens, reported })
+            }
+            _ => None,
+        };
+        messages.push(Message {
+            id,
+            role: role(row.try_get("role")?),
+            content: row.try_get("content")?,
+            state: state(row.try_get("state")?),
+            error_code: row.try_get("error_code")?,
+            model: row.try_get("model")?,
+            usage,
+            created_at: row.try_get("created_at")?,
+        });
+    }
+    Ok(Some(messages))
+}
+
+/// Deletes a conversation and all that was said in it. `false` if it is not the user's.
+pub(super) async fn delete_conversation(client: &Client, session: ChatSessionId, user: UserId) -> Result<bool, Error> {
+    let statement = client.prepare_cached(DELETE_CONVERSATION).await?;
+    Ok(client.execute(&statement, &[&session, &user]).await? == 1)
+}
+
+/// The table allows no other words than these, here and below.
+fn role(name: &str) -> MessageRole {
+    if name == "user" { MessageRole::User } else { MessageRole::Assistant }
+}
+
+fn state(name: &str) -> MessageState {
+    match name {
+        "complete" => MessageState::Complete,
+        "generating" => MessageState::Generating,
+        "interrupted" => MessageState::Interrupted,
+        _ => MessageState::Failed,
+    }
+}
+
+fn state_name(state: MessageState) -> &'static str {
+    match state {
+        MessageState::Complete => "complete",
+        MessageState::Generating => "generating",
+        MessageState::Interrupted => "interrupted",
+        MessageState::Failed => "failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn states_are_read_as_they_are_written() {
+        for known in [MessageState::Complete, MessageState::Generating, MessageState::Interrupted, MessageState::Failed]
+        {
+            assert_eq!(state(state_name(known)), known);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! One turn of a conversation as data: what is stored before the model is called, and after.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use crate::api::tenant::{MessageState, Usage};
+use crate::ids::{ChatSessionId, MessageId, UserId};
+use crate::providers::{self, ProviderError};
+
+/// A question and the row of its answer.
+#[derive(Debug)]
+pub(super) struct Begin {
+    pub(super) session_id: ChatSessionId,
+    /// Given if the conversation is new.
+    pub(super) new_title: Option<String>,
+    pub(super) user_id: UserId,
+    pub(super) question_id: MessageId,
+    pub(super) question: String,
+    pub(super) answer_id: MessageId,
+    pub(super) model: String,
+    pub(super) now: DateTime<Utc>,
+}
+
+/// Why an answer ended before it was whole.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("the model provider failed")]
+    Provider(#[from] ProviderError),
+    #[error("the answer took too long")]
+    Deadline,
+    #[error("the answer is larger than allowed")]
+    TooLarge,
+    #[error("the answer is empty")]
+    Empty,
+}
+
+impl Failure {
+    /// A stable code.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::Provider(error) => error.code(),
+            Self::Deadline => "answer_timeout",
+            Self::TooLarge => "answer_too_large",
+            Self::Empty => "answer_empty",
+        }
+    }
+}
+
+/// The end of an answer.
+#[derive(Debug)]
+pub(super) struct Finished {
+    pub(super) message_id: MessageId,
+    pub(super) content: String,
+    pub(super) state: MessageState,
+    pub(super) error_code: Option<&'static str>,
+    pub(super) usage: Option<Usage>,
+    pub(super) latency: Duration,
+}
+
+impl Finished {
+    /// Judges what arrived and how it ended. What the provider reported counts as it is, zero included; without a
+    /// report the tokens are estimated, as long as anything arrived.
+    pub(super) fn new(
+        message_id: MessageId,
+        content: String,
+        reported: Option<providers::Usage>,
+        failure: Option<&Failure>,
+        prompt_length: usize,
+        latency: Duration,
+    ) -> Self {
+        let state = match failure {
+            None => MessageState::Complete,
+            Some(_) if content.is_empty() => MessageState::Failed,
+            Some(_) => MessageState::Interrupted,
+        };
+        let usage = match reported {
+            Some(usage) => Some(convert(usage)),
+            None if content.is_empty() => None,
+            None => Some(estimate(prompt_length, content.chars().count())),
+        };
+        Self { message_id, content, state, error_code: failure.map(Failure::code), usage, latency }
+    }
+}
+
+fn convert(usage: providers::Usage) -> Usage {
+    let tokens = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+    Usage {
+        input_tokens: tokens(usage.input_tokens),
+        output_tokens: tokens(usage.output_tokens),
+        reported: usage.reported,
+    }
+}
+
+/// About four characters make a token.
+fn estimate(prompt: usize, answer: usize) -> Usage {
+    let tokens = |characters: usize| u32::try_from(characters / 4).unwrap_or(u32::MAX).max(1);
+    Usage { input_tokens: tokens(prompt), output_tokens: tokens(answer), reported: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(content: &str, reported: Option<providers::Usage>, failure: Option<&Failure>) -> Finished {
+        Finished::new(MessageId::new(), content.to_owned(), reported, failure, 10, Duration::ZERO)
+    }
+
+    #[test]
+    fn what_is_reported_counts_and_zero_is_a_number() {
+        let zero = providers::Usage { input_tokens: 0, output_tokens: 0, reported: true };
+        let answer = finished("Hello", Some(zero), None);
+        assert_eq!(answer.usage, Some(Usage { input_tokens: 0, output_tokens: 0, reported: true }));
+        assert_eq!((answer.state, answer.error_code), (MessageState::Complete, None));
+        let huge = providers::Usage { input_tokens: u64::MAX, ..zero };
+        assert_eq!(finished("x", Some(huge), None).usage.unwrap().input_tokens, u32::MAX);
+    }
+
+    #[test]
+    fn without_a_report_tokens_are_estimated_and_marked() {
+        let usage = finished("Zwölf Zeichen", None, None).usage;
+        assert_eq!(usage, Some(Usage { input_tokens: 2, output_tokens: 3, reported: false }));
+        assert_eq!(finished("x", None, None).usage.unwrap().output_tokens, 1);
+    }
+
+    #[test]
+    fn what_arrived_is_kept_and_marked() {
+        let lost = Failure::Provider(ProviderError::Interrupted("cut".into()));
+        let some = finished("Hel", None, Some(&lost));
+        assert_eq!((some.state, some.error_code), (MessageState::Interrupted, Some("provider_interrupted")));
+        assert!(some.usage.is_some_and(|usage| !usage.reported));
+        let none = finished("", None, Some(&Failure::Deadline));
+        assert_eq!((none.state, none.error_code, none.usage), (MessageState::Failed, Some("answer_timeout"), None));
+    }
+}

@@ -1,0 +1,365 @@
+//! A tenant's AI keys: set, shown masked, tried and opened for a call.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::time::Instant;
+
+use chrono::{DateTime, Utc};
+use secrecy::{ExposeSecret as _, SecretString};
+use zeroize::Zeroizing;
+
+use super::ConfigurationError;
+use super::tenant_store::{self, AiKeyRow};
+use crate::clock::SharedClock;
+use crate::ids::{ApiConfigurationId, TenantId};
+use crate::providers::{self, ProviderClient, ProviderError, ProviderKind, ProviderSpec};
+use crate::secrets::{Location, Sealed};
+use crate::tenant_db::{TenantDb, TenantRecord};
+
+/// Where the models are if nobody says otherwise.
+const DEFAULT_BASE_URL: &str = "https://api.openai.com/v1";
+/// The longest key; the longest known are a few hundred characters.
+const MAX_KEY_LENGTH: usize = 4_000;
+/// How many characters of a key are shown, so that its owner recognises it.
+const HINT_LENGTH: usize = 4;
+/// Of shorter keys nothing is shown: four characters would be too large a part of them.
+const MIN_LENGTH_FOR_HINT: usize = 12;
+/// How often setting a key is tried when others set or delete the same one meanwhile.
+const PUT_ATTEMPTS: usize = 5;
+
+/// Administers tenants' AI keys. Cheap to clone.
+#[derive(Clone)]
+pub struct AiKeys {
+    providers: ProviderClient,
+    clock: SharedClock,
+}
+
+impl fmt::Debug for AiKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AiKeys").finish_non_exhaustive()
+    }
+}
+
+/// An AI key, without the key.
+#[derive(Debug, Clone)]
+pub struct AiKey {
+    /// Its name.
+    pub name: String,
+    /// The provider's kind.
+    pub provider: String,
+    /// The server's address.
+    pub base_url: String,
+    /// The key's last four characters, `…abcd`, or less.
+    pub hint: String,
+    /// The models it may be used for.
+    pub models: Vec<String>,
+    /// The model that answers when none is asked for.
+    pub default_model: String,
+    /// When it was last set.
+    pub updated_at: DateTime<Utc>,
+}
+
+impl From<AiKeyRow> for AiKey {
+    fn from(row: AiKeyRow) -> Self {
+        Self {
+            name: row.name,
+            provider: row.provider,
+            base_url: row.base_url,
+            hint: row.hint,
+            models: row.models,
+            default_model: row.default_model,
+            updated_at: row.updated_at,
+        }
+    }
+}
+
+/// An AI key to set.
+#[derive(Debug)]
+pub struct NewAiKey {
+    /// The provider's kind.
+    pub provider: String,
+    /// The server's address; OpenAI's own if `None`.
+    pub base_url: Option<String>,
+    /// The key itself. An empty one is for servers that ask for none.
+    pub api_key: SecretString,
+    /// The models it may be used for.
+    pub models: Vec<String>,
+    /// The model that answers when none is asked for.
+    pub default_model: String,
+}
+
+/// How trying a key went.
+#[derive(Debug, Clone)]
+pub struct KeyTest {
+    /// Whether a real call succeeded.
+    pub ok: bool,
+    /// `ok`, or the kind of failure.
+    pub code: &'static str,
+    /// The verdict for people.
+    pub message: String,
+    /// The model that was asked.
+    pub model: String,
+    /// How long the call took, in milliseconds.
+    pub latency_ms: u64,
+}
+
+impl AiKeys {
+    /// Keys are tried, and their addresses judged, with this client.
+    pub fn new(providers: ProviderClient, clock: SharedClock) -> Self {
+        Self { providers, clock }
+    }
+
+    /// All keys, in the order in which they were first set.
+    ///
+    /// # Errors
+    /// If the tenant's database fails.
+    pub async fn list(&self, db: &TenantDb) -> Result<Vec<AiKey>, ConfigurationError> {
+        let client = db.client().await?;
+        Ok(tenant_store::list_ai_keys(&client).await?.into_iter().map(AiKey::from).collect())
+    }
+
+    /// Sets a key. One that replaces another takes its row, and so its place in the order.
+    ///
+    /// # Errors
+    /// [`ConfigurationError::Refused`] with the field at fault, or a failure.
+    pub async fn put(&self, db: &TenantDb, name: &str, new: NewAiKey) -> Result<AiKey, ConfigurationError> {
+        check_name(name)?;
+        let provider = parse_provider(&new.provider)?;
+        let base_url = new.base_url.as_deref().unwrap_or(DEFAULT_BASE_URL);
+        let base_url = self.providers.validate_base_url(base_url).map_err(|error| refused("base_url", error))?;
+        check_models(&new.models, &new.default_model)?;
+        let key = check_key(&new.api_key)?;
+        let record = db.record();
+        let client = db.client().await?;
+        for _ in 0..PUT_ATTEMPTS {
+            let found = tenant_store::find_ai_key(&client, name).await?;
+            let id = found.map_or_else(ApiConfigurationId::new, |row| row.id);
+            let row = AiKeyRow {
+                id,
+                name: name.to_owned(),
+                provider: provider.as_str().to_owned(),
+                base_url: base_url.to_string(),
+                sealed: record.data_key()?.seal(&location(record.id, id), key.as_bytes()).into_bytes(),
+                hint: hint(&key),
+                models: new.models.clone(),
+                default_model: new.default_model.clone(),
+                updated_at: self.clock.now(),
+            };
+            if tenant_store::put_ai_key(&client, &row).await? {
+                return Ok(row.into());
+            }
+        }
+        Err(ConfigurationError::Contended)
+    }
+
+    /// Deletes a key.
+    ///
+    /// # Errors
+    /// [`ConfigurationError::NotFound`] or a failure.
+    pub async fn delete(&self, db: &TenantDb, name: &str) -> Result<(), ConfigurationError> {
+        let client = db.client().await?;
+        if tenant_store::delete_ai_key(&client, name).await? { Ok(()) } else { Err(ConfigurationError::NotFound) }
+    }
+
+    /// Tries a key with the cheapest real call. A failing key is a result, not an error.
+    ///
+    /// # Errors
+    /// [`ConfigurationError::NotFound`] or a failure.
+    pub async fn test(&self, db: &TenantDb, name: &str) -> Result<KeyTest, ConfigurationError> {
+        // The connection goes back before the provider is asked, which may take half a minute.
+        let row = {
+            let client = db.client().await?;
+            tenant_store::find_ai_key(&client, name).await?.ok_or(ConfigurationError::NotFound)?
+        };
+        let provider = providers::build(&open_key(db.record(), &row)?, &self.providers);
+        let started = Instant::now();
+        let result = providers::test(&*provider, &row.default_model).await;
+        let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let model = row.default_model;
+        Ok(match result {
+            Ok(verdict) => KeyTest {
+                ok: true,
+                code: "ok",
+                message: format!("The key works: `{model}` answered."),
+                model,
+                latency_ms: verdict.latency_ms,
+            },
+            Err(error) => {
+                let (code, message) = verdict(&error, &model);
+                tracing::info!(tenant = %db.record().slug, code, %error, "an AI key was tried and failed");
+                KeyTest { ok: false, code, message, model, latency_ms }
+            }
+        })
+    }
+}
+
+/// Opens a stored key, for a provider to be built with.
+///
+/// # Errors
+/// [`ConfigurationError::UnusableKey`] if it does not open in this tenant and row.
+pub fn open_key(record: &TenantRecord, row: &AiKeyRow) -> Result<ProviderSpec, ConfigurationError> {
+    let unusable = ConfigurationError::UnusableKey;
+    let sealed = Sealed::from_bytes(row.sealed.as_slice()).map_err(|_| ConfigurationError::UnusableKey)?;
+    let data_key = record.data_key_for(&sealed).map_err(|_| ConfigurationError::UnusableKey)?;
+    let api_key =
+        data_key.open_str(&location(record.id, row.id), &sealed).map_err(|_| ConfigurationError::UnusableKey)?;
+    let provider = kind(&row.provider).ok_or(unusable)?;
+    let base_url = row.base_url.parse().map_err(|_| ConfigurationError::UnusableKey)?;
+    Ok(ProviderSpec { provider, base_url, api_key })
+}
+
+fn location(tenant: TenantId, id: ApiConfigurationId) -> Location {
+    Location::tenant(tenant, "api_configurations", "api_key_sealed", id)
+}
+
+fn refused(field: &'static str, message: impl fmt::Display) -> ConfigurationError {
+    ConfigurationError::Refused { field, message: message.to_string() }
+}
+
+fn kind(name: &str) -> Option<ProviderKind> {
+    [ProviderKind::OpenaiCompatible].into_iter().find(|kind| kind.as_str() == name)
+}
+
+fn parse_provider(name: &str) -> Result<ProviderKind, ConfigurationError> {
+    kind(name).ok_or_else(|| refused("provider", "must be `openai_compatible`"))
+}
+
+fn check_name(name: &str) -> Result<(), ConfigurationError> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
+    if (1..=50).contains(&name.len()) && name.bytes().all(allowed) {
+        return Ok(());
+    }
+    Err(refused("name", "an AI key's name is 1 to 50 of a-z, 0-9, `-` and `_`"))
+}
+
+fn check_models(models: &[String], default_model: &String) -> Result<(), ConfigurationError> {
+    if models.is_empty() {
+        return Err(refused("models", "at least one model is needed"));
+    }
+    if models.iter().any(|model| model.trim() != model || model.is_empty() || model.contains(char::is_control)) {
+        return Err(refused("models", "a model's name neither is empty nor starts or ends with a space"));
+    }
+    if models.iter().collect::<HashSet<_>>().len() != models.len() {
+        return Err(refused("models", "a model is named twice"));
+    }
+    if !models.contains(default_model) {
+        return Err(refused("default_model", "must be one of `models`"));
+    }
+    Ok(())
+}
+
+/// The key without the white space that comes along when one is pasted.
+fn check_key(key: &SecretString) -> Result<Zeroizing<String>, ConfigurationError> {
+    let key = Zeroizing::new(key.expose_secret().trim().to_owned());
+    if key.len() > MAX_KEY_LENGTH {
+        return Err(refused("api_key", format_args!("at most {MAX_KEY_LENGTH} characters")));
+    }
+    // It becomes an HTTP header, which holds nothing else.
+    if !key.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(refused("api_key", "must be printable ASCII without spaces"));
+    }
+    Ok(key)
+}
+
+/// What may be shown of a key, which is ASCII.
+fn hint(key: &str) -> String {
+    match key.len() {
+        0 => String::new(),
+        length if length < MIN_LENGTH_FOR_HINT => "…".to_owned(),
+        length => format!("…{}", key.get(length - HINT_LENGTH..).unwrap_or_default()),
+    }
+}
+
+/// What to tell an admin whose key failed, by the kind of failure alone: an upstream's own words may repeat the key.
+fn verdict(error: &ProviderError, model: &str) -> (&'static str, String) {
+    match error {
+        ProviderError::InvalidKey(_) => {
+            ("invalid_key", "The provider refused the key. Check that it is complete and still valid.".to_owned())
+        }
+        ProviderError::RateLimited { .. } => (
+            "rate_limited",
+            "The provider is limiting requests, or the account's credit is used up. Check it, or try again later."
+                .to_owned(),
+        ),
+        ProviderError::ModelNotFound(_) => (
+            "model_not_found",
+            format!(
+                "The provider does not know the model `{model}`. Check its name, and that the base URL ends in `/v1`."
+            ),
+        ),
+        ProviderError::BadRequest(_) => {
+            ("bad_request", format!("The provider refused a minimal question to `{model}`. Is it a chat model?"))
+        }
+        ProviderError::Unavailable(_) => (
+            "unavailable",
+            "The provider cannot be reached, or fails. Check the base URL, or try again later.".to_owned(),
+        ),
+        ProviderError::Timeout(_) => ("timeout", "The provider did not answer in time.".to_owned()),
+        ProviderError::Interrupted(_) => ("interrupted", "The provider's answer broke off.".to_owned()),
+        ProviderError::RefusedAddress(_) => {
+            ("address_refused", "The base URL leads to an address that this server does not connect to.".to_owned())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hint_gives_little_away() {
+        assert_eq!(hint(""), "");
+        assert_eq!(hint("sk-12345678"), "…");
+        assert_eq!(hint("sk-123456789"), "…6789");
+    }
+
+    #[test]
+    fn names_are_plain() {
+        assert!(check_name("main_2-b").is_ok());
+        for name in ["", "Main", "a b", "ä", &"a".repeat(51)] {
+            assert!(check_name(name).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn models_are_distinct_and_hold_the_default() {
+        let check = |models: &[&str], default: &str| {
+            let models: Vec<_> = models.iter().map(|&model| model.to_owned()).collect();
+            check_models(&models, &default.to_owned()).map_err(|error| match error {
+                ConfigurationError::Refused { field, .. } => field,
+                _ => "",
+            })
+        };
+        assert_eq!(check(&["a", "b"], "b"), Ok(()));
+        assert_eq!(check(&["a", "a"], "a"), Err("models"));
+        assert_eq!(check(&["a", "b\0"], "a"), Err("models"));
+        assert_eq!(check(&[], "a"), Err("models"));
+        assert_eq!(check(&["a"], "b"), Err("default_model"));
+    }
+
+    #[test]
+    fn keys_are_trimmed_and_sendable() {
+        let check = |key: &str| check_key(&SecretString::from(key));
+        assert_eq!(*check(" sk-1 \n").unwrap(), "sk-1");
+        assert_eq!(*check("").unwrap(), "");
+        assert!(check("a b").is_err() && check("a\nb").is_err() && check("schlüssel").is_err());
+    }
+
+    #[test]
+    fn verdicts_never_repeat_the_upstream() {
+        let cause = || -> providers::Cause { "sk-secret was refused".into() };
+        for error in [
+            ProviderError::InvalidKey(cause()),
+            ProviderError::RateLimited { retry_after: None, source: cause() },
+            ProviderError::ModelNotFound(cause()),
+            ProviderError::BadRequest(cause()),
+            ProviderError::Unavailable(cause()),
+            ProviderError::Timeout(cause()),
+            ProviderError::Interrupted(cause()),
+            ProviderError::RefusedAddress(cause()),
+        ] {
+            assert!(!verdict(&error, "m").1.contains("secret"));
+            assert!(!error.to_string().contains("secret"));
+        }
+    }
+}

@@ -14,6 +14,8 @@
 )]
 
 mod architecture;
+mod chat;
+mod configuration;
 mod fake_model;
 mod harness;
 mod isolation;

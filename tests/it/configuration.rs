@@ -44,8 +44,10 @@ async fn settings_are_merged_checked_and_versioned() {
 
     let refused = patch(&platform, &tenant, json!({ "temperature": 3, "max_tokens": 0 })).await;
     let refused = refused.expect(StatusCode::UNPROCESSABLE_ENTITY);
-    let fields: Vec<_> = refused["errors"].as_array().unwrap().iter().map(|e| e["field"].as_str().unwrap()).collect();
-    assert_eq!(fields, ["temperature", "max_tokens"]);
+    let mut fields: Vec<_> =
+        refused["errors"].as_array().unwrap().iter().map(|e| e["field"].as_str().unwrap()).collect();
+    fields.sort_unstable();
+    assert_eq!(fields, ["max_tokens", "temperature"]);
     let nul = patch(&platform, &tenant, json!({ "system_prompt": "a\u{0}b" })).await;
     assert_eq!(nul.expect(StatusCode::UNPROCESSABLE_ENTITY)["errors"][0]["field"], "system_prompt");
     assert_eq!(platform.get("/api/v1/config", &tenant.admin.access).await.expect(StatusCode::OK)["version"], 2);

@@ -21,7 +21,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Serves Freehold's platform and tenant APIs.
 #[derive(Debug, Parser)]
-#[command(name = "freehold-server", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.")]
+#[command(
+    name = "freehold-server",
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."
+)]
 struct Arguments {
     /// The configuration file; `./freehold.toml` is used when there is one.
     #[arg(long, global = true, env = "FREEHOLD_CONFIG")]

@@ -12,26 +12,11 @@ use crate::env;
 use crate::server::Server;
 
 /// The states a tenant can be in, as the API spells them.
-pub const TENANT_STATES: [&str; 8] = [
-    "requested",
-    "provisioning",
-    "waiting_for_client",
-    "active",
-    "suspended",
-    "deleting",
-    "deleted",
-    "failed",
-];
+pub const TENANT_STATES: [&str; 8] =
+    ["requested", "provisioning", "waiting_for_client", "active", "suspended", "deleting", "deleted", "failed"];
 
 /// The states an operation can be in, as the API spells them.
-pub const OPERATION_STATES: [&str; 6] = [
-    "queued",
-    "running",
-    "undoing",
-    "succeeded",
-    "failed",
-    "needs_operator",
-];
+pub const OPERATION_STATES: [&str; 6] = ["queued", "running", "undoing", "succeeded", "failed", "needs_operator"];
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -45,11 +30,7 @@ an error: {\"error\": {\"code\", \"message\", \"hint\"}}.";
 /// Super administration of a Freehold platform.
 #[derive(Debug, Parser)]
 #[command(name = "freehold", version, about, after_help = AFTER_HELP, max_term_width = 110)]
-#[command(
-    subcommand_required = true,
-    arg_required_else_help = true,
-    propagate_version = true
-)]
+#[command(subcommand_required = true, arg_required_else_help = true, propagate_version = true)]
 pub struct Cli {
     /// What holds for every command.
     #[command(flatten)]
@@ -313,9 +294,7 @@ pub struct CompletionsArgs {
 /// A slug goes into a path and into a file's name: nothing else may get there.
 fn slug(text: &str) -> Result<String, String> {
     let begins_well = text.starts_with(|c: char| c.is_ascii_lowercase());
-    let is_plain = text
-        .chars()
-        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    let is_plain = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     if begins_well && is_plain && (3..=40).contains(&text.len()) {
         Ok(text.to_owned())
     } else {
@@ -346,26 +325,14 @@ mod tests {
 
     #[test]
     fn create_has_the_documented_defaults() {
-        let line = [
-            "freehold",
-            "tenant",
-            "create",
-            "acme",
-            "--name",
-            "Acme",
-            "--admin-email",
-            "a@acme.example",
-            "--json",
-        ];
+        let line =
+            ["freehold", "tenant", "create", "acme", "--name", "Acme", "--admin-email", "a@acme.example", "--json"];
         let cli = Cli::try_parse_from(line).unwrap();
         assert!(cli.global.json);
         let Command::Tenant(TenantCommand::Create(args)) = cli.command else {
             panic!("parsed as something else");
         };
-        assert_eq!(
-            (args.plan.as_str(), args.template.as_str()),
-            ("free", "general")
-        );
+        assert_eq!((args.plan.as_str(), args.template.as_str()), ("free", "general"));
         assert_eq!(args.config.config_file, None);
     }
 
@@ -376,13 +343,7 @@ mod tests {
             &["freehold", "tenant", "set", "acme"],
             &["freehold", "tenant", "list", "--all", "--limit", "3"],
             &["freehold", "tenant", "list", "--state", "sleeping"],
-            &[
-                "freehold",
-                "login",
-                "https://a.example",
-                "--password",
-                "secret",
-            ],
+            &["freehold", "login", "https://a.example", "--password", "secret"],
             &["freehold", "operation", "show", "not-an-id"],
         ];
         for line in mistakes {
@@ -392,9 +353,6 @@ mod tests {
 
     #[test]
     fn set_takes_several_changes() {
-        Cli::try_parse_from([
-            "freehold", "tenant", "set", "acme", "--name", "Acme", "--plan", "pro",
-        ])
-        .unwrap();
+        Cli::try_parse_from(["freehold", "tenant", "set", "acme", "--name", "Acme", "--plan", "pro"]).unwrap();
     }
 }

@@ -30,11 +30,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// An event stream may live long, but the server sends a sign of life at least every quarter of a minute.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pauses before a request with an idempotency key is sent again.
-const RETRY_PAUSES: [Duration; 3] = [
-    Duration::from_millis(200),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-];
+const RETRY_PAUSES: [Duration; 3] = [Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(1)];
 
 /// A connection to one platform, signed in or not.
 pub struct Client {
@@ -45,17 +41,11 @@ pub struct Client {
 
 impl Client {
     /// A client for a platform. `insecure_http` permits credentials in the clear.
-    pub fn new(
-        server: Server,
-        token: Option<&SecretString>,
-        insecure_http: bool,
-    ) -> Result<Self, Failure> {
+    pub fn new(server: Server, token: Option<&SecretString>, insecure_http: bool) -> Result<Self, Failure> {
         if server.exposes_credentials() && !insecure_http {
             return Err(Failure::usage(
                 "insecure_http",
-                format!(
-                    "{server} is not encrypted: anybody on the way could read your credentials"
-                ),
+                format!("{server} is not encrypted: anybody on the way could read your credentials"),
             )
             .hint("use https://, or --insecure-http if you trust the network"));
         }
@@ -69,16 +59,9 @@ impl Client {
             http = http.no_proxy();
         }
         let http = http.build().map_err(|error| {
-            Failure::failed(
-                "client_failed",
-                format!("cannot make an HTTP client: {}", chain(error)),
-            )
+            Failure::failed("client_failed", format!("cannot make an HTTP client: {}", chain(error)))
         })?;
-        Ok(Self {
-            http,
-            server,
-            authorization,
-        })
+        Ok(Self { http, server, authorization })
     }
 
     /// The platform it speaks to.
@@ -87,46 +70,23 @@ impl Client {
     }
 
     /// `GET`.
-    pub async fn get<T: DeserializeOwned>(
-        &self,
-        path: &[&str],
-        query: &[(&str, String)],
-    ) -> Result<T, Failure> {
-        self.read(self.send(self.request(Method::GET, path, query)).await?)
-            .await
+    pub async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, String)]) -> Result<T, Failure> {
+        self.read(self.send(self.request(Method::GET, path, query)).await?).await
     }
 
     /// `POST` with a body.
-    pub async fn post<T: DeserializeOwned>(
-        &self,
-        path: &[&str],
-        body: &impl Serialize,
-    ) -> Result<T, Failure> {
-        self.read(
-            self.send(self.request(Method::POST, path, &[]).json(body))
-                .await?,
-        )
-        .await
+    pub async fn post<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Failure> {
+        self.read(self.send(self.request(Method::POST, path, &[]).json(body)).await?).await
     }
 
     /// `PATCH` with a body.
-    pub async fn patch<T: DeserializeOwned>(
-        &self,
-        path: &[&str],
-        body: &impl Serialize,
-    ) -> Result<T, Failure> {
-        self.read(
-            self.send(self.request(Method::PATCH, path, &[]).json(body))
-                .await?,
-        )
-        .await
+    pub async fn patch<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Failure> {
+        self.read(self.send(self.request(Method::PATCH, path, &[]).json(body)).await?).await
     }
 
     /// `DELETE`, whose answer has no body.
     pub async fn delete(&self, path: &[&str]) -> Result<(), Failure> {
-        self.send(self.request(Method::DELETE, path, &[]))
-            .await
-            .map(drop)
+        self.send(self.request(Method::DELETE, path, &[])).await.map(drop)
     }
 
     /// `POST` with a body and an idempotency key: sent again when the connection breaks or a gateway answers for
@@ -141,10 +101,7 @@ impl Client {
         let mut pauses = RETRY_PAUSES.iter();
         let mut is_doubtful = false;
         loop {
-            let request = self
-                .request(Method::POST, path, &[])
-                .header(IDEMPOTENCY_KEY, key)
-                .json(body);
+            let request = self.request(Method::POST, path, &[]).header(IDEMPOTENCY_KEY, key).json(body);
             let outcome = match self.send(request).await {
                 Ok(response) => self.read(response).await,
                 Err(failure) => Err(failure),
@@ -175,34 +132,23 @@ impl Client {
     }
 
     /// The `data:` of each event of a stream. It ends when the stream does; an error is its last item.
-    pub async fn events(
-        &self,
-        path: &[&str],
-    ) -> Result<impl Stream<Item = Result<String, Failure>> + use<>, Failure> {
-        let request = self
-            .http
-            .get(self.server.endpoint(path, &[]))
-            .header(ACCEPT, "text/event-stream");
+    pub async fn events(&self, path: &[&str]) -> Result<impl Stream<Item = Result<String, Failure>> + use<>, Failure> {
+        let request = self.http.get(self.server.endpoint(path, &[])).header(ACCEPT, "text/event-stream");
         let response = self.send_as(request, None).await?;
-        let is_stream = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
+        let is_stream =
+            response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/event-stream"));
         if !is_stream {
             return Err(unexpected(&self.server, response.status()));
         }
         let server = self.server.clone();
-        Ok(
-            SseByteStream::new(response.bytes_stream()).filter_map(move |event| {
-                future::ready(match event {
-                    Ok(event) => event.data.map(Ok),
-                    Err(error) => Some(Err(Failure::failed(
-                        "stream_broken",
-                        format!("the events of {server} broke off: {error}"),
-                    ))),
-                })
-            }),
-        )
+        Ok(SseByteStream::new(response.bytes_stream()).filter_map(move |event| {
+            future::ready(match event {
+                Ok(event) => event.data.map(Ok),
+                Err(error) => {
+                    Some(Err(Failure::failed("stream_broken", format!("the events of {server} broke off: {error}"))))
+                }
+            })
+        }))
     }
 
     fn request(&self, method: Method, path: &[&str], query: &[(&str, String)]) -> RequestBuilder {
@@ -214,42 +160,27 @@ impl Client {
     }
 
     /// Sends a request and turns every answer but a success into a failure.
-    async fn send_as(
-        &self,
-        mut request: RequestBuilder,
-        limit: Option<Duration>,
-    ) -> Result<Response, Failure> {
+    async fn send_as(&self, mut request: RequestBuilder, limit: Option<Duration>) -> Result<Response, Failure> {
         if let Some(limit) = limit {
             request = request.timeout(limit);
         }
         if let Some(authorization) = &self.authorization {
             request = request.header(AUTHORIZATION, authorization.clone());
         }
-        let response = request
-            .send()
-            .await
-            .map_err(|error| unreachable(&self.server, error))?;
+        let response = request.send().await.map_err(|error| unreachable(&self.server, error))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
         if status.is_redirection() {
-            let target = response
-                .headers()
-                .get(LOCATION)
-                .and_then(|value| value.to_str().ok());
+            let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             let failure = unexpected(&self.server, status);
             return Err(match target {
-                Some(target) => failure.detail(format!(
-                    "It points to {target}, and credentials do not follow."
-                )),
+                Some(target) => failure.detail(format!("It points to {target}, and credentials do not follow.")),
                 None => failure,
             });
         }
-        let body = response
-            .bytes()
-            .await
-            .map_err(|error| unreachable(&self.server, error))?;
+        let body = response.bytes().await.map_err(|error| unreachable(&self.server, error))?;
         Err(match serde_json::from_slice::<Problem>(&body) {
             Ok(problem) => Failure::problem(problem, &self.server),
             Err(_) => unexpected(&self.server, status),
@@ -258,10 +189,7 @@ impl Client {
 
     async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, Failure> {
         let status = response.status();
-        let body = response
-            .bytes()
-            .await
-            .map_err(|error| unreachable(&self.server, error))?;
+        let body = response.bytes().await.map_err(|error| unreachable(&self.server, error))?;
         // The parser's message could quote a token, so it is left out.
         serde_json::from_slice(&body).map_err(|_| unexpected(&self.server, status))
     }
@@ -271,20 +199,15 @@ impl Client {
 pub fn is_transient(failure: &Failure) -> bool {
     match failure.status() {
         Some(status) => matches!(status, 502..=504),
-        None => matches!(
-            failure.code(),
-            UNREACHABLE | "timed_out" | "broken_off" | "gateway_failed" | "stream_broken"
-        ),
+        None => matches!(failure.code(), UNREACHABLE | "timed_out" | "broken_off" | "gateway_failed" | "stream_broken"),
     }
 }
 
 fn bearer(token: &SecretString) -> Result<HeaderValue, Failure> {
     // The error says nothing of the token but that it is not one.
-    let mut value =
-        HeaderValue::from_str(&format!("Bearer {}", token.expose_secret())).map_err(|_| {
-            Failure::failed("credentials_unreadable", "the stored session is damaged")
-                .hint("freehold login")
-        })?;
+    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret())).map_err(|_| {
+        Failure::failed("credentials_unreadable", "the stored session is damaged").hint("freehold login")
+    })?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -295,15 +218,12 @@ fn unexpected(server: &Server, status: StatusCode) -> Failure {
         502..=504 => "gateway_failed",
         _ => "unexpected_answer",
     };
-    let failure = Failure::failed(
-        code,
-        format!("{server} gave an answer that is not a Freehold platform's"),
-    )
-    .detail(format!("Its status was {status}."));
+    let failure = Failure::failed(code, format!("{server} gave an answer that is not a Freehold platform's"))
+        .detail(format!("Its status was {status}."));
     match status {
-        StatusCode::UNAUTHORIZED => failure
-            .exiting(crate::failure::Exit::Usage)
-            .hint(format!("freehold login {server}")),
+        StatusCode::UNAUTHORIZED => {
+            failure.exiting(crate::failure::Exit::Usage).hint(format!("freehold login {server}"))
+        }
         _ => failure.hint(format!("is it one? curl {server}/api/health")),
     }
 }
@@ -368,9 +288,7 @@ mod tests {
     async fn create(server: &Server) -> Result<Value, Failure> {
         let (sinks, _) = Sinks::captured();
         let output = Output::new(sinks, false, false);
-        client(server)
-            .post_once(&["v1", "tenants"], &json!({}), "key-1", &output)
-            .await
+        client(server).post_once(&["v1", "tenants"], &json!({}), "key-1", &output).await
     }
 
     #[test]
@@ -378,56 +296,32 @@ mod tests {
         crate::install_crypto();
         let exposed: Server = "http://a.example".parse().unwrap();
         let failure = Client::new(exposed.clone(), None, false).err().unwrap();
-        assert_eq!(
-            (failure.exit(), failure.code()),
-            (Exit::Usage, "insecure_http")
-        );
+        assert_eq!((failure.exit(), failure.code()), (Exit::Usage, "insecure_http"));
         assert!(Client::new(exposed, None, true).is_ok());
     }
 
     #[tokio::test]
     async fn a_broken_request_is_repeated_with_its_key() {
-        let server = Scripted::start(vec![
-            String::new(),
-            problem(503),
-            answer("application/json", "{\"a\": 1}"),
-        ])
-        .await;
+        let server = Scripted::start(vec![String::new(), problem(503), answer("application/json", "{\"a\": 1}")]).await;
         assert_eq!(create(server.address()).await.unwrap(), json!({"a": 1}));
         let requests = server.requests();
         assert_eq!(requests.len(), 3);
-        assert!(
-            requests
-                .iter()
-                .all(|request| request.contains("idempotency-key: key-1"))
-        );
-        assert!(
-            requests
-                .iter()
-                .all(|request| request.contains("authorization: Bearer canary"))
-        );
+        assert!(requests.iter().all(|request| request.contains("idempotency-key: key-1")));
+        assert!(requests.iter().all(|request| request.contains("authorization: Bearer canary")));
     }
 
     #[tokio::test]
     async fn a_refusal_is_not_repeated() {
         let server = Scripted::start(vec![problem(409)]).await;
         let failure = create(server.address()).await.unwrap_err();
-        assert_eq!(
-            (failure.status(), failure.exit()),
-            (Some(409), Exit::Failed)
-        );
+        assert_eq!((failure.status(), failure.exit()), (Some(409), Exit::Failed));
     }
 
     #[tokio::test]
     async fn after_a_doubtful_end_the_key_is_told() {
         let server = Scripted::start(vec![String::new(); 4]).await;
         let failure = create(server.address()).await.unwrap_err();
-        assert!(
-            failure
-                .document()
-                .to_string()
-                .contains("--idempotency-key key-1")
-        );
+        assert!(failure.document().to_string().contains("--idempotency-key key-1"));
     }
 
     #[tokio::test]
@@ -435,25 +329,17 @@ mod tests {
         let server = Scripted::start(vec![]).await;
         let address = server.address().clone();
         server.stop().await;
-        let failure = client(&address)
-            .get::<Value>(&["v1"], &[])
-            .await
-            .unwrap_err();
-        assert_eq!(
-            failure.lines().last().unwrap(),
-            "hint: is the server running? make run"
-        );
+        let failure = client(&address).get::<Value>(&["v1"], &[]).await.unwrap_err();
+        assert_eq!(failure.lines().last().unwrap(), "hint: is the server running? make run");
     }
 
     #[tokio::test]
     async fn an_answer_of_something_else_is_a_failure_without_the_token() {
-        let redirect = "HTTP/1.1 307 Temporary Redirect\r\nlocation: https://evil.example/\r\ncontent-length: 0\r\n\r\n";
+        let redirect =
+            "HTTP/1.1 307 Temporary Redirect\r\nlocation: https://evil.example/\r\ncontent-length: 0\r\n\r\n";
         let server = Scripted::start(vec![answer("text/html", "<canary>"), redirect.into()]).await;
         for _ in 0..2 {
-            let failure = client(server.address())
-                .get::<Value>(&["v1"], &[])
-                .await
-                .unwrap_err();
+            let failure = client(server.address()).get::<Value>(&["v1"], &[]).await.unwrap_err();
             assert_eq!(failure.code(), "unexpected_answer");
             assert!(!format!("{failure:?}").contains("canary"));
         }

@@ -40,17 +40,11 @@ pub fn render(server: &Server, tenant: &Tenant, invite: &AdminInvite) -> Result<
             ("client_id", quote(&tenant.id.to_string())),
             ("client_slug", quote(&tenant.slug)),
             ("client_database", database.to_owned()),
-            (
-                "client_chat_url",
-                quote(server.endpoint(&["api", "v1", "chat"], &[]).as_str()),
-            ),
+            ("client_chat_url", quote(server.endpoint(&["api", "v1", "chat"], &[]).as_str())),
             ("client_admin_api_url", quote(admin_api.as_str())),
             ("admin_email", quote(&invite.email)),
             ("admin_invite_token", quote(&invite.token)),
-            (
-                "admin_invite_expires_at",
-                quote(&invite.expires_at.to_rfc3339()),
-            ),
+            ("admin_invite_expires_at", quote(&invite.expires_at.to_rfc3339())),
             ("accept_invite_command", one_line(&command)),
         ],
     )
@@ -82,10 +76,7 @@ fn fill(template: &str, values: &[(&str, String)]) -> Result<String, Failure> {
 /// A value as a shell, Compose and the dotenv libraries all read it.
 fn quote(value: &str) -> String {
     let value = one_line(value);
-    let is_bare = !value.is_empty()
-        && value
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "-_.:/@%+,=".contains(c));
+    let is_bare = !value.is_empty() && value.chars().all(|c| c.is_ascii_alphanumeric() || "-_.:/@%+,=".contains(c));
     if is_bare {
         value
     } else if !value.contains('\'') {
@@ -116,10 +107,7 @@ impl Reserved {
     pub fn new(target: PathBuf, force: bool) -> Result<Self, Failure> {
         let existing = fs::symlink_metadata(&target);
         if existing.as_ref().is_ok_and(fs::Metadata::is_dir) {
-            return Err(Failure::usage(
-                "file_unusable",
-                format!("{} is a directory", target.display()),
-            ));
+            return Err(Failure::usage("file_unusable", format!("{} is a directory", target.display())));
         }
         if existing.is_ok() && !force {
             return Err(exists(&target));
@@ -130,17 +118,10 @@ impl Reserved {
         };
         // Temporary files are made with mode 0600, and a rename keeps it.
         let file = NamedTempFile::new_in(directory).map_err(|error| {
-            Failure::usage(
-                "file_unusable",
-                format!("cannot write into {}: {error}", directory.display()),
-            )
-            .hint("name another file with --config-file, or use --print-config")
+            Failure::usage("file_unusable", format!("cannot write into {}: {error}", directory.display()))
+                .hint("name another file with --config-file, or use --print-config")
         })?;
-        Ok(Self {
-            file,
-            target,
-            force,
-        })
+        Ok(Self { file, target, force })
     }
 
     /// Where the file will be.
@@ -150,39 +131,25 @@ impl Reserved {
 
     /// Writes the file and puts it in its place.
     pub fn write(mut self, text: &str) -> Result<PathBuf, Failure> {
-        let written = self
-            .file
-            .write_all(text.as_bytes())
-            .and_then(|()| self.file.as_file().sync_all());
+        let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.as_file().sync_all());
         written.map_err(|error| unwritten(&self.target, &error))?;
-        let placed = if self.force {
-            self.file.persist(&self.target)
-        } else {
-            self.file.persist_noclobber(&self.target)
-        };
+        let placed =
+            if self.force { self.file.persist(&self.target) } else { self.file.persist_noclobber(&self.target) };
         match placed {
             Ok(_) => Ok(self.target),
-            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(exists(&self.target))
-            }
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => Err(exists(&self.target)),
             Err(error) => Err(unwritten(&self.target, &error.error)),
         }
     }
 }
 
 fn exists(target: &Path) -> Failure {
-    Failure::usage(
-        "file_exists",
-        format!("{} exists already", target.display()),
-    )
-    .hint("--force replaces it, --config-file names another")
+    Failure::usage("file_exists", format!("{} exists already", target.display()))
+        .hint("--force replaces it, --config-file names another")
 }
 
 fn unwritten(target: &Path, error: &io::Error) -> Failure {
-    Failure::failed(
-        "file_unusable",
-        format!("cannot write {}: {error}", target.display()),
-    )
+    Failure::failed("file_unusable", format!("cannot write {}: {error}", target.display()))
 }
 
 #[cfg(test)]
@@ -201,11 +168,7 @@ mod tests {
             template: "general".into(),
             admin_email: "a@acme.example".into(),
             state: TenantState::Requested,
-            database: TenantDatabase {
-                mode: DatabaseMode::Managed,
-                cluster: "local".into(),
-                name: None,
-            },
+            database: TenantDatabase { mode: DatabaseMode::Managed, cluster: "local".into(), name: None },
             schema_version: None,
             created_at: DateTime::UNIX_EPOCH,
             updated_at: DateTime::UNIX_EPOCH,
@@ -214,27 +177,16 @@ mod tests {
     }
 
     fn invite(email: &str) -> AdminInvite {
-        AdminInvite {
-            email: email.into(),
-            token: "inv_abc".into(),
-            expires_at: DateTime::UNIX_EPOCH,
-        }
+        AdminInvite { email: email.into(), token: "inv_abc".into(), expires_at: DateTime::UNIX_EPOCH }
     }
 
     fn rendered(name: &str, email: &str) -> String {
-        render(
-            &"https://freehold.example".parse().unwrap(),
-            &tenant(name),
-            &invite(email),
-        )
-        .unwrap()
+        render(&"https://freehold.example".parse().unwrap(), &tenant(name), &invite(email)).unwrap()
     }
 
     /// The variables a file sets: all lines that are neither empty nor comments.
     fn settings(text: &str) -> Vec<&str> {
-        text.lines()
-            .filter(|line| !line.is_empty() && !line.starts_with('#'))
-            .collect()
+        text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
     }
 
     #[test]
@@ -253,17 +205,12 @@ mod tests {
             ]
         );
         assert!(text.contains("# CLIENT_DATABASE_URL is not set"));
-        assert!(
-            text.contains(r#"-d '{"password":"CHANGE-ME","tenant":"acme","token":"inv_abc"}'"#)
-        );
+        assert!(text.contains(r#"-d '{"password":"CHANGE-ME","tenant":"acme","token":"inv_abc"}'"#));
     }
 
     #[test]
     fn a_name_adds_no_line_and_fills_no_placeholder() {
-        let text = rendered(
-            "Acme\nCLIENT_ID=evil {{admin_invite_token}}",
-            "o'brien@acme.example",
-        );
+        let text = rendered("Acme\nCLIENT_ID=evil {{admin_invite_token}}", "o'brien@acme.example");
         assert_eq!(settings(&text).len(), 7);
         assert!(text.contains("{{admin_invite_token}}"));
         assert!(settings(&text).contains(&"ADMIN_EMAIL=\"o'brien@acme.example\""));
@@ -273,26 +220,14 @@ mod tests {
     fn a_file_is_replaced_only_by_force_and_is_private() {
         let home = tempfile::tempdir().unwrap();
         let target = home.path().join("acme.env");
-        Reserved::new(target.clone(), false)
-            .unwrap()
-            .write("one\n")
-            .unwrap();
-        assert_eq!(
-            Reserved::new(target.clone(), false).unwrap_err().code(),
-            "file_exists"
-        );
-        Reserved::new(target.clone(), true)
-            .unwrap()
-            .write("two\n")
-            .unwrap();
+        Reserved::new(target.clone(), false).unwrap().write("one\n").unwrap();
+        assert_eq!(Reserved::new(target.clone(), false).unwrap_err().code(), "file_exists");
+        Reserved::new(target.clone(), true).unwrap().write("two\n").unwrap();
         assert_eq!(fs::read_to_string(&target).unwrap(), "two\n");
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            assert_eq!(
-                fs::metadata(&target).unwrap().permissions().mode() & 0o777,
-                0o600
-            );
+            assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o777, 0o600);
         }
     }
 

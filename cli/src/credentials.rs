@@ -77,15 +77,12 @@ impl Store {
     pub fn open(directory: Option<PathBuf>) -> Result<Self, Failure> {
         let directory = match directory {
             Some(directory) => directory,
-            None => ProjectDirs::from("", "", "freehold")
-                .map(|project| project.config_dir().to_owned())
-                .ok_or_else(|| {
-                    Failure::usage(
-                        "no_config_dir",
-                        "this user has no home directory to keep a session in",
-                    )
-                    .hint("name a directory with --config-dir")
-                })?,
+            None => ProjectDirs::from("", "", "freehold").map(|project| project.config_dir().to_owned()).ok_or_else(
+                || {
+                    Failure::usage("no_config_dir", "this user has no home directory to keep a session in")
+                        .hint("name a directory with --config-dir")
+                },
+            )?,
         };
         Ok(Self { directory })
     }
@@ -107,14 +104,8 @@ impl Store {
         };
         // The parser's message could quote a token, so it is left out.
         serde_json::from_slice(&text).map_err(|_| {
-            Failure::failed(
-                "credentials_unreadable",
-                format!("{} is damaged", path.display()),
-            )
-            .hint(format!(
-                "remove it, then sign in again: rm '{}'",
-                path.display()
-            ))
+            Failure::failed("credentials_unreadable", format!("{} is damaged", path.display()))
+                .hint(format!("remove it, then sign in again: rm '{}'", path.display()))
         })
     }
 
@@ -123,12 +114,8 @@ impl Store {
         let path = self.path();
         let failed = |error: io::Error| unusable("write", &path, &error);
         create_private_directory(&self.directory).map_err(failed)?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(self.directory.join(LOCK))
-            .map_err(failed)?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(self.directory.join(LOCK)).map_err(failed)?;
         lock.lock().map_err(failed)?;
         let mut credentials = self.load()?;
         let result = change(&mut credentials);
@@ -148,10 +135,7 @@ impl Store {
 }
 
 fn unusable(verb: &str, path: &Path, error: &io::Error) -> Failure {
-    Failure::failed(
-        "credentials_unusable",
-        format!("cannot {verb} {}: {error}", path.display()),
-    )
+    Failure::failed("credentials_unusable", format!("cannot {verb} {}: {error}", path.display()))
 }
 
 /// Makes a directory that nobody else may look into. One that exists is narrowed: it is this program's own.
@@ -190,13 +174,9 @@ mod tests {
         let directory = home.path().join("deep/freehold");
         let store = Store::open(Some(directory.clone())).unwrap();
         let one = server("https://one.example");
-        store
-            .update(|all| all.sign_in(&one, session("t-1")))
-            .unwrap();
+        store.update(|all| all.sign_in(&one, session("t-1"))).unwrap();
         fs::set_permissions(store.path(), fs::Permissions::from_mode(0o644)).unwrap();
-        store
-            .update(|all| all.sign_in(&one, session("t-2")))
-            .unwrap();
+        store.update(|all| all.sign_in(&one, session("t-2"))).unwrap();
 
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&store.path()), 0o600);
@@ -208,12 +188,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let store = Store::open(Some(home.path().to_owned())).unwrap();
         let (one, two) = (server("https://one.example"), server("https://two.example"));
-        store
-            .update(|all| all.sign_in(&one, session("t-1")))
-            .unwrap();
-        store
-            .update(|all| all.sign_in(&two, session("t-2")))
-            .unwrap();
+        store.update(|all| all.sign_in(&one, session("t-1"))).unwrap();
+        store.update(|all| all.sign_in(&two, session("t-2"))).unwrap();
 
         let all = store.load().unwrap();
         assert_eq!(all.current, Some(two.clone()));

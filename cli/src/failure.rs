@@ -76,10 +76,7 @@ impl Failure {
             failure = failure.detail(format!("{}: {}", field.field, field.message));
         }
         if problem.status >= 500 {
-            failure = failure.detail(format!(
-                "The server's log names this request {}.",
-                problem.request_id
-            ));
+            failure = failure.detail(format!("The server's log names this request {}.", problem.request_id));
         }
         failure.0.hint = hint_for(&problem, server);
         failure.0.problem = Some(problem);
@@ -217,48 +214,30 @@ mod tests {
         assert_eq!(failure.exit(), Exit::Usage);
         assert_eq!(
             failure.lines(),
-            [
-                "error: It did not work",
-                "  Because of this.",
-                "hint: freehold login https://freehold.example"
-            ]
+            ["error: It did not work", "  Because of this.", "hint: freehold login https://freehold.example"]
         );
     }
 
     #[test]
     fn a_conflict_names_the_operation_to_follow() {
         let id = uuid::Uuid::from_u128(7);
-        let conflict = Problem {
-            operation_id: Some(id),
-            ..problem(409, "operation_in_progress")
-        };
+        let conflict = Problem { operation_id: Some(id), ..problem(409, "operation_in_progress") };
         let lines = Failure::problem(conflict, &server()).lines();
-        assert_eq!(
-            lines.last().unwrap(),
-            &format!("hint: freehold operation follow {id}")
-        );
+        assert_eq!(lines.last().unwrap(), &format!("hint: freehold operation follow {id}"));
     }
 
     #[test]
     fn refused_fields_and_the_request_are_shown() {
         let mut refused = problem(422, "invalid_request");
-        refused.errors.push(FieldProblem {
-            field: "slug".into(),
-            message: "too short".into(),
-        });
-        assert!(
-            Failure::problem(refused, &server())
-                .lines()
-                .contains(&"  slug: too short".to_owned())
-        );
+        refused.errors.push(FieldProblem { field: "slug".into(), message: "too short".into() });
+        assert!(Failure::problem(refused, &server()).lines().contains(&"  slug: too short".to_owned()));
         let broken = Failure::problem(problem(500, "internal"), &server());
         assert!(broken.lines().iter().any(|line| line.contains("r-1")));
     }
 
     #[test]
     fn the_document_is_one_object_with_error_and_what_came_about() {
-        let failure = Failure::problem(problem(404, "tenant_not_found"), &server())
-            .with_result(json!({ "tenant": 1 }));
+        let failure = Failure::problem(problem(404, "tenant_not_found"), &server()).with_result(json!({ "tenant": 1 }));
         let document = failure.document();
         assert_eq!(document["error"]["code"], "tenant_not_found");
         assert_eq!(document["error"]["hint"], "freehold tenant list");

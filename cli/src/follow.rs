@@ -70,10 +70,7 @@ async fn listen(
     last_answer: &mut Instant,
 ) -> Result<Option<Operation>, Failure> {
     let id = id.to_string();
-    let events = match client
-        .events(&["platform", "v1", "operations", &id, "events"])
-        .await
-    {
+    let events = match client.events(&["platform", "v1", "operations", &id, "events"]).await {
         Ok(events) => events,
         // Nobody is signed in any more: asking would fail in the same way.
         Err(failure) if failure.status() == Some(401) => return Err(failure),
@@ -97,9 +94,7 @@ async fn listen(
 
 /// Asks for an operation.
 pub async fn ask(client: &Client, id: Uuid) -> Result<Operation, Failure> {
-    client
-        .get(&["platform", "v1", "operations", &id.to_string()], &[])
-        .await
+    client.get(&["platform", "v1", "operations", &id.to_string()], &[]).await
 }
 
 /// A failure, if the operation was settled badly.
@@ -164,9 +159,7 @@ mod tests {
             json(OperationState::Running),
             json(OperationState::Succeeded)
         );
-        let settled = followed(vec![answer("text/event-stream", &events)])
-            .await
-            .unwrap();
+        let settled = followed(vec![answer("text/event-stream", &events)]).await.unwrap();
         assert_eq!(settled.state, OperationState::Succeeded);
     }
 
@@ -190,30 +183,20 @@ mod tests {
     async fn a_refusal_ends_it() {
         let failure = followed(vec![problem(401)]).await.unwrap_err();
         assert_eq!(failure.exit(), Exit::Usage);
-        let failure = followed(vec![problem(404), problem(404)])
-            .await
-            .unwrap_err();
+        let failure = followed(vec![problem(404), problem(404)]).await.unwrap_err();
         assert_eq!(failure.status(), Some(404));
     }
 
     #[test]
     fn a_bad_end_says_why_and_how_to_retry() {
         let mut failed = operation(OperationState::Failed);
-        failed.error = Some(OperationError {
-            code: "cluster_unreachable".into(),
-            message: "The cluster did not answer.".into(),
-        });
+        failed.error =
+            Some(OperationError { code: "cluster_unreachable".into(), message: "The cluster did not answer.".into() });
         let failure = outcome(&failed).unwrap_err();
-        assert_eq!(
-            (failure.exit(), failure.code()),
-            (Exit::Failed, "cluster_unreachable")
-        );
+        assert_eq!((failure.exit(), failure.code()), (Exit::Failed, "cluster_unreachable"));
         let lines = failure.lines();
         assert!(lines.contains(&"  The cluster did not answer.".to_owned()));
-        assert_eq!(
-            lines.last().unwrap(),
-            &format!("hint: freehold operation retry {}", failed.id)
-        );
+        assert_eq!(lines.last().unwrap(), &format!("hint: freehold operation retry {}", failed.id));
         assert!(outcome(&operation(OperationState::Succeeded)).is_ok());
     }
 }

@@ -20,32 +20,18 @@ pub fn secret_from_file(path: &Path, what: &str) -> Result<SecretString, Failure
     let name = path.display();
     let mut text = String::new();
     let read = if path == Path::new("-") {
-        io::stdin()
-            .lock()
-            .take(LONGEST_SECRET + 1)
-            .read_to_string(&mut text)
+        io::stdin().lock().take(LONGEST_SECRET + 1).read_to_string(&mut text)
     } else {
         File::open(path).and_then(|file| file.take(LONGEST_SECRET + 1).read_to_string(&mut text))
     };
-    read.map_err(|error| {
-        Failure::usage(
-            "file_unusable",
-            format!("cannot read the {what} from {name}: {error}"),
-        )
-    })?;
+    read.map_err(|error| Failure::usage("file_unusable", format!("cannot read the {what} from {name}: {error}")))?;
     if text.len() as u64 > LONGEST_SECRET {
-        return Err(Failure::usage(
-            "file_unusable",
-            format!("{name} is too long for a {what}"),
-        ));
+        return Err(Failure::usage("file_unusable", format!("{name} is too long for a {what}")));
     }
     let text = text.strip_suffix('\n').unwrap_or(&text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     if text.is_empty() {
-        return Err(Failure::usage(
-            "file_unusable",
-            format!("{name} holds no {what}: it is empty"),
-        ));
+        return Err(Failure::usage("file_unusable", format!("{name} holds no {what}: it is empty")));
     }
     Ok(SecretString::from(text))
 }
@@ -53,15 +39,10 @@ pub fn secret_from_file(path: &Path, what: &str) -> Result<SecretString, Failure
 /// Asks for a password without showing it.
 pub fn ask_password(output: &Output) -> Result<SecretString, Failure> {
     if !output.is_interactive() {
-        return Err(missing(
-            "password",
-            "--password-file FILE, or --password-file - for stdin",
-        ));
+        return Err(missing("password", "--password-file FILE, or --password-file - for stdin"));
     }
     let answer = Password::new().with_prompt("Password").interact();
-    answer
-        .map(SecretString::from)
-        .map_err(|error| unanswered(&error))
+    answer.map(SecretString::from).map_err(|error| unanswered(&error))
 }
 
 /// Asks for an e-mail address.
@@ -69,25 +50,15 @@ pub fn ask_email(output: &Output) -> Result<String, Failure> {
     if !output.is_interactive() {
         return Err(missing("e-mail address", "--email EMAIL"));
     }
-    Input::new()
-        .with_prompt("E-mail")
-        .interact_text()
-        .map_err(|error| unanswered(&error))
+    Input::new().with_prompt("E-mail").interact_text().map_err(|error| unanswered(&error))
 }
 
 fn missing(what: &str, option: &str) -> Failure {
-    Failure::usage(
-        "input_missing",
-        format!("the {what} is missing, and there is no terminal to ask at"),
-    )
-    .hint(option)
+    Failure::usage("input_missing", format!("the {what} is missing, and there is no terminal to ask at")).hint(option)
 }
 
 fn unanswered(error: &dialoguer::Error) -> Failure {
-    Failure::failed(
-        "interrupted",
-        format!("the question was not answered: {error}"),
-    )
+    Failure::failed("interrupted", format!("the question was not answered: {error}"))
 }
 
 #[cfg(test)]
@@ -99,17 +70,9 @@ mod tests {
     fn one_line_break_at_the_end_is_not_part_of_a_secret() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("secret");
-        for (text, secret) in [
-            ("a b \n", "a b "),
-            ("a\r\n", "a"),
-            ("a", "a"),
-            ("a\n\n", "a\n"),
-        ] {
+        for (text, secret) in [("a b \n", "a b "), ("a\r\n", "a"), ("a", "a"), ("a\n\n", "a\n")] {
             std::fs::write(&path, text).unwrap();
-            assert_eq!(
-                secret_from_file(&path, "password").unwrap().expose_secret(),
-                secret
-            );
+            assert_eq!(secret_from_file(&path, "password").unwrap().expose_secret(), secret);
         }
         std::fs::write(&path, "\n").unwrap();
         assert!(secret_from_file(&path, "password").is_err());

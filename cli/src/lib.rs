@@ -44,11 +44,7 @@ pub async fn run(arguments: impl IntoIterator<Item = OsString>, sinks: Sinks) ->
             // What was not understood cannot say how to show it, so the option is looked for by hand.
             let json = arguments.iter().any(|argument| argument == "--json");
             Output::new(sinks, json, false).clap(&error);
-            return if error.use_stderr() {
-                Exit::Usage
-            } else {
-                Exit::Done
-            };
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done };
         }
     };
     let output = Output::new(sinks, cli.global.json, cli.global.quiet);

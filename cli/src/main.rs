@@ -7,7 +7,5 @@ use freehold_cli::output::Sinks;
 #[tokio::main]
 async fn main() -> ExitCode {
     freehold_cli::install_crypto();
-    freehold_cli::run(std::env::args_os(), Sinks::process())
-        .await
-        .into()
+    freehold_cli::run(std::env::args_os(), Sinks::process()).await.into()
 }

@@ -77,10 +77,7 @@ impl Buffer {
 
 impl Write for Buffer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend_from_slice(bytes);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -121,17 +118,10 @@ impl Output {
     }
 
     /// Writes a command's result. Called once by each command that succeeds.
-    pub fn data(
-        &self,
-        document: &impl Serialize,
-        human: impl FnOnce() -> String,
-    ) -> Result<(), Failure> {
+    pub fn data(&self, document: &impl Serialize, human: impl FnOnce() -> String) -> Result<(), Failure> {
         let text = if self.json {
             serde_json::to_string_pretty(document).map_err(|error| {
-                Failure::failed(
-                    "output_failed",
-                    format!("cannot write the result as JSON: {error}"),
-                )
+                Failure::failed("output_failed", format!("cannot write the result as JSON: {error}"))
             })?
         } else {
             human()
@@ -139,10 +129,7 @@ impl Output {
         write_block(&self.stdout, &text).or_else(|error| match error.kind() {
             // The reader of a pipe (`| head -1`) has seen enough.
             io::ErrorKind::BrokenPipe => Ok(()),
-            _ => Err(Failure::failed(
-                "output_failed",
-                format!("cannot write the result: {error}"),
-            )),
+            _ => Err(Failure::failed("output_failed", format!("cannot write the result: {error}"))),
         })
     }
 
@@ -226,11 +213,7 @@ pub fn table(header: &[&str], rows: &[Vec<String>], empty: &str) -> String {
 
 /// Names and values, one pair a line.
 pub fn fields(pairs: &[(&str, String)]) -> String {
-    let width = pairs
-        .iter()
-        .map(|(name, _)| name.len())
-        .max()
-        .unwrap_or_default();
+    let width = pairs.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
     let mut text = String::new();
     for (name, value) in pairs {
         // Writing to a string cannot fail.
@@ -247,15 +230,7 @@ fn trimmed(text: &str) -> String {
 
 /// A text of somebody else's without control characters, so that a tenant's name cannot steer the terminal.
 pub fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() && c != '\n' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
+    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
 /// A value as the API spells it, for example a state.
@@ -289,10 +264,7 @@ mod tests {
         output.note("working");
         output.failure(&Failure::failed("broken", "It broke").hint("mend it"));
         let document: Value = serde_json::from_str(&captured.stdout()).unwrap();
-        assert_eq!(
-            document,
-            json!({"error": {"code": "broken", "message": "It broke", "hint": "mend it"}})
-        );
+        assert_eq!(document, json!({"error": {"code": "broken", "message": "It broke", "hint": "mend it"}}));
         assert_eq!(captured.stderr(), "working\n");
     }
 
@@ -301,25 +273,16 @@ mod tests {
         let (sinks, captured) = Sinks::captured();
         let output = Output::new(sinks, false, true);
         output.note("working");
-        output.failure(
-            &Failure::failed("broken", "It broke")
-                .detail("here")
-                .hint("mend it"),
-        );
+        output.failure(&Failure::failed("broken", "It broke").detail("here").hint("mend it"));
         assert_eq!(captured.stdout(), "");
-        assert_eq!(
-            captured.stderr(),
-            "error: It broke\n  here\nhint: mend it\n"
-        );
+        assert_eq!(captured.stderr(), "error: It broke\n  here\nhint: mend it\n");
     }
 
     #[test]
     fn an_empty_list_still_says_something() {
         let (sinks, captured) = Sinks::captured();
         let output = Output::new(sinks, false, false);
-        output
-            .data(&json!({}), || table(&["id"], &[], "No tenants."))
-            .unwrap();
+        output.data(&json!({}), || table(&["id"], &[], "No tenants.")).unwrap();
         assert_eq!(captured.stdout(), "No tenants.\n");
     }
 

@@ -29,12 +29,7 @@ impl<'a> Progress<'a> {
             bar.enable_steady_tick(TICK);
             bar
         });
-        Self {
-            output,
-            bar,
-            shown: HashMap::new(),
-            is_waiting: false,
-        }
+        Self { output, bar, shown: HashMap::new(), is_waiting: false }
     }
 
     /// Shows how far the operation is.
@@ -145,27 +140,12 @@ mod tests {
         let (sinks, captured) = Sinks::captured();
         let output = Output::new(sinks, false, false);
         let mut progress = Progress::new(&output);
-        progress.show(&operation(&[
-            ("role", StepState::Running),
-            ("database", StepState::Pending),
-        ]));
-        progress.show(&operation(&[
-            ("role", StepState::Done),
-            ("database", StepState::Running),
-        ]));
-        progress.show(&operation(&[
-            ("role", StepState::Done),
-            ("database", StepState::Running),
-        ]));
+        progress.show(&operation(&[("role", StepState::Running), ("database", StepState::Pending)]));
+        progress.show(&operation(&[("role", StepState::Done), ("database", StepState::Running)]));
+        progress.show(&operation(&[("role", StepState::Done), ("database", StepState::Running)]));
         progress.waiting("gone");
         progress.waiting("gone");
-        progress.show(&operation(&[
-            ("role", StepState::Undone),
-            ("database", StepState::Failed),
-        ]));
-        assert_eq!(
-            captured.stderr(),
-            "[1/2] role done\ngone\n[1/2] role undone\n[2/2] database failed\n"
-        );
+        progress.show(&operation(&[("role", StepState::Undone), ("database", StepState::Failed)]));
+        assert_eq!(captured.stderr(), "[1/2] role done\ngone\n[1/2] role undone\n[2/2] database failed\n");
     }
 }

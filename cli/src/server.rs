@@ -66,9 +66,7 @@ impl FromStr for Server {
             return Err("the URL has to begin with https:// or http://".into());
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(
-                "leave the user and password out of the URL: freehold login asks for them".into(),
-            );
+            return Err("leave the user and password out of the URL: freehold login asks for them".into());
         }
         url.set_query(None);
         url.set_fragment(None);
@@ -102,27 +100,16 @@ mod tests {
 
     #[test]
     fn spellings_of_one_platform_are_one_key() {
-        for text in [
-            "freehold.example",
-            "https://freehold.example/",
-            "HTTPS://Freehold.Example:443/?a#b",
-        ] {
+        for text in ["freehold.example", "https://freehold.example/", "HTTPS://Freehold.Example:443/?a#b"] {
             assert_eq!(server(text).to_string(), "https://freehold.example");
         }
-        assert_eq!(
-            server("localhost:8080").to_string(),
-            "http://localhost:8080"
-        );
-        assert_eq!(
-            server("https://a.example/base/").to_string(),
-            "https://a.example/base"
-        );
+        assert_eq!(server("localhost:8080").to_string(), "http://localhost:8080");
+        assert_eq!(server("https://a.example/base/").to_string(), "https://a.example/base");
     }
 
     #[test]
     fn endpoints_are_escaped_and_keep_the_base_path() {
-        let url =
-            server("https://a.example/base").endpoint(&["v1", "a/b"], &[("state", "x&y".into())]);
+        let url = server("https://a.example/base").endpoint(&["v1", "a/b"], &[("state", "x&y".into())]);
         assert_eq!(url.as_str(), "https://a.example/base/v1/a%2Fb?state=x%26y");
         let root = server("https://a.example").endpoint(&["v1"], &[]);
         assert_eq!(root.as_str(), "https://a.example/v1");
@@ -130,31 +117,17 @@ mod tests {
 
     #[test]
     fn plain_http_is_for_this_machine_only() {
-        for safe in [
-            "http://localhost:1",
-            "http://127.0.0.2",
-            "http://[::1]:1",
-            "https://a.example",
-        ] {
+        for safe in ["http://localhost:1", "http://127.0.0.2", "http://[::1]:1", "https://a.example"] {
             assert!(!server(safe).exposes_credentials(), "{safe}");
         }
-        for exposed in [
-            "http://a.example",
-            "http://10.0.0.1",
-            "http://localhost.a.example",
-        ] {
+        for exposed in ["http://a.example", "http://10.0.0.1", "http://localhost.a.example"] {
             assert!(server(exposed).exposes_credentials(), "{exposed}");
         }
     }
 
     #[test]
     fn what_is_no_platform_is_refused() {
-        for text in [
-            "",
-            "ftp://a.example",
-            "https://me:secret@a.example",
-            "https://",
-        ] {
+        for text in ["", "ftp://a.example", "https://me:secret@a.example", "https://"] {
             assert!(text.parse::<Server>().is_err(), "{text}");
         }
     }

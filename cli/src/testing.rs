@@ -19,9 +19,7 @@ impl Scripted {
     /// Starts it. An empty answer hangs up; after the last answer all further connections are hung up on.
     pub(crate) async fn start(answers: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap())
-            .parse()
-            .unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let requests = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&requests);
         let task = tokio::spawn(async move {
@@ -35,11 +33,7 @@ impl Scripted {
                 connection.shutdown().await.unwrap();
             }
         });
-        Self {
-            address,
-            requests,
-            task,
-        }
+        Self { address, requests, task }
     }
 
     /// Where it listens.
@@ -98,9 +92,8 @@ pub(crate) fn answer(kind: &str, body: &str) -> String {
 
 /// A refusal.
 pub(crate) fn problem(status: u16) -> String {
-    let body = format!(
-        r#"{{"type": "/docs/problems#x", "title": "No", "status": {status}, "code": "x", "request_id": "r"}}"#
-    );
+    let body =
+        format!(r#"{{"type": "/docs/problems#x", "title": "No", "status": {status}, "code": "x", "request_id": "r"}}"#);
     format!(
         "HTTP/1.1 {status} No\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()

@@ -192,8 +192,9 @@ mod tests {
         assert!(check(&settings()).is_ok());
         let broken = SettingsChange { temperature: Some(2.5), max_tokens: Some(0), ..SettingsChange::default() };
         let Err(ConfigurationError::Invalid(report)) = check(&broken.apply(&settings())) else { panic!() };
-        let fields: Vec<_> = report.iter().map(|(path, _)| path.to_string()).collect();
-        assert_eq!(fields, ["temperature", "max_tokens"]);
+        let mut fields: Vec<_> = report.iter().map(|(path, _)| path.to_string()).collect();
+        fields.sort();
+        assert_eq!(fields, ["max_tokens", "temperature"]);
         let not_a_number = SettingsChange { temperature: Some(f32::NAN), ..SettingsChange::default() };
         assert!(check(&not_a_number.apply(&settings())).is_err());
         let nul = SettingsChange { error_message: Some("a\0b".to_owned()), ..SettingsChange::default() };

@@ -74,7 +74,11 @@ pub fn router(state: AppState) -> Router {
         .route("/", get(async || axum::response::Redirect::temporary("/docs")))
         .fallback(async || ApiError::not_found("route"))
         .method_not_allowed_fallback(async || {
-            ApiError::new(axum::http::StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Not a method of this route")
+            ApiError::new(
+                axum::http::StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "Not a method of this route",
+            )
         })
         .with_state(state)
         .merge(SwaggerUi::new("/docs").url("/openapi.json", document))

@@ -88,7 +88,8 @@ pub struct Definition<S: 'static> {
     /// The steps, in order.
     pub steps: &'static [Step<S>],
     /// Notes the outcome in the feature's own tables, in the transaction that settles the operation.
-    pub settle: for<'a> fn(&'a mut PgConnection, &'a StepContext, Outcome, chrono::DateTime<chrono::Utc>) -> SettleFuture<'a>,
+    pub settle:
+        for<'a> fn(&'a mut PgConnection, &'a StepContext, Outcome, chrono::DateTime<chrono::Utc>) -> SettleFuture<'a>,
 }
 
 /// A new operation, to be stored by [`store::create`] in the transaction of the row it belongs to.

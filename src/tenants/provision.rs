@@ -16,10 +16,10 @@ use serde::{Deserialize, Serialize};
 use sqlx::{PgConnection, PgPool};
 use zeroize::Zeroizing;
 
+use super::TenantError;
 use super::clusters::ClusterRegistry;
 use super::store::{self, NewCredentials};
 use super::templates::Templates;
-use super::TenantError;
 use crate::clock::SharedClock;
 use crate::ids::{ClusterId, InviteId, SigningKeyId, Slug, TenantId};
 use crate::operations::{Definition, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture};

@@ -171,10 +171,7 @@ pub(super) struct SealedCredentials {
     pub(super) url_sealed: Vec<u8>,
 }
 
-pub(super) async fn find_credentials(
-    pool: &PgPool,
-    id: TenantId,
-) -> Result<Option<SealedCredentials>, sqlx::Error> {
+pub(super) async fn find_credentials(pool: &PgPool, id: TenantId) -> Result<Option<SealedCredentials>, sqlx::Error> {
     sqlx::query_as!(
         SealedCredentials,
         "SELECT w.version AS key_version, w.wrapped_key, d.url_sealed

@@ -83,7 +83,9 @@ fn sql_is_in_the_stores() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let elsewhere = SQL_ELSEWHERE.iter().any(|(allowed, _)| Path::new(allowed) == path);
         let code = code(&text);
-        let sql = ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "].iter().any(|verb| code.contains(&format!("\"{verb}")));
+        let sql = ["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "]
+            .iter()
+            .any(|verb| code.contains(&format!("\"{verb}")));
         if sql && !["store.rs", "tenant_store.rs"].contains(&name) && !elsewhere {
             wrong.push(path.display().to_string());
         }
@@ -101,7 +103,8 @@ fn axum_stays_at_the_edge_and_requests_never_enter_a_feature() {
             wrong.push(format!("{} knows axum", path.display()));
         }
         let feature = LEVELS.iter().any(|(level, names)| (1..=2).contains(level) && names.contains(&user.as_str()));
-        let bodies = code.lines().any(|line| line.contains("api::") && (line.contains("Request") || line.contains("Response")));
+        let bodies =
+            code.lines().any(|line| line.contains("api::") && (line.contains("Request") || line.contains("Response")));
         if feature && bodies {
             wrong.push(format!("{} takes or returns a request's body", path.display()));
         }

@@ -216,7 +216,8 @@ async fn another_tenants_things_do_not_exist() {
             (Method::POST, "/api/v1/chat", Some(json!({ "message": "go on", "session_id": "{id}" }))),
         ] {
             let ask = async |id: &str| {
-                let body = body.clone().map(|body| serde_json::from_str(&body.to_string().replace("{id}", id)).unwrap());
+                let body =
+                    body.clone().map(|body| serde_json::from_str(&body.to_string().replace("{id}", id)).unwrap());
                 platform.send(method.clone(), &path.replace("{id}", id), token, body).await
             };
             let (there, absent) = (ask(&session).await, ask(&nowhere).await);
@@ -247,9 +248,11 @@ async fn another_tenants_things_do_not_exist() {
         assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", answer.text);
         cases += 1;
     }
-    for (name, value) in
-        [("x-tenant-id", ours.id.to_string()), ("x-tenant", ours.slug.clone()), ("host", format!("{}.example", ours.slug))]
-    {
+    for (name, value) in [
+        ("x-tenant-id", ours.id.to_string()),
+        ("x-tenant", ours.slug.clone()),
+        ("host", format!("{}.example", ours.slug)),
+    ] {
         let request = platform.client.get(format!("{}/api/v1/config?tenant={}", platform.url, ours.slug));
         let answer = request.bearer_auth(&other.admin.access).header(name, value).send().await.unwrap();
         assert!(!answer.text().await.unwrap().contains("canary-of-ours"));

@@ -188,7 +188,9 @@ async fn compare(platform: &Platform, slug: &str, provisioned: bool) -> Result<(
     let seen = (state.as_str(), wrapped, signing, databases.len(), roles.len());
     let expected = if provisioned { ("active", 1, 1, 1, 2) } else { ("failed", 0, 0, 0, 0) };
     if seen != expected {
-        return Err(format!("expected {expected:?} (state, data keys, signing keys, databases, roles), found {seen:?}"));
+        return Err(format!(
+            "expected {expected:?} (state, data keys, signing keys, databases, roles), found {seen:?}"
+        ));
     }
     if !provisioned {
         return Ok(());

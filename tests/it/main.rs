@@ -13,6 +13,7 @@
     reason = "a test that panics has failed, which is what it is for"
 )]
 
+mod access;
 mod architecture;
 mod chat;
 mod configuration;

@@ -24,7 +24,9 @@ async fn a_new_tenant_becomes_active_with_the_templates_settings() {
     });
     let tokens = platform.post("/api/v1/auth/accept-invite", "", accept).await.expect_success();
     let config = platform.get("/api/v1/config", tokens["access_token"].as_str().unwrap()).await.expect(StatusCode::OK);
-    assert!(config["settings"]["system_prompt"].as_str().unwrap().contains("Company harbour-dental, a dental practice"));
+    assert!(
+        config["settings"]["system_prompt"].as_str().unwrap().contains("Company harbour-dental, a dental practice")
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,7 +134,8 @@ async fn lists_come_in_pages_that_hold_every_tenant_once() {
     loop {
         let path = format!("/platform/v1/tenants?limit=2&state=requested{cursor}");
         let page = platform.get(&path, &platform.token).await.expect(StatusCode::OK);
-        slugs.extend(page["items"].as_array().unwrap().iter().map(|tenant| tenant["slug"].as_str().unwrap().to_owned()));
+        slugs
+            .extend(page["items"].as_array().unwrap().iter().map(|tenant| tenant["slug"].as_str().unwrap().to_owned()));
         match page["next_cursor"].as_str() {
             Some(next) => cursor = format!("&cursor={next}"),
             None => break,

@@ -16,16 +16,11 @@ const CLUSTERS: [&str; 3] = ["platform", "v1", "clusters"];
 pub async fn run(context: &Context<'_>, command: ClusterCommand) -> Result<(), Failure> {
     let client = context.client()?;
     match command {
-        ClusterCommand::Add {
-            name,
-            admin_url_file,
-        } => {
+        ClusterCommand::Add { name, admin_url_file } => {
             let admin_url = input::secret_from_file(&admin_url_file, "admin URL")?;
             let body = json!({ "name": name, "admin_url": admin_url.expose_secret() });
             let cluster: Cluster = client.post(&CLUSTERS, &body).await?;
-            context
-                .output
-                .data(&cluster, || listed(std::slice::from_ref(&cluster)))
+            context.output.data(&cluster, || listed(std::slice::from_ref(&cluster)))
         }
         ClusterCommand::List => {
             let list: ClusterList = client.get(&CLUSTERS, &[]).await?;

@@ -43,11 +43,7 @@ impl<'a> Context<'a> {
     pub fn session(&self) -> Result<(Server, Session), Failure> {
         let mut credentials = self.store()?.load()?;
         let Some(server) = self.global.server.clone().or(credentials.current) else {
-            let known: Vec<String> = credentials
-                .servers
-                .keys()
-                .map(ToString::to_string)
-                .collect();
+            let known: Vec<String> = credentials.servers.keys().map(ToString::to_string).collect();
             let failure = Failure::usage("not_signed_in", "not signed in");
             return Err(if known.is_empty() {
                 failure.hint("freehold login URL")
@@ -59,10 +55,8 @@ impl<'a> Context<'a> {
         };
         match credentials.servers.remove(&server) {
             Some(session) => Ok((server, session)),
-            None => Err(
-                Failure::usage("not_signed_in", format!("not signed in to {server}"))
-                    .hint(format!("freehold login {server}")),
-            ),
+            None => Err(Failure::usage("not_signed_in", format!("not signed in to {server}"))
+                .hint(format!("freehold login {server}"))),
         }
     }
 
@@ -93,23 +87,12 @@ where
     F: Fn(Vec<(&'static str, String)>) -> R,
     R: Future<Output = Result<(Vec<T>, Option<String>), Failure>>,
 {
-    let wanted = if page.all {
-        usize::MAX
-    } else {
-        NonZeroUsize::get(page.limit)
-    };
-    let mut listed = Listed {
-        items: Vec::new(),
-        next_cursor: None,
-    };
+    let wanted = if page.all { usize::MAX } else { NonZeroUsize::get(page.limit) };
+    let mut listed = Listed { items: Vec::new(), next_cursor: None };
     loop {
         let missing = wanted.saturating_sub(listed.items.len());
         let mut query = vec![("limit", missing.min(PAGE).to_string())];
-        query.extend(
-            filters
-                .iter()
-                .filter_map(|(name, value)| Some((*name, value.clone()?))),
-        );
+        query.extend(filters.iter().filter_map(|(name, value)| Some((*name, value.clone()?))));
         query.extend(listed.next_cursor.clone().map(|cursor| ("cursor", cursor)));
         let (items, next) = fetch(query).await?;
         // A platform that gives the same place twice would be asked for ever.
@@ -120,10 +103,7 @@ where
             return Ok(listed);
         }
         if stuck {
-            return Err(Failure::failed(
-                "unexpected_answer",
-                "the platform's list does not end",
-            ));
+            return Err(Failure::failed("unexpected_answer", "the platform's list does not end"));
         }
     }
 }
@@ -140,22 +120,12 @@ mod tests {
     use super::*;
 
     fn page(limit: usize, all: bool) -> PageArgs {
-        PageArgs {
-            limit: NonZeroUsize::new(limit).unwrap(),
-            all,
-        }
+        PageArgs { limit: NonZeroUsize::new(limit).unwrap(), all }
     }
 
     /// A platform with 250 items, whose cursor is the place of the next one.
-    async fn platform(
-        query: Vec<(&'static str, String)>,
-    ) -> Result<(Vec<usize>, Option<String>), Failure> {
-        let value = |wanted: &str| {
-            query
-                .iter()
-                .find(|(name, _)| *name == wanted)
-                .map(|(_, value)| value.clone())
-        };
+    async fn platform(query: Vec<(&'static str, String)>) -> Result<(Vec<usize>, Option<String>), Failure> {
+        let value = |wanted: &str| query.iter().find(|(name, _)| *name == wanted).map(|(_, value)| value.clone());
         assert_eq!(value("state").as_deref(), Some("active"));
         assert_eq!(value("tenant"), None);
         let begin: usize = value("cursor").map_or(0, |cursor| cursor.parse().unwrap());
@@ -167,10 +137,7 @@ mod tests {
     async fn lists_are_fetched_as_far_as_asked() {
         let filters = [("state", Some("active".to_owned())), ("tenant", None)];
         let some = pages(&page(130, false), &filters, platform).await.unwrap();
-        assert_eq!(
-            (some.items.len(), some.next_cursor.as_deref()),
-            (130, Some("130"))
-        );
+        assert_eq!((some.items.len(), some.next_cursor.as_deref()), (130, Some("130")));
         let all = pages(&page(50, true), &filters, platform).await.unwrap();
         assert_eq!((all.items.len(), all.next_cursor), (250, None));
     }

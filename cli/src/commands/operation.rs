@@ -27,9 +27,7 @@ pub async fn run(context: &Context<'_>, command: OperationCommand) -> Result<(),
             let path = ["platform", "v1", "operations", &id.to_string(), "retry"];
             let mut operation: Operation = client.post(&path, &json!({})).await?;
             if detach {
-                context
-                    .output
-                    .note(format!("hint: freehold operation follow {}", operation.id));
+                context.output.note(format!("hint: freehold operation follow {}", operation.id));
                 return context.output.data(&operation, || shown(&operation));
             }
             // The answer names the operation to follow, be it the same or a new one.
@@ -41,21 +39,14 @@ pub async fn run(context: &Context<'_>, command: OperationCommand) -> Result<(),
 
 /// Shows a settled operation: as data if it went well, else as the reason why not.
 fn settled(context: &Context<'_>, operation: &Operation) -> Result<(), Failure> {
-    follow::outcome(operation)
-        .map_err(|failure| failure.with_result(json!({ "operation": operation })))?;
+    follow::outcome(operation).map_err(|failure| failure.with_result(json!({ "operation": operation })))?;
     context.output.data(operation, || shown(operation))
 }
 
-async fn list(
-    context: &Context<'_>,
-    client: &Client,
-    args: OperationListArgs,
-) -> Result<(), Failure> {
+async fn list(context: &Context<'_>, client: &Client, args: OperationListArgs) -> Result<(), Failure> {
     let filters = [("tenant", args.tenant), ("state", args.state)];
     let listed = pages(&args.page, &filters, async |query| {
-        let page: OperationPage = client
-            .get(&["platform", "v1", "operations"], &query)
-            .await?;
+        let page: OperationPage = client.get(&["platform", "v1", "operations"], &query).await?;
         Ok((page.items, page.next_cursor))
     })
     .await?;
@@ -74,9 +65,7 @@ async fn list(
         })
         .collect();
     let header = ["id", "kind", "tenant", "state", "created", "finished"];
-    context
-        .output
-        .data(&listed, || table(&header, &rows, "No operations."))?;
+    context.output.data(&listed, || table(&header, &rows, "No operations."))?;
     note_more(context.output, &listed);
     Ok(())
 }
@@ -101,15 +90,8 @@ fn shown(operation: &Operation) -> String {
             let took = step
                 .started_at
                 .zip(step.finished_at)
-                .map(|(started, finished)| {
-                    format!("{} ms", (finished - started).num_milliseconds())
-                });
-            vec![
-                step.name.clone(),
-                wire(&step.state),
-                step.tries.to_string(),
-                optional(took),
-            ]
+                .map(|(started, finished)| format!("{} ms", (finished - started).num_milliseconds()));
+            vec![step.name.clone(), wire(&step.state), step.tries.to_string(), optional(took)]
         })
         .collect();
     let steps = table(&["step", "state", "tries", "took"], &steps, "No steps.");

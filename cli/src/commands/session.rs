@@ -21,9 +21,10 @@ pub async fn login(context: &Context<'_>, args: LoginArgs) -> Result<(), Failure
     let store = context.store()?;
     let server = match args.url.or_else(|| context.global.server.clone()) {
         Some(server) => server,
-        None => store.load()?.current.ok_or_else(|| {
-            Failure::usage("server_missing", "no platform is named").hint("freehold login URL")
-        })?,
+        None => store
+            .load()?
+            .current
+            .ok_or_else(|| Failure::usage("server_missing", "no platform is named").hint("freehold login URL"))?,
     };
     // Made before anything is asked for: nobody should type a password that will not be sent.
     let client = Client::new(server.clone(), None, context.global.insecure_http)?;
@@ -60,22 +61,14 @@ pub async fn login(context: &Context<'_>, args: LoginArgs) -> Result<(), Failure
         "expires_at": session.expires_at,
     });
     context.output.data(&document, || {
-        format!(
-            "Signed in to {server} as {} until {}.",
-            session.email,
-            instant(session.expires_at)
-        )
+        format!("Signed in to {server} as {} until {}.", session.email, instant(session.expires_at))
     })
 }
 
 /// Ends the session that a new one replaces: nobody holds its token any more. It matters little if that fails,
 /// because it ends by itself.
 async fn revoke_replaced(context: &Context<'_>, client: &Client, replaced: &Session) {
-    if let Ok(client) = Client::new(
-        client.server().clone(),
-        Some(&replaced.token),
-        context.global.insecure_http,
-    ) {
+    if let Ok(client) = Client::new(client.server().clone(), Some(&replaced.token), context.global.insecure_http) {
         let _ = client.delete(&CURRENT).await;
     }
 }
@@ -84,11 +77,7 @@ async fn revoke_replaced(context: &Context<'_>, client: &Client, replaced: &Sess
 pub async fn logout(context: &Context<'_>) -> Result<(), Failure> {
     let (server, session) = context.session()?;
     context.store()?.update(|all| all.sign_out(&server))?;
-    let revoked = match Client::new(
-        server.clone(),
-        Some(&session.token),
-        context.global.insecure_http,
-    ) {
+    let revoked = match Client::new(server.clone(), Some(&session.token), context.global.insecure_http) {
         Ok(client) => client.delete(&CURRENT).await,
         Err(failure) => Err(failure),
     };
@@ -104,9 +93,7 @@ pub async fn logout(context: &Context<'_>) -> Result<(), Failure> {
             instant(session.expires_at)
         ));
         for line in failure.lines() {
-            context
-                .output
-                .warn(format!("  {}", line.trim_start_matches("error: ")));
+            context.output.warn(format!("  {}", line.trim_start_matches("error: ")));
         }
     }
     let document = json!({ "server": server, "revoked": reason.is_none() });
@@ -141,21 +128,13 @@ async fn list(context: &Context<'_>) -> Result<(), Failure> {
         })
         .collect();
     let header = ["id", "email", "program", "created", "expires", "current"];
-    context
-        .output
-        .data(&list, || table(&header, &rows, "No sessions."))
+    context.output.data(&list, || table(&header, &rows, "No sessions."))
 }
 
 async fn revoke(context: &Context<'_>, id: Uuid) -> Result<(), Failure> {
     let (server, session) = context.session()?;
-    let client = Client::new(
-        server.clone(),
-        Some(&session.token),
-        context.global.insecure_http,
-    )?;
-    client
-        .delete(&["platform", "v1", "sessions", &id.to_string()])
-        .await?;
+    let client = Client::new(server.clone(), Some(&session.token), context.global.insecure_http)?;
+    client.delete(&["platform", "v1", "sessions", &id.to_string()]).await?;
     let was_own = session.session_id == id;
     if was_own {
         context.store()?.update(|all| all.sign_out(&server))?;

@@ -3,17 +3,14 @@
 use std::path::PathBuf;
 
 use freehold::api::platform::{
-    AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseRequest,
-    Operation, Tenant, TenantPage, UpdateTenantRequest,
+    AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseRequest, Operation, Tenant,
+    TenantPage, UpdateTenantRequest,
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{Context, note_more, pages};
-use crate::args::{
-    ConfigFileArgs, TenantCommand, TenantCreateArgs, TenantInviteArgs, TenantListArgs,
-    TenantSetArgs,
-};
+use crate::args::{ConfigFileArgs, TenantCommand, TenantCreateArgs, TenantInviteArgs, TenantListArgs, TenantSetArgs};
 use crate::client::Client;
 use crate::config_file::{self, Reserved};
 use crate::failure::{Exit, Failure};
@@ -62,12 +59,7 @@ impl Destination {
     }
 
     /// Writes the configuration down. If that fails the invite is lost, but a new one can be made.
-    fn hand_over(
-        self,
-        client: &Client,
-        tenant: &Tenant,
-        invite: AdminInvite,
-    ) -> Result<Handed, Failure> {
+    fn hand_over(self, client: &Client, tenant: &Tenant, invite: AdminInvite) -> Result<Handed, Failure> {
         let text = config_file::render(client.server(), tenant, &invite)?;
         match self {
             Self::Stdout => Ok(Handed::Text { text, invite }),
@@ -105,36 +97,23 @@ async fn create(context: &Context<'_>, args: TenantCreateArgs) -> Result<(), Fai
     let output = context.output;
     let client = context.client()?;
     let destination = Destination::new(args.config, format!("./{}.env", args.slug))?;
-    let key = args
-        .idempotency_key
-        .unwrap_or_else(|| Uuid::new_v4().to_string());
+    let key = args.idempotency_key.unwrap_or_else(|| Uuid::new_v4().to_string());
     let request = CreateTenantRequest {
         slug: args.slug,
         name: args.name,
         plan: args.plan,
         template: args.template,
         admin_email: args.admin_email,
-        database: DatabaseRequest::Managed {
-            cluster: args.cluster,
-        },
+        database: DatabaseRequest::Managed { cluster: args.cluster },
     };
     let answer: CreateTenantResponse = client.post_once(&TENANTS, &request, &key, output).await?;
-    let CreateTenantResponse {
-        tenant,
-        operation,
-        admin_invite,
-    } = answer;
+    let CreateTenantResponse { tenant, operation, admin_invite } = answer;
     // The invite is shown this once, so it is written down before anything else can go wrong.
     let handed = destination
         .hand_over(&client, &tenant, admin_invite)
-        .map_err(|failure| {
-            failure.with_result(json!({ "tenant": tenant, "operation": operation }))
-        })?;
+        .map_err(|failure| failure.with_result(json!({ "tenant": tenant, "operation": operation })))?;
     if let Handed::File(path) = &handed {
-        output.note(format!(
-            "Wrote {}, which holds the client's invite.",
-            path.display()
-        ));
+        output.note(format!("Wrote {}, which holds the client's invite.", path.display()));
     }
     if args.detach {
         output.note(format!("hint: freehold operation follow {}", operation.id));
@@ -154,13 +133,7 @@ async fn create(context: &Context<'_>, args: TenantCreateArgs) -> Result<(), Fai
 
 /// A failure after the tenant was accepted, with what there is nevertheless. A configuration that was to be printed
 /// still is: its invite works once a retry has succeeded.
-fn beside(
-    context: &Context<'_>,
-    failure: Failure,
-    tenant: &Tenant,
-    operation: &Operation,
-    handed: &Handed,
-) -> Failure {
+fn beside(context: &Context<'_>, failure: Failure, tenant: &Tenant, operation: &Operation, handed: &Handed) -> Failure {
     if context.global.json {
         return failure.with_result(document(tenant, operation, handed));
     }
@@ -180,19 +153,12 @@ fn document(tenant: &Tenant, operation: &Operation, handed: &Handed) -> Value {
     Value::Object(document)
 }
 
-fn created(
-    context: &Context<'_>,
-    tenant: &Tenant,
-    operation: &Operation,
-    handed: &Handed,
-) -> Result<(), Failure> {
-    context
-        .output
-        .data(&document(tenant, operation, handed), || match handed {
-            // Whoever asked for the configuration on stdout wants nothing else there.
-            Handed::Text { text, .. } => text.clone(),
-            Handed::File(path) => format!("{}\nconfig file     {}", shown(tenant), path.display()),
-        })
+fn created(context: &Context<'_>, tenant: &Tenant, operation: &Operation, handed: &Handed) -> Result<(), Failure> {
+    context.output.data(&document(tenant, operation, handed), || match handed {
+        // Whoever asked for the configuration on stdout wants nothing else there.
+        Handed::Text { text, .. } => text.clone(),
+        Handed::File(path) => format!("{}\nconfig file     {}", shown(tenant), path.display()),
+    })
 }
 
 async fn list(context: &Context<'_>, args: TenantListArgs) -> Result<(), Failure> {
@@ -217,26 +183,16 @@ async fn list(context: &Context<'_>, args: TenantListArgs) -> Result<(), Failure
             ]
         })
         .collect();
-    let header = [
-        "slug", "name", "plan", "state", "cluster", "schema", "created",
-    ];
-    context
-        .output
-        .data(&listed, || table(&header, &rows, "No tenants."))?;
+    let header = ["slug", "name", "plan", "state", "cluster", "schema", "created"];
+    context.output.data(&listed, || table(&header, &rows, "No tenants."))?;
     note_more(context.output, &listed);
     Ok(())
 }
 
 async fn set(context: &Context<'_>, args: TenantSetArgs) -> Result<(), Failure> {
     let client = context.client()?;
-    let change = UpdateTenantRequest {
-        name: args.name,
-        plan: args.plan,
-        admin_email: args.admin_email,
-    };
-    let tenant: Tenant = client
-        .patch(&["platform", "v1", "tenants", &args.slug], &change)
-        .await?;
+    let change = UpdateTenantRequest { name: args.name, plan: args.plan, admin_email: args.admin_email };
+    let tenant: Tenant = client.patch(&["platform", "v1", "tenants", &args.slug], &change).await?;
     context.output.data(&tenant, || shown(&tenant))
 }
 

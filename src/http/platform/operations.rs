@@ -119,11 +119,7 @@ pub async fn retry(
         (status = 404, body = Problem)
     )
 )]
-pub async fn events(
-    _: SuperAdmin,
-    State(state): State<AppState>,
-    Path(id): Path<OperationId>,
-) -> ApiResult<Response> {
+pub async fn events(_: SuperAdmin, State(state): State<AppState>, Path(id): Path<OperationId>) -> ApiResult<Response> {
     // Subscribed before the first look, so that no move in between is missed.
     let moves = state.notifications.subscribe();
     find(&state, id).await?;
@@ -181,10 +177,8 @@ pub(super) async fn find(state: &AppState, id: OperationId) -> ApiResult<Operati
 }
 
 fn body(operation: OperationRecord) -> Operation {
-    let error = operation
-        .error_code
-        .zip(operation.error_message)
-        .map(|(code, message)| OperationError { code, message });
+    let error =
+        operation.error_code.zip(operation.error_message).map(|(code, message)| OperationError { code, message });
     Operation {
         id: operation.id.as_uuid(),
         kind: operation.kind,

@@ -43,9 +43,8 @@ pub async fn create(
     Valid(request): Valid<CreateTenantRequest>,
 ) -> ApiResult<(StatusCode, Json<CreateTenantResponse>)> {
     let key = idempotency_key(&headers)?;
-    let slug: Slug = request.slug.parse().map_err(|error: crate::ids::SlugError| {
-        ApiError::invalid("slug", error.to_string())
-    })?;
+    let slug: Slug =
+        request.slug.parse().map_err(|error: crate::ids::SlugError| ApiError::invalid("slug", error.to_string()))?;
     let DatabaseRequest::Managed { cluster } = request.database;
     let tenant = NewTenant {
         slug: slug.clone(),
@@ -124,11 +123,7 @@ pub async fn list(
     params(("slug" = String, Path, description = "the tenant's slug")),
     responses((status = 200, body = Tenant), (status = 404, body = Problem))
 )]
-pub async fn show(
-    _: SuperAdmin,
-    State(state): State<AppState>,
-    Path(slug): Path<String>,
-) -> ApiResult<Json<Tenant>> {
+pub async fn show(_: SuperAdmin, State(state): State<AppState>, Path(slug): Path<String>) -> ApiResult<Json<Tenant>> {
     Ok(Json(body(state.registry.find(&slug).await?)))
 }
 
@@ -193,8 +188,7 @@ pub async fn invite(
     audit::record(&mut transaction, &event, state.clock.now()).await?;
     transaction.commit().await?;
     let invite = state.users.invite(&db, &InviteRequest { email: email.clone(), role: Role::Admin }).await?;
-    let answer =
-        AdminInvite { email, token: invite.token.expose().to_owned(), expires_at: invite.expires_at };
+    let answer = AdminInvite { email, token: invite.token.expose().to_owned(), expires_at: invite.expires_at };
     Ok((StatusCode::CREATED, Json(answer)))
 }
 

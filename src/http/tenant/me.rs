@@ -18,10 +18,7 @@ use crate::http::extract::Caller;
     responses((status = 200, body = Me))
 )]
 // Every role may see its own conversations; whoever may not even do that has nothing to ask here.
-pub async fn me(
-    Caller { caller, .. }: Caller<ConversationsOwn>,
-    State(state): State<AppState>,
-) -> ApiResult<Json<Me>> {
+pub async fn me(Caller { caller, .. }: Caller<ConversationsOwn>, State(state): State<AppState>) -> ApiResult<Json<Me>> {
     let user = state.tokens.confirm_active(&caller).await?;
     Ok(Json(Me {
         id: caller.user_id.as_uuid(),

@@ -15,6 +15,8 @@
 
 mod access;
 mod architecture;
+mod chat;
+mod configuration;
 mod fake_model;
 mod harness;
 mod isolation;

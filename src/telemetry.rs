@@ -12,7 +12,13 @@ use crate::config::LogFormat;
 /// Starts logging to standard error. `RUST_LOG` chooses levels; without it, `info` for Freehold and `warn` for the
 /// libraries. Does nothing if logging has been started.
 pub fn init(format: LogFormat) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,freehold=info"));
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,freehold=info"));
+    // These libraries log parameters, statements or headers at their most talkative levels, whatever `RUST_LOG` says.
+    for quiet in ["tokio_postgres=info", "postgres_protocol=info", "sqlx=info", "hyper=info", "h2=info", "rustls=info"] {
+        if let Ok(directive) = quiet.parse() {
+            filter = filter.add_directive(directive);
+        }
+    }
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let started = match format {

@@ -240,7 +240,6 @@ impl Platform {
         Tenant {
             id: answer["tenant"]["id"].as_str().unwrap().parse().unwrap(),
             slug: slug.to_owned(),
-            admin_email: format!("admin@{slug}.example"),
             user_email: email,
             user_id: created["id"].as_str().unwrap().to_owned(),
             admin,
@@ -297,7 +296,6 @@ impl From<&Value> for Tokens {
 pub struct Tenant {
     pub id: Uuid,
     pub slug: String,
-    pub admin_email: String,
     pub user_email: String,
     pub user_id: String,
     pub admin: Tokens,

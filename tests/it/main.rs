@@ -23,3 +23,4 @@ mod isolation;
 mod kill_matrix;
 mod providers;
 mod provisioning;
+mod secrets;

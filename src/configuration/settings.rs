@@ -131,6 +131,10 @@ pub async fn update(
 
 fn check(settings: &Settings) -> Result<(), ConfigurationError> {
     settings.validate().map_err(ConfigurationError::Invalid)?;
+    // What is no number is in no order either, so a range lets it pass.
+    if settings.temperature.is_some_and(f32::is_nan) {
+        return Err(ConfigurationError::Refused { field: "temperature", message: "must be a number".into() });
+    }
     // Postgres stores no NUL in a text, and would refuse the whole change without saying where it is.
     let texts = [
         ("system_prompt", &settings.system_prompt),

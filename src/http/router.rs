@@ -88,6 +88,7 @@ pub fn router(state: AppState) -> Router {
 }
 
 /// A panic is a defect, and still must not cost more than its own request.
+#[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     let place = panic.downcast_ref::<&str>().copied().unwrap_or("a panic");
     tracing::error!(panic = place, "a handler panicked");

@@ -33,6 +33,18 @@ impl Platform {
         panic!("the answer was not finished in 10 s");
     }
 
+    /// The path of the user's newest conversation, once there is one.
+    async fn conversation(&self, tenant: &Tenant) -> String {
+        for _ in 0..200 {
+            let sessions = self.get("/api/v1/sessions", &tenant.user.access).await.expect(StatusCode::OK);
+            if let Some(id) = sessions["items"][0]["id"].as_str() {
+                return format!("/api/v1/sessions/{id}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("no conversation began in 4 s");
+    }
+
     async fn put_key(&self, tenant: &Tenant, name: &str, models: &[&str]) {
         let body = json!({
             "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
@@ -205,16 +217,17 @@ async fn no_connection_is_held_while_the_model_speaks() {
 async fn an_answer_outlives_a_database_that_is_away() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("away").await;
+    platform.put_key(&tenant, "main", &["slow-1500"]).await;
     let url = platform.tenant_database(&tenant.slug).await;
     let name = url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
     let admin = crate::harness::server().await.url("postgres");
-    let asked = platform.post("/api/v1/chat", &tenant.user.access, json!({ "message": "hello", "model": "slow-500" }));
+    let asked = platform.post("/api/v1/chat", &tenant.user.access, json!({ "message": "hello", "model": "slow-1500" }));
     let outage = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        platform.conversation(&tenant).await;
         execute(&admin, &format!("ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS false")).await;
         execute(&admin, &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"))
             .await;
-        tokio::time::sleep(Duration::from_millis(1500)).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
         execute(&admin, &format!("ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS true")).await;
     };
     let (answer, ()) = tokio::join!(asked, outage);
@@ -227,15 +240,14 @@ async fn an_answer_outlives_a_database_that_is_away() {
 async fn a_conversation_deleted_meanwhile_is_never_done() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("deleted").await;
+    platform.put_key(&tenant, "main", &["slow-1500"]).await;
     let asked = platform.post(
         "/api/v1/chat",
         &tenant.user.access,
-        json!({ "message": "hello", "model": "slow-500", "stream": true }),
+        json!({ "message": "hello", "model": "slow-1500", "stream": true }),
     );
     let deleted = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        let sessions = platform.get("/api/v1/sessions", &tenant.user.access).await.expect(StatusCode::OK);
-        let path = format!("/api/v1/sessions/{}", sessions["items"][0]["id"].as_str().unwrap());
+        let path = platform.conversation(&tenant).await;
         platform.send(Method::DELETE, &path, &tenant.user.access, None).await.expect_success();
     };
     let (answer, ()) = tokio::join!(asked, deleted);
@@ -297,14 +309,15 @@ async fn an_answer_whose_server_died_is_shown_as_interrupted() {
 async fn a_server_that_stops_finishes_its_answers() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("stops").await;
+    platform.put_key(&tenant, "main", &["slow-1500"]).await;
     let database = connect(&platform.tenant_database(&tenant.slug).await).await.unwrap();
     let asked = platform.post(
         "/api/v1/chat",
         &tenant.user.access,
-        json!({ "message": "hello", "model": "slow-500", "stream": true }),
+        json!({ "message": "hello", "model": "slow-1500", "stream": true }),
     );
     let stopped = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        platform.conversation(&tenant).await;
         platform.state.stop.cancel();
     };
     let (answer, ()) = tokio::join!(asked, stopped);

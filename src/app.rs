@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::serve::ListenerExt;
 use chrono::TimeDelta;
 use sqlx::PgPool;
 use tokio::net::TcpListener;
@@ -156,6 +157,12 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
         jobs = Some(tokio::spawn(operations::start_worker(engine, state.config.worker_concurrency, stop, grace)));
     }
     tracing::info!(address = %listener.local_addr()?, "serve");
+    // Without it, the second small write of a streamed answer waits some 40 ms for the first one's acknowledgement.
+    let listener = listener.tap_io(|connection| {
+        if let Err(error) = connection.set_nodelay(true) {
+            tracing::debug!(%error, "set TCP_NODELAY");
+        }
+    });
     let stop = state.stop.clone();
     let server = axum::serve(listener, router::router(state.clone()))
         .with_graceful_shutdown(async move { stop.cancelled().await });

@@ -3,7 +3,9 @@
 //! What may be logged: ids, slugs, codes, durations. What may not: secrets, message contents, e-mail addresses, SQL
 //! parameters. `LOGGING` in `CONTRIBUTING.md` says how to write an event.
 
+use tracing::{Level, Metadata};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
@@ -12,14 +14,8 @@ use crate::config::LogFormat;
 /// Starts logging to standard error. `RUST_LOG` chooses levels; without it, `info` for Freehold and `warn` for the
 /// libraries. Does nothing if logging has been started.
 pub fn init(format: LogFormat) {
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,freehold=info"));
-    // These libraries log parameters, statements or headers at their most talkative levels, whatever `RUST_LOG` says.
-    for quiet in ["tokio_postgres=info", "postgres_protocol=info", "sqlx=info", "hyper=info", "h2=info", "rustls=info"] {
-        if let Ok(directive) = quiet.parse() {
-            filter = filter.add_directive(directive);
-        }
-    }
-    let registry = tracing_subscriber::registry().with(filter);
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,freehold=info"));
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(may_be_logged));
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let started = match format {
         LogFormat::Text => registry.with(layer.with_ansi(false)).try_init(),
@@ -27,4 +23,13 @@ pub fn init(format: LogFormat) {
     };
     // A second start is a test's; the first stays.
     drop(started);
+}
+
+/// Libraries that log parameters, statements or headers at their most talkative levels: those levels stay off,
+/// whatever `RUST_LOG` says.
+const DISCREET: &[&str] = &["tokio_postgres", "postgres_protocol", "sqlx", "hyper", "h2", "rustls", "reqwest"];
+
+fn may_be_logged(metadata: &Metadata<'_>) -> bool {
+    let library = metadata.target().split("::").next().unwrap_or_default();
+    *metadata.level() <= Level::INFO || !DISCREET.contains(&library)
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use graphile_worker::{IntoTaskHandlerResult, TaskHandler, WorkerContext, WorkerOptions};
 use serde::{Deserialize, Serialize};
+use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPool;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, Postgres};
 use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 
@@ -180,21 +181,23 @@ impl Engine {
 
     /// Carries an operation out until it is settled. Does nothing when it already is.
     pub async fn run(&self, id: OperationId) -> Result<(), RunError> {
-        // The lock lives as long as this connection, so a killed worker's lock is free at once. It is detached from
-        // the pool: a connection that goes back there with the lock on it would hold the operation for ever.
-        let mut connection = self.pool.acquire().await?.detach();
-        let locked = self.lock(&mut connection, id).await;
-        let result = match locked {
-            Ok(()) => self.run_locked(&mut connection, id).await,
-            Err(error) => Err(error),
-        };
-        drop(connection.close().await);
+        // The lock lives as long as this connection, so a killed worker's lock is free at once.
+        let mut holder = Holder(Some(self.pool.acquire().await?));
+        let Some(connection) = holder.0.as_mut() else { return Err(RunError::Held) };
+        let key = lock_key(id);
+        self.lock(connection, key).await?;
+        let result = self.run_locked(connection, id).await;
+        let unlocked = sqlx::query_scalar!(r#"SELECT pg_advisory_unlock($1) AS "unlocked!""#, key)
+            .fetch_one(&mut **connection)
+            .await;
+        if unlocked.is_ok() {
+            // Only now may the connection go back to the pool.
+            holder.0 = None;
+        }
         result
     }
 
-    async fn lock(&self, connection: &mut PgConnection, id: OperationId) -> Result<(), RunError> {
-        // An advisory lock's key has 64 bits; two operations that share one would only wait for each other.
-        let key = id.as_uuid().as_u64_pair().1.cast_signed();
+    async fn lock(&self, connection: &mut PgConnection, key: i64) -> Result<(), RunError> {
         let give_up = tokio::time::Instant::now() + LOCK_PATIENCE;
         loop {
             if sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "locked!""#, key)
@@ -234,6 +237,23 @@ impl Engine {
 
     fn probe(&self, checkpoint: &Checkpoint) -> CheckpointAction {
         self.probe.as_ref().map_or(CheckpointAction::Continue, |probe| probe(checkpoint))
+    }
+}
+
+/// An advisory lock's key has 64 bits; two operations that share one would only wait for each other.
+fn lock_key(id: OperationId) -> i64 {
+    id.as_uuid().as_u64_pair().1.cast_signed()
+}
+
+/// The connection that holds an operation's lock. Dropped with the connection in it, it closes that connection: one
+/// that went back to the pool with the lock on it would hold the operation for ever.
+struct Holder(Option<PoolConnection<Postgres>>);
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            drop(connection.detach());
+        }
     }
 }
 

@@ -15,7 +15,9 @@
 mod access;
 mod architecture;
 mod chat;
+mod cli;
 mod configuration;
+mod dev_stack;
 mod fake_model;
 mod harness;
 mod isolation;

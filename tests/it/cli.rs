@@ -1,0 +1,133 @@
+//! The `freehold` command against a real server: what a super admin types, what scripts read.
+
+use std::ffi::OsString;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use freehold_cli::failure::Exit;
+use freehold_cli::output::Sinks;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::harness::{ADMIN_EMAIL, PASSWORD, Platform};
+
+/// A super admin's terminal.
+struct Terminal {
+    home: tempfile::TempDir,
+}
+
+/// What a command did.
+struct Output {
+    exit: Exit,
+    stdout: String,
+    stderr: String,
+}
+
+impl Output {
+    #[track_caller]
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|_| panic!("not one JSON document: {}", self.stdout))
+    }
+}
+
+impl Terminal {
+    fn new() -> Self {
+        Self { home: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.home.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    async fn run(&self, arguments: &[&str]) -> Output {
+        let config = self.path("config");
+        let all = ["freehold", "--config-dir", &config].into_iter().chain(arguments.iter().copied());
+        let (sinks, captured) = Sinks::captured();
+        let exit = freehold_cli::run(all.map(OsString::from), sinks).await;
+        Output { exit, stdout: captured.stdout(), stderr: captured.stderr() }
+    }
+
+    async fn signed_in(platform: &Platform) -> Self {
+        let terminal = Self::new();
+        std::fs::write(terminal.path("password"), PASSWORD).unwrap();
+        let file = terminal.path("password");
+        let login = ["login", &platform.url, "--email", ADMIN_EMAIL, "--password-file", &file];
+        let output = terminal.run(&login).await;
+        assert_eq!(output.exit, Exit::Done, "{}", output.stderr);
+        assert!(!output.stdout.contains("fhs_") && !output.stderr.contains("fhs_"), "the token is shown");
+        terminal
+    }
+}
+
+fn mode(path: impl AsRef<Path>) -> u32 {
+    std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_is_created_followed_and_shown() {
+    let platform = Platform::start().await;
+    let terminal = Terminal::signed_in(&platform).await;
+    let stored = std::fs::read_dir(terminal.path("config")).unwrap().map(|entry| entry.unwrap().path());
+    let with_token = |path: &std::path::PathBuf| std::fs::read_to_string(path).is_ok_and(|text| text.contains("fhs_"));
+    let modes: Vec<u32> = stored.filter(with_token).map(mode).collect();
+    assert_eq!(modes, [0o600], "the token is in one file, for its owner only");
+    let file = terminal.path("acme.env");
+    let create = ["tenant", "create", "acme", "--name", "Acme", "--plan", "pro", "--admin-email", "a@acme.example"];
+    let output = terminal.run(&[&create[..], &["--config-file", &file, "--json"]].concat()).await;
+    assert_eq!(output.exit, Exit::Done, "{}", output.stderr);
+    let created = output.json();
+    assert_eq!(created["operation"]["state"], "succeeded", "{created}");
+    assert!(output.stderr.contains("apply_template"), "progress goes to standard error: {}", output.stderr);
+    assert_eq!(mode(&file), 0o600);
+    let written = std::fs::read_to_string(&file).unwrap();
+    let invite = written.lines().find_map(|line| line.strip_prefix("ADMIN_INVITE_TOKEN=")).unwrap();
+    let invite = invite.trim_matches(['\'', '"']);
+    assert!(!output.stdout.contains(invite) && !output.stderr.contains(invite), "the invite is shown unasked");
+    let accept = json!({ "tenant": "acme", "token": invite, "password": PASSWORD });
+    platform.post("/api/v1/auth/accept-invite", "", accept).await.expect(StatusCode::OK);
+
+    let shown = terminal.run(&["tenant", "show", "acme", "--json"]).await.json();
+    assert_eq!((&shown["state"], &shown["plan"]), (&json!("active"), &json!("pro")));
+    let listed = terminal.run(&["tenant", "list"]).await;
+    assert!(listed.stdout.contains("acme") && listed.stderr.is_empty(), "{} {}", listed.stdout, listed.stderr);
+    let changed = terminal.run(&["tenant", "set", "acme", "--plan", "premium", "--json"]).await;
+    assert_eq!(changed.exit, Exit::Done, "{}", changed.stderr);
+    let id = created["operation"]["id"].as_str().unwrap();
+    let followed = terminal.run(&["operation", "follow", id, "--json"]).await;
+    assert_eq!((followed.exit, &followed.json()["state"]), (Exit::Done, &json!("succeeded")));
+    let again = terminal.run(&["operation", "retry", id, "--json"]).await;
+    assert_eq!(again.exit, Exit::Failed);
+    assert_eq!(again.json()["error"]["code"], "operation_not_failed");
+    let clusters = terminal.run(&["cluster", "list", "--json"]).await;
+    assert!(clusters.stdout.contains("\"local\"") && !clusters.stdout.contains("postgres://"), "{}", clusters.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_wrong_says_what_to_do_and_exits_accordingly() {
+    let platform = Platform::start().await;
+    let stranger = Terminal::new();
+    let output = stranger.run(&["--server", &platform.url, "tenant", "list", "--json"]).await;
+    assert_eq!(output.exit, Exit::Usage, "{}", output.stderr);
+    assert!(output.stdout.contains("freehold login"), "{}", output.stdout);
+    let output = stranger.run(&["tenant", "create"]).await;
+    assert_eq!(output.exit, Exit::Usage);
+
+    let terminal = Terminal::signed_in(&platform).await;
+    let output = terminal.run(&["tenant", "show", "nobody", "--json"]).await;
+    assert_eq!((output.exit, &output.json()["error"]["code"]), (Exit::Failed, &json!("not_found")));
+    let file = terminal.path("x.env");
+    let create = ["tenant", "create", "acme", "--name", "x", "--plan", "golden", "--admin-email", "a@x.example"];
+    let output = terminal.run(&[&create[..], &["--config-file", &file]].concat()).await;
+    assert_eq!(output.exit, Exit::Failed);
+    assert!(output.stderr.contains("enterprise, free, premium, pro"), "{}", output.stderr);
+    assert!(!Path::new(&file).exists(), "no empty configuration file is left behind");
+    // A session that was revoked elsewhere.
+    let sessions = platform.get("/platform/v1/sessions", &platform.token).await.expect(StatusCode::OK);
+    for session in sessions["items"].as_array().unwrap().iter().filter(|session| session["current"] == false) {
+        let path = format!("/platform/v1/sessions/{}", session["id"].as_str().unwrap());
+        platform.send(reqwest::Method::DELETE, &path, &platform.token, None).await.expect_success();
+    }
+    let output = terminal.run(&["tenant", "list"]).await;
+    assert_eq!(output.exit, Exit::Usage, "{}", output.stderr);
+    assert!(output.stderr.contains("hint: ") && output.stderr.contains("freehold login"), "{}", output.stderr);
+}

@@ -9,13 +9,13 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
-    clippy::print_stdout,
     reason = "a test that panics has failed, which is what it is for"
 )]
 
 mod access;
 mod architecture;
 mod chat;
+mod clusters;
 mod configuration;
 mod fake_model;
 mod harness;
@@ -24,3 +24,4 @@ mod kill_matrix;
 mod providers;
 mod provisioning;
 mod secrets;
+mod tls;

@@ -53,7 +53,10 @@ impl Process {
         let child = command(&["serve"]).spawn().unwrap();
         let process = Self { child, url: format!("http://127.0.0.1:{port}"), log, _directory: directory };
         for _ in 0..600 {
-            if reqwest::get(format!("{}/api/health", process.url)).await.is_ok_and(|health| health.status().is_success()) {
+            if reqwest::get(format!("{}/api/health", process.url))
+                .await
+                .is_ok_and(|health| health.status().is_success())
+            {
                 return process;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -105,9 +108,8 @@ async fn planted_secrets_are_in_no_log_and_no_dump() {
     let master = rand::random::<[u8; 32]>();
     let master_keys = format!("1:{}", STANDARD.encode(master));
     let process = Process::start(&postgres.url(&database), &master_keys).await;
-    let session = process
-        .post("/platform/v1/sessions", "", json!({ "email": ADMIN_EMAIL, "password": PASSWORD }))
-        .await;
+    let session =
+        process.post("/platform/v1/sessions", "", json!({ "email": ADMIN_EMAIL, "password": PASSWORD })).await;
     let owner = session["token"].as_str().unwrap().to_owned();
     let admin_url = postgres.url("postgres");
     process.post("/platform/v1/clusters", &owner, json!({ "name": "local", "admin_url": admin_url })).await;

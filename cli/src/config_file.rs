@@ -16,8 +16,13 @@ use crate::server::Server;
 
 const TEMPLATE: &str = include_str!("../../templates/client.env");
 
-/// The text of a client's configuration.
-pub fn render(server: &Server, tenant: &Tenant, invite: &AdminInvite) -> Result<String, Failure> {
+/// The text of a client's configuration. Its addresses are the platform's public ones: the owner may have signed in at
+/// one that nobody else reaches, such as `localhost`.
+pub fn render(tenant: &Tenant, invite: &AdminInvite) -> Result<String, Failure> {
+    let server: Server = invite.server_url.parse().map_err(|error| {
+        Failure::failed("invalid_answer", format!("the platform's public address cannot be used: {error}"))
+            .hint("set FREEHOLD_PUBLIC_URL on the server")
+    })?;
     // A mode in which the client owns the database gives its URL here.
     let database = match tenant.database.mode {
         DatabaseMode::Managed => {
@@ -177,11 +182,16 @@ mod tests {
     }
 
     fn invite(email: &str) -> AdminInvite {
-        AdminInvite { email: email.into(), token: "inv_abc".into(), expires_at: DateTime::UNIX_EPOCH }
+        AdminInvite {
+            email: email.into(),
+            token: "inv_abc".into(),
+            expires_at: DateTime::UNIX_EPOCH,
+            server_url: "https://freehold.example".into(),
+        }
     }
 
     fn rendered(name: &str, email: &str) -> String {
-        render(&"https://freehold.example".parse().unwrap(), &tenant(name), &invite(email)).unwrap()
+        render(&tenant(name), &invite(email)).unwrap()
     }
 
     /// The variables a file sets: all lines that are neither empty nor comments.
@@ -206,6 +216,14 @@ mod tests {
         );
         assert!(text.contains("# CLIENT_DATABASE_URL is not set"));
         assert!(text.contains(r#"-d '{"password":"CHANGE-ME","tenant":"acme","token":"inv_abc"}'"#));
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_refused() {
+        for address in ["", "ftp://freehold.example", "https://user:secret@freehold.example"] {
+            let invite = AdminInvite { server_url: address.into(), ..invite("a@acme.example") };
+            assert_eq!(render(&tenant("Acme"), &invite).unwrap_err().code(), "invalid_answer", "{address}");
+        }
     }
 
     #[test]

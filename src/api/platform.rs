@@ -116,6 +116,8 @@ pub struct AdminInvite {
     pub token: String,
     /// When it stops working.
     pub expires_at: DateTime<Utc>,
+    /// Where clients reach the server. It may differ from the address at which the owner does.
+    pub server_url: String,
 }
 
 /// `POST /platform/v1/tenants/{slug}/invites`.

@@ -71,8 +71,9 @@ pub async fn check_cluster(url: &DatabaseUrl) -> Result<ClusterCheck, Provisioni
 /// PUBLIC may connect to every new server's `postgres` and `template1`; tenants' roles must not.
 pub(super) async fn shut_public_out(admin: &Client) -> Result<(), ProvisioningError> {
     for database in ["postgres", "template1"] {
-        let exists = admin.query_opt("SELECT FROM pg_database WHERE datname = $1", &[&database]).await?.is_some();
-        if exists {
+        // Only where it is needed: a role that does not own them may not revoke, not even what is revoked already.
+        let sql = "SELECT FROM pg_database WHERE datname = $1 AND has_database_privilege('public', oid, 'CONNECT')";
+        if admin.query_opt(sql, &[&database]).await?.is_some() {
             let sql = format!("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC", escape_identifier(database));
             admin.batch_execute(&sql).await?;
         }
@@ -91,13 +92,14 @@ pub(super) async fn create_roles(
     let verifier = escape_literal(verifier);
     // One batch is one implicit transaction: both roles are there or none. What the login role creates belongs to the
     // owner role, because its sessions act as that role from the start; so logins can be replaced without a trace.
-    // An administrator that is no superuser must be a member of a role to give it a database.
+    // An administrator that is no superuser must be a member of a role to give it a database, and of another to end
+    // its sessions when the database is dropped.
     let sql = format!(
         "DO $do$ BEGIN
              IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {owner_name}) THEN CREATE ROLE {owner} NOLOGIN; END IF;
              IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {login_name}) THEN CREATE ROLE {login} NOLOGIN; END IF;
              IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
-                 GRANT {owner} TO CURRENT_USER;
+                 GRANT {owner}, {login} TO CURRENT_USER;
              END IF;
          END $do$;
          ALTER ROLE {login} LOGIN PASSWORD {verifier};

@@ -46,7 +46,15 @@ pub(super) async fn ensure(admin: &Client, url: &DatabaseUrl) -> Result<i64, Pro
 }
 
 async fn exists(admin: &Client) -> Result<bool, ProvisioningError> {
-    Ok(admin.query_opt("SELECT FROM pg_database WHERE datname = $1", &[&name()]).await?.is_some())
+    let sql = "SELECT current_user::text, pg_has_role($2::name, 'USAGE') FROM pg_database WHERE datname = $1";
+    match admin.query_opt(sql, &[&name(), &OWNER_ROLE]).await? {
+        None => Ok(false),
+        Some(row) if row.get(1) => Ok(true),
+        Some(row) => Err(ProvisioningError::Unsuitable(format!(
+            "another role built the template on this cluster; let that role or a superuser run GRANT {OWNER_ROLE} TO {}",
+            escape_identifier(row.get(0))
+        ))),
+    }
 }
 
 async fn build(admin: &Client, url: &DatabaseUrl) -> Result<(), ProvisioningError> {

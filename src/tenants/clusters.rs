@@ -74,7 +74,7 @@ impl ClusterRegistry {
             },
             port: i32::from(url.port()),
             tenants: 0,
-            template_schema_version: Some(cluster.ensure_template().await?),
+            template_schema_version: Some(cluster.ensure_template().await.map_err(suitable)?),
             created_at: self.clock.now(),
         };
         let sealed = self.master_keys.seal_platform(&admin_url_location(id), &url.expose());

@@ -15,7 +15,11 @@
 mod access;
 mod architecture;
 mod chat;
+<<<<<<< HEAD
 mod cli;
+=======
+mod clusters;
+>>>>>>> fix-dev
 mod configuration;
 mod dev_stack;
 mod fake_model;
@@ -25,3 +29,4 @@ mod kill_matrix;
 mod providers;
 mod provisioning;
 mod secrets;
+mod tls;

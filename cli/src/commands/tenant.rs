@@ -59,8 +59,8 @@ impl Destination {
     }
 
     /// Writes the configuration down. If that fails the invite is lost, but a new one can be made.
-    fn hand_over(self, client: &Client, tenant: &Tenant, invite: AdminInvite) -> Result<Handed, Failure> {
-        let text = config_file::render(client.server(), tenant, &invite)?;
+    fn hand_over(self, tenant: &Tenant, invite: AdminInvite) -> Result<Handed, Failure> {
+        let text = config_file::render(tenant, &invite)?;
         match self {
             Self::Stdout => Ok(Handed::Text { text, invite }),
             Self::File(reserved) => {
@@ -110,7 +110,7 @@ async fn create(context: &Context<'_>, args: TenantCreateArgs) -> Result<(), Fai
     let CreateTenantResponse { tenant, operation, admin_invite } = answer;
     // The invite is shown this once, so it is written down before anything else can go wrong.
     let handed = destination
-        .hand_over(&client, &tenant, admin_invite)
+        .hand_over(&tenant, admin_invite)
         .map_err(|failure| failure.with_result(json!({ "tenant": tenant, "operation": operation })))?;
     if let Handed::File(path) = &handed {
         output.note(format!("Wrote {}, which holds the client's invite.", path.display()));
@@ -204,7 +204,7 @@ async fn invite(context: &Context<'_>, args: TenantInviteArgs) -> Result<(), Fai
     let path = ["platform", "v1", "tenants", &args.slug, "invites"];
     let invite: AdminInvite = client.post(&path, &request).await?;
     let (email, expires_at) = (invite.email.clone(), invite.expires_at);
-    let handed = destination.hand_over(&client, &tenant, invite)?;
+    let handed = destination.hand_over(&tenant, invite)?;
     let mut document = json!({ "tenant": tenant.slug, "email": email, "expires_at": expires_at });
     if let Value::Object(fields) = &mut document {
         fields.extend(handed.document());

@@ -11,7 +11,7 @@ use super::hinted;
 use super::process::RunAs;
 
 /// The account to give to Postgres, `None` when our own will do.
-pub(crate) fn ordinary_account() -> Result<Option<RunAs>> {
+pub fn ordinary_account() -> Result<Option<RunAs>> {
     if id(&["-u"])? != Some(0) {
         return Ok(None);
     }
@@ -36,7 +36,7 @@ fn id(args: &[&str]) -> Result<Option<u32>> {
 }
 
 /// Gives a path to the account; nothing to do when it is our own.
-pub(crate) fn give(path: &Path, account: Option<RunAs>) -> Result<()> {
+pub fn give(path: &Path, account: Option<RunAs>) -> Result<()> {
     if let Some(account) = account {
         chown(path, Some(account.uid), Some(account.gid))
             .with_context(|| format!("give {} to the account Postgres runs as", path.display()))?;
@@ -45,7 +45,7 @@ pub(crate) fn give(path: &Path, account: Option<RunAs>) -> Result<()> {
 }
 
 /// Creates a directory with exactly these permissions, whatever the umask says.
-pub(crate) fn create_directory(path: &Path, mode: u32) -> Result<()> {
+pub fn create_directory(path: &Path, mode: u32) -> Result<()> {
     fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))?;
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
         .with_context(|| format!("set the permissions of {}", path.display()))

@@ -4,7 +4,7 @@
 //! API. The pieces below it (`process`, `postgres`) are also what the integration tests stand on. Nothing in
 //! here is ever part of a production server.
 
-mod account;
+pub mod account;
 mod api;
 mod binaries;
 mod demo;

@@ -62,6 +62,7 @@ pub async fn create(
             email: tenant.admin_email,
             token: requested.invite_token,
             expires_at: requested.invite_expires_at,
+            server_url: server_url(&state),
         },
     };
     Ok((StatusCode::ACCEPTED, Json(response)))
@@ -188,8 +189,18 @@ pub async fn invite(
     audit::record(&mut transaction, &event, state.clock.now()).await?;
     transaction.commit().await?;
     let invite = state.users.invite(&db, &InviteRequest { email: email.clone(), role: Role::Admin }).await?;
-    let answer = AdminInvite { email, token: invite.token.expose().to_owned(), expires_at: invite.expires_at };
+    let answer = AdminInvite {
+        email,
+        token: invite.token.expose().to_owned(),
+        expires_at: invite.expires_at,
+        server_url: server_url(&state),
+    };
     Ok((StatusCode::CREATED, Json(answer)))
+}
+
+/// Without the slash that `Url` puts behind a bare host: paths are appended to it.
+fn server_url(state: &AppState) -> String {
+    state.config.public_url.as_str().trim_end_matches('/').to_owned()
 }
 
 fn body(row: TenantRow) -> Tenant {

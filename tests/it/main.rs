@@ -15,11 +15,8 @@
 mod access;
 mod architecture;
 mod chat;
-<<<<<<< HEAD
 mod cli;
-=======
 mod clusters;
->>>>>>> fix-dev
 mod configuration;
 mod dev_stack;
 mod fake_model;

@@ -150,10 +150,10 @@ async fn lists_come_in_pages_that_hold_every_tenant_once() {
 async fn an_invite_names_the_address_clients_use() {
     let settings = &[("FREEHOLD_PUBLIC_URL", "https://chat.example/")];
     let platform = Platform::start_with(Options { settings, ..Options::default() }).await;
-    let answer = platform.request_tenant("public").await.expect(StatusCode::ACCEPTED);
+    let answer = platform.request_tenant("harbour").await.expect(StatusCode::ACCEPTED);
     assert_eq!(answer["admin_invite"]["server_url"], "https://chat.example");
     platform.settled(&answer["operation"]).await;
-    let path = "/platform/v1/tenants/public/invites";
+    let path = "/platform/v1/tenants/harbour/invites";
     let invite = platform.post(path, &platform.token, json!({})).await.expect(StatusCode::CREATED);
     assert_eq!(invite["server_url"], "https://chat.example");
 }

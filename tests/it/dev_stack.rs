@@ -9,7 +9,7 @@ use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
-use crate::harness::{connect, events};
+use crate::harness::{announce, connect, events};
 
 /// The `freehold` program, which stands beside the server's.
 fn freehold() -> PathBuf {
@@ -152,7 +152,7 @@ async fn a_newcomer_gets_two_clients_that_answer_and_keeps_them_over_a_restart()
 
     let began = Instant::now();
     let stack = Stack::start(project.path()).await;
-    println!("dev stack: the second start took {:.1} s", began.elapsed().as_secs_f64());
+    announce(&format!("dev stack: the second start took {:.1} s", began.elapsed().as_secs_f64()));
     assert_eq!(stack.info["tenants"], first["tenants"]);
     let token = stack.token(&tenants[0]).await;
     let sessions = Client::new().get(stack.url("/api/v1/sessions")).bearer_auth(token).send().await.unwrap();

@@ -348,6 +348,13 @@ pub fn events(text: &str) -> Vec<(String, String)> {
     events
 }
 
+/// Prints a line whether or not the test's output is captured: for counts that a reader of the run wants to see.
+pub fn announce(line: &str) {
+    use std::io::Write;
+    // Not a macro of the `print` family: those are what the test runner captures.
+    std::io::stdout().write_all(format!("{line}\n").as_bytes()).unwrap();
+}
+
 /// A clock that a test moves by hand.
 pub fn manual_clock() -> Arc<freehold::clock::ManualClock> {
     use freehold::clock::Clock;

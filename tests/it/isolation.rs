@@ -10,7 +10,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{self, Options, PASSWORD, Platform, Tenant, connect, events, fake_model, server};
+use crate::harness::{self, Options, PASSWORD, Platform, Tenant, announce, connect, events, fake_model, server};
 
 /// Routes that need no credential, for they give one or say nothing of anybody.
 const PUBLIC: &[(&str, &str)] = &[
@@ -190,7 +190,7 @@ async fn every_route_refuses_every_wrong_credential() {
         };
         refused(route, "an expired credential", expired, StatusCode::UNAUTHORIZED).await;
     }
-    println!("isolation: {cases} cases of wrong credentials over {} routes", routes.len());
+    announce(&format!("isolation: {cases} cases of wrong credentials over {} routes", routes.len()));
 }
 
 /// Asks one question; returns the conversation's id.
@@ -277,7 +277,7 @@ async fn another_tenants_things_do_not_exist() {
     let calls = fake_model().await.calls_with_key(&other.key);
     assert!(!calls.is_empty());
     assert!(!format!("{calls:?}").contains("canary-of-ours"));
-    println!("isolation: {cases} cases of other tenants' things");
+    announce(&format!("isolation: {cases} cases of other tenants' things"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -355,7 +355,7 @@ async fn a_tenants_database_role_reaches_its_own_database_only() {
     let mut as_owner = url::Url::parse(&url(&database)).unwrap();
     as_owner.set_username(&owner).unwrap();
     assert!(connect(as_owner.as_str()).await.is_err());
-    println!("isolation: {} cases of database roles", elsewhere.len() + 8);
+    announce(&format!("isolation: {} cases of database roles", elsewhere.len() + 8));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

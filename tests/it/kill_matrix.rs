@@ -17,7 +17,7 @@ use futures::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::harness::{self, Options, Platform, connect, server};
+use crate::harness::{self, Options, Platform, announce, connect, server};
 
 /// What happens at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,7 +120,7 @@ async fn no_death_at_any_step_of_any_operation_leaves_an_orphan() {
         .await;
     let failures: Vec<String> = outcomes.into_iter().flatten().collect();
     let orphans = orphans(&platform).await;
-    println!("kill matrix: {count} cases, {} failed, {} orphans", failures.len(), orphans.len());
+    announce(&format!("kill matrix: {count} cases, {} failed, {} orphans", failures.len(), orphans.len()));
     assert!(failures.is_empty(), "{failures:#?}");
     assert!(orphans.is_empty(), "{orphans:#?}");
 }
@@ -333,7 +333,7 @@ async fn workers_killed_at_random_leave_nothing_behind() {
         compare(&platform, &format!("random-{number}"), true).await.unwrap();
     }
     let orphans = orphans(&platform).await;
-    println!("random kills: {kills}, orphans {}", orphans.len());
+    announce(&format!("random kills: {kills}, orphans {}", orphans.len()));
     assert!(orphans.is_empty(), "{orphans:?}");
 }
 

@@ -10,7 +10,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
-use crate::harness::{ADMIN_EMAIL, PASSWORD, connect, events, fake_model, new_tenant, server};
+use crate::harness::{ADMIN_EMAIL, PASSWORD, announce, connect, events, fake_model, new_tenant, server};
 
 const SERVER: &str = env!("CARGO_BIN_EXE_freehold-server");
 
@@ -182,7 +182,7 @@ async fn planted_secrets_are_in_no_log_and_no_dump() {
     assert!(!log.contains("admin@planted.example"), "an address is in the log: {}", place(&log, "admin@planted"));
     let hex: String = master.iter().map(|byte| format!("{byte:02x}")).collect();
     assert!(![&log, &platform_dump, &tenant_dump].iter().any(|text| text.contains(&hex)), "the master key in hex");
-    println!("secrets: {} planted, in 3 forms, looked for in 3 places", secrets.len());
+    announce(&format!("secrets: {} planted, in 3 forms, looked for in 3 places", secrets.len()));
     drop(process.child);
 }
 

@@ -1,6 +1,7 @@
 //! Builds every dependency once, and serves until told to stop.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -28,6 +29,13 @@ use crate::tenants::provision::Provisioning;
 use crate::tenants::registry::Registry;
 use crate::tenants::templates::Templates;
 use crate::worker;
+
+/// How long answers have to be stored once they were told to end.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a worker whose database does not answer waits before it tries again.
+const WORKER_PAUSE: Duration = Duration::from_secs(1);
+/// How long a tenant's connection may lie unused.
+const IDLE: Duration = Duration::from_secs(60);
 
 /// Everything that handlers and jobs need. Cheap to clone.
 #[derive(Clone)]
@@ -64,6 +72,10 @@ pub struct AppState {
     pub tasks: TaskTracker,
     /// Cancelled when the server has to stop.
     pub stop: CancellationToken,
+    /// Cancelled when answers under way have had their time; they end with what has arrived.
+    pub give_up: CancellationToken,
+    /// Whether the worker takes operations.
+    pub worker_runs: Arc<AtomicBool>,
 }
 
 impl AppState {
@@ -83,6 +95,7 @@ impl AppState {
         })
         .context("prepare the client for model providers")?;
         let tasks = TaskTracker::new();
+        let give_up = CancellationToken::new();
         let provisioning = Arc::new(Provisioning {
             pool: pool.clone(),
             master_keys: Arc::clone(&master_keys),
@@ -90,7 +103,10 @@ impl AppState {
             templates: Arc::clone(&templates),
             clock: Arc::clone(&clock),
         });
-        let mut engine = worker::engine(pool.clone(), Arc::clone(&clock), provisioning);
+        // For each operation a connection that holds its lock, and some for the queue itself.
+        let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
+        let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
+        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning);
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
@@ -120,10 +136,12 @@ impl AppState {
                 delta(config.invite_lifetime)?,
             ),
             ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock)),
-            chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone()),
+            chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
             engine: Arc::new(engine),
             notifications: broadcast::Sender::new(1024),
             stop: CancellationToken::new(),
+            give_up,
+            worker_runs: Arc::default(),
             config,
             pool,
             clock,
@@ -147,15 +165,8 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     tokio::spawn(platform_db::listen(state.pool.clone(), state.notifications.clone(), state.stop.clone()));
     tokio::spawn(follow_registry(state.clone()));
     let grace = state.config.shutdown_grace;
-    let mut jobs = None;
-    if state.config.worker_concurrency > 0 {
-        let recovered = operations::recover(&state.pool).await.context("look after unsettled operations")?;
-        if recovered > 0 {
-            tracing::info!(recovered, "queue unsettled operations again");
-        }
-        let (engine, stop) = (Arc::clone(&state.engine), state.stop.clone());
-        jobs = Some(tokio::spawn(operations::start_worker(engine, state.config.worker_concurrency, stop, grace)));
-    }
+    let jobs = (state.config.worker_concurrency > 0).then(|| tokio::spawn(work(state.clone(), grace)));
+    tokio::spawn(close_idle_connections(state.clone()));
     tracing::info!(address = %listener.local_addr()?, "serve");
     // Without it, the second small write of a streamed answer waits some 40 ms for the first one's acknowledgement.
     let listener = listener.tap_io(|connection| {
@@ -166,26 +177,70 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     let stop = state.stop.clone();
     let server = axum::serve(listener, router::router(state.clone()))
         .with_graceful_shutdown(async move { stop.cancelled().await });
-    let tasks = state.tasks.clone();
-    let stopped = state.stop.clone();
-    let end = async {
-        stopped.cancelled().await;
-        tokio::time::sleep(grace).await;
+    tokio::spawn({
+        let (stop, give_up) = (state.stop.clone(), state.give_up.clone());
+        async move {
+            stop.cancelled().await;
+            tokio::time::sleep(grace).await;
+            give_up.cancel();
+        }
+    });
+    let give_up = state.give_up.clone();
+    let last_words = async {
+        give_up.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
     };
+    tokio::pin!(last_words);
     tokio::select! {
         result = server.into_future() => result.context("serve")?,
-        () = end => tracing::warn!(seconds = grace.as_secs(), "requests did not end in time; closing them"),
+        () = &mut last_words => tracing::warn!("requests did not end in time; closing them"),
     }
-    tasks.close();
-    if tokio::time::timeout(grace, tasks.wait()).await.is_err() {
-        tracing::warn!("answers did not end in time");
+    // Answers whose listener has left are still being finished.
+    state.tasks.close();
+    tokio::select! {
+        () = state.tasks.wait() => {}
+        () = &mut last_words => tracing::warn!("answers did not end in time"),
     }
     if let Some(jobs) = jobs {
-        jobs.await.context("end the worker")??;
+        jobs.await.context("end the worker")?;
     }
     state.pool.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Carries operations out until the server stops. The queue's library ends when its database does not answer; then it
+/// is started again, and whatever was under way goes on.
+async fn work(state: AppState, grace: Duration) {
+    while !state.stop.is_cancelled() {
+        let turn = async {
+            let recovered = operations::recover(&state.pool).await?;
+            if recovered > 0 {
+                tracing::info!(recovered, "queue unsettled operations again");
+            }
+            state.worker_runs.store(true, Ordering::Release);
+            let (engine, stop) = (Arc::clone(&state.engine), state.stop.clone());
+            operations::start_worker(engine, state.config.worker_concurrency, stop, grace).await
+        };
+        if let Err(error) = turn.await {
+            tracing::error!(error = format!("{error:#}"), "the worker ended; it is started again");
+        }
+        state.worker_runs.store(false, Ordering::Release);
+        tokio::select! {
+            () = state.stop.cancelled() => {}
+            () = tokio::time::sleep(WORKER_PAUSE) => {}
+        }
+    }
+}
+
+/// Gives connections back that tenants no longer use.
+async fn close_idle_connections(state: AppState) {
+    loop {
+        tokio::select! {
+            () = state.stop.cancelled() => return,
+            () = tokio::time::sleep(IDLE / 2) => state.databases.close_idle(IDLE),
+        }
+    }
 }
 
 /// Keeps the cached registry and the tenants' pools in step with the platform's database.

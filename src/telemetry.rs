@@ -25,6 +25,22 @@ pub fn init(format: LogFormat) {
     drop(started);
 }
 
+/// An error with all its causes, for the log. Of what a database says only message and code are kept: the rest may
+/// quote values.
+pub fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut all = Vec::new();
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let database = error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.as_db_error());
+        all.push(match database {
+            Some(database) => format!("{} ({})", database.message(), database.code().code()),
+            None => error.to_string(),
+        });
+        cause = error.source();
+    }
+    all.join(": ")
+}
+
 /// Libraries that log parameters, statements or headers at their most talkative levels: those levels stay off,
 /// whatever `RUST_LOG` says.
 const DISCREET: &[&str] = &["tokio_postgres", "postgres_protocol", "sqlx", "hyper", "h2", "rustls", "reqwest"];

@@ -67,7 +67,7 @@ pub enum HealthStatus {
 /// One check of `GET /api/health`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct HealthCheck {
-    /// What was checked: `platform_database`, `schema`, `accepting_requests`.
+    /// What was checked: `platform_database`, `schema`, `worker`, `accepting_requests`.
     pub name: String,
     /// How it went.
     pub status: HealthStatus,

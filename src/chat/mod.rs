@@ -19,6 +19,7 @@ use std::sync::Arc;
 use dashmap::DashMap;
 use thiserror::Error;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::tenant::Usage;
@@ -35,6 +36,7 @@ pub use conversations::{Conversation, Message};
 pub struct Chat {
     clock: SharedClock,
     tasks: TaskTracker,
+    give_up: CancellationToken,
     cache: Arc<cache::Cache>,
     /// The answers that this process is working on.
     running: Arc<DashMap<MessageId, ()>>,
@@ -49,8 +51,9 @@ impl fmt::Debug for Chat {
 impl Chat {
     /// Models are called with `providers`; answers under way are tracked in `tasks`, which a server that stops waits
     /// for.
-    pub fn new(providers: ProviderClient, clock: SharedClock, tasks: TaskTracker) -> Self {
-        Self { clock, tasks, cache: Arc::new(cache::Cache::new(providers)), running: Arc::default() }
+    /// Answers under way are among `tasks`; when `give_up` is cancelled they end with what has arrived.
+    pub fn new(providers: ProviderClient, clock: SharedClock, tasks: TaskTracker, give_up: CancellationToken) -> Self {
+        Self { clock, tasks, give_up, cache: Arc::new(cache::Cache::new(providers)), running: Arc::default() }
     }
 }
 

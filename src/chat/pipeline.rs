@@ -19,6 +19,7 @@ use futures::{StreamExt as _, future};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::prompt::{self, Spoken};
@@ -31,6 +32,7 @@ use crate::configuration::ConfigurationError;
 use crate::configuration::tenant_store as configuration_store;
 use crate::ids::{ChatSessionId, MessageId};
 use crate::providers::{ChatEvent, ChatRequest, ModelProvider, ProviderError, Usage};
+use crate::telemetry::causes;
 use crate::tenant_db::{TenantDb, TenantDbError};
 
 /// Events that wait for a listener who is slower than the model.
@@ -158,7 +160,7 @@ impl Turn {
         let Self { chat, db, request, provider, settings, .. } = self;
         let prompt_length = prompt::length(&request.messages);
         let started = Instant::now();
-        let (content, end) = speak(&*provider, request, &mut listener, ANSWER_DEADLINE).await;
+        let (content, end) = speak(&*provider, request, &mut listener, ANSWER_DEADLINE, &chat.give_up).await;
         let (usage, failure) = match end {
             Ok(usage) if content.is_empty() => (usage, Some(Failure::Empty)),
             Ok(usage) => (usage, None),
@@ -197,10 +199,16 @@ async fn speak(
     request: ChatRequest,
     listener: &mut Listener,
     deadline: Duration,
+    give_up: &CancellationToken,
 ) -> (String, Result<Option<Usage>, Failure>) {
     let mut content = String::new();
-    let end = timeout(deadline, collect(provider, request, &mut content, listener)).await;
-    (content, end.unwrap_or(Err(Failure::Deadline)))
+    let end = tokio::select! {
+        end = timeout(deadline, collect(provider, request, &mut content, listener)) => {
+            end.unwrap_or(Err(Failure::Deadline))
+        }
+        () = give_up.cancelled() => Err(Failure::Stopping),
+    };
+    (content, end)
 }
 
 async fn collect(
@@ -310,14 +318,4 @@ fn is_momentary(error: &ChatError) -> bool {
         }
         _ => false,
     }
-}
-
-/// An error with all its causes, for the log. What a database says beside its message may quote values and is left out.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let all = std::iter::successors(Some(error), |error| error.source());
-    let text = |error: &(dyn std::error::Error + 'static)| match error.downcast_ref::<tokio_postgres::Error>() {
-        Some(error) => error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()),
-        None => error.to_string(),
-    };
-    all.map(text).collect::<Vec<_>>().join(": ")
 }

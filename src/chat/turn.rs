@@ -33,6 +33,8 @@ pub(super) enum Failure {
     TooLarge,
     #[error("the answer is empty")]
     Empty,
+    #[error("the server is stopping")]
+    Stopping,
 }
 
 impl Failure {
@@ -43,6 +45,7 @@ impl Failure {
             Self::Deadline => "answer_timeout",
             Self::TooLarge => "answer_too_large",
             Self::Empty => "answer_empty",
+            Self::Stopping => "server_stopped",
         }
     }
 }

@@ -24,6 +24,8 @@ const MAX_KEY_LENGTH: usize = 4_000;
 const HINT_LENGTH: usize = 4;
 /// Of shorter keys nothing is shown: four characters would be too large a part of them.
 const MIN_LENGTH_FOR_HINT: usize = 12;
+/// The most keys of a tenant.
+const MOST_KEYS: usize = 20;
 /// How often setting a key is tried when others set or delete the same one meanwhile.
 const PUT_ATTEMPTS: usize = 5;
 
@@ -133,6 +135,10 @@ impl AiKeys {
         let client = db.client().await?;
         for _ in 0..PUT_ATTEMPTS {
             let found = tenant_store::find_ai_key(&client, name).await?;
+            // Every chat turn reads all keys, and servers keep them: without a bound one tenant could fill the memory.
+            if found.is_none() && tenant_store::list_ai_keys(&client).await?.len() >= MOST_KEYS {
+                return Err(refused("name", format!("there are {MOST_KEYS} keys already; delete one first")));
+            }
             let id = found.map_or_else(ApiConfigurationId::new, |row| row.id);
             let row = AiKeyRow {
                 id,

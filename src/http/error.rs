@@ -16,6 +16,8 @@ use crate::configuration::ConfigurationError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
+use crate::secrets::PasswordError;
+use crate::telemetry::causes;
 use crate::tenant_db::TenantDbError;
 use crate::tenants::TenantError;
 
@@ -119,18 +121,8 @@ impl ApiError {
     }
 }
 
-/// Logs an error with all its causes. Database errors may quote values, so only their code and shape are kept.
 fn log(code: &'static str, error: &(dyn std::error::Error + 'static)) {
-    let mut causes = Vec::new();
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        causes.push(match error.downcast_ref::<tokio_postgres::Error>().and_then(|error| error.as_db_error()) {
-            Some(database) => format!("{} ({})", database.message(), database.code().code()),
-            None => error.to_string(),
-        });
-        cause = error.source();
-    }
-    tracing::error!(code, causes = causes.join(": "), "request failed");
+    tracing::error!(code, causes = causes(error), "request failed");
 }
 
 impl IntoResponse for ApiError {
@@ -214,6 +206,9 @@ impl From<AccessError> for ApiError {
                 Self::unavailable("tenant_database_unavailable", "The database does not answer", &error)
             }
             AccessError::PlatformDatabase(error) => error.into(),
+            AccessError::Password(PasswordError::Busy) => {
+                Self::unavailable("busy", "Too many people are signing in at once", &error)
+            }
             AccessError::TenantDatabase(_)
             | AccessError::Password(_)
             | AccessError::Random(_)

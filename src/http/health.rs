@@ -1,5 +1,6 @@
 //! `GET /api/health`: whether this server can do its work, for load balancers and people.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use axum::Json;
@@ -31,6 +32,7 @@ pub async fn health(State(state): State<AppState>) -> (StatusCode, Json<Health>)
     let checks = vec![
         check("platform_database", schema.is_ok(), latency_ms),
         check("schema", schema.is_ok_and(|version| version >= platform_db::required_schema_version()), 0.0),
+        check("worker", state.config.worker_concurrency == 0 || state.worker_runs.load(Ordering::Acquire), 0.0),
         check("accepting_requests", !state.stop.is_cancelled(), 0.0),
     ];
     let ok = checks.iter().all(|check| check.status == HealthStatus::Ok);

@@ -18,9 +18,15 @@ use super::store::{self, Taken};
 use super::{Definition, OperationState, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture, StepState};
 use crate::clock::SharedClock;
 use crate::ids::OperationId;
+use crate::telemetry::causes;
 
-/// How often a step, or its undoing, is tried before it counts as failed.
-const TRIES: u32 = 5;
+/// How often a step is tried before it counts as failed: for about a quarter of a minute.
+const TRIES: u32 = 8;
+/// How often its undoing is tried, for that calls for a person: for more than a minute, which a restarting cluster
+/// may take.
+const UNDO_TRIES: u32 = 20;
+/// The longest pause between two tries.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The pause before the second try; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 /// How long a job waits for the lock of an operation that another worker holds, before it is queued again.
@@ -152,7 +158,8 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// An engine that knows no operations yet.
+    /// An engine that knows no operations yet. `pool` is its own: an operation under way keeps a connection for its
+    /// lock, and steps that wait for one of the same pool could wait for each other.
     pub fn new(pool: PgPool, clock: SharedClock) -> Self {
         Self { pool, clock, definitions: HashMap::new(), probe: None }
     }
@@ -317,6 +324,7 @@ impl Run<'_> {
     async fn attempt(&mut self, position: i32, direction: Direction) -> Result<Result<(), StepError>, RunError> {
         let index = usize::try_from(position - 1).map_err(|_| RunError::Unknown)?;
         let step = self.definition.step(index).ok_or(RunError::Unknown)?;
+        let most = if direction == Direction::Run { TRIES } else { UNDO_TRIES };
         let mut pause = FIRST_PAUSE;
         for tries in 1.. {
             let error = match self.work(index, step, direction).await? {
@@ -324,14 +332,13 @@ impl Run<'_> {
                 Err(error) => error,
             };
             // The cause goes to the log only; the table and the client get text that is known to be safe.
-            let cause = std::error::Error::source(&error).map(|source| format!("{source:#}"));
-            tracing::warn!(operation_id = %self.id, step, ?direction, tries, %error, cause, "run operation step");
+            tracing::warn!(operation_id = %self.id, step, ?direction, tries, causes = causes(&error), "run operation step");
             store::note_step_error(self.connection, self.id, position, &error.to_string()).await?;
-            if matches!(error, StepError::Permanent { .. }) || tries >= TRIES {
+            if matches!(error, StepError::Permanent { .. }) || tries >= most {
                 return Ok(Err(error));
             }
             tokio::time::sleep(pause).await;
-            pause *= 2;
+            pause = (pause * 2).min(LONGEST_PAUSE);
         }
         Ok(Ok(()))
     }
@@ -432,7 +439,7 @@ impl TaskHandler for RunOperation {
             return Err("no engine".to_owned());
         };
         engine.run(self.operation_id).await.map_err(|error| {
-            tracing::warn!(operation_id = %self.operation_id, %error, "run operation");
+            tracing::warn!(operation_id = %self.operation_id, causes = causes(&error), "run operation");
             error.to_string()
         })
     }

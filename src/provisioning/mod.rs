@@ -60,6 +60,11 @@ impl Clusters {
     /// Connections to each cluster's maintenance database, at most. Creating databases is serial work for the server.
     const CONNECTIONS: usize = 4;
 
+    /// Forgets a cluster that was not registered after all; its connections close.
+    pub fn forget(&self, id: ClusterId) {
+        self.pools.remove(&id);
+    }
+
     /// The administration of a cluster. Opens nothing yet.
     pub fn open(&self, id: ClusterId, url: &DatabaseUrl) -> Result<Cluster, ProvisioningError> {
         let pool = match self.pools.entry(id) {

@@ -3,7 +3,7 @@
 //! Its name carries the schema's version, and it gets that name last: a database of that name is complete, and one
 //! that a killed server left behind under the building name is dropped and built anew.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres_protocol::escape::escape_identifier;
 use sqlx::migrate::Migrator;
@@ -11,7 +11,7 @@ use sqlx::{ConnectOptions, Connection};
 use tokio_postgres::Client;
 
 use super::ProvisioningError;
-use crate::secrets::DatabaseUrl;
+use crate::secrets::{DatabaseUrl, connect};
 
 /// The migrations of every tenant's database.
 pub static TENANT_MIGRATOR: Migrator = sqlx::migrate!("./tenant-migrations");
@@ -23,6 +23,9 @@ const BUILDING: &str = "freehold_template_building";
 /// The advisory lock that keeps two servers from building at once; any number that nobody else uses.
 const LOCK: i64 = 0x6672_6565_686f_6c64;
 
+/// How long a server waits for another one that builds the template.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// The version of the tenant schema that this server speaks.
 pub fn current_schema_version() -> i64 {
     TENANT_MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
@@ -33,14 +36,22 @@ pub(super) fn name() -> String {
 }
 
 pub(super) async fn ensure(admin: &Client, url: &DatabaseUrl) -> Result<i64, ProvisioningError> {
-    if !exists(admin).await? {
-        // Polled, not awaited: a session that waits for a lock holds a snapshot, which others would wait for in turn.
-        while !admin.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get::<_, bool>(0) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    if exists(admin).await? {
+        return Ok(current_schema_version());
+    }
+    // A connection of its own holds the lock: however this ends, a caller who leaves included, the connection goes and
+    // the lock with it. A pooled one would take the lock back to the pool.
+    let (holder, _) = connect(url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+    let give_up = Instant::now() + PATIENCE;
+    // Polled, not awaited: a session that waits for a lock holds a snapshot, which others would wait for in turn.
+    while !holder.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get::<_, bool>(0) {
+        if Instant::now() > give_up {
+            return Err(ProvisioningError::Migration(anyhow::anyhow!("another server builds it, and does not finish")));
         }
-        let built = if exists(admin).await? { Ok(()) } else { build(admin, url).await };
-        admin.query_one("SELECT pg_advisory_unlock($1)", &[&LOCK]).await?;
-        built?;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    if !exists(&holder).await? {
+        build(&holder, url).await?;
     }
     Ok(current_schema_version())
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{Error as HashError, PasswordHasher as _, PasswordVerifier as _};
@@ -13,6 +14,7 @@ use rand::rngs::SysRng;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, spawn_blocking};
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 /// Memory of one hash in KiB. This and the two below are OWASP's recommendation for Argon2id.
@@ -145,10 +147,16 @@ pub enum PasswordError {
     /// The thread that hashed was lost.
     #[error("wait for the password hash")]
     Task(#[source] JoinError),
+    /// Too many others wait for their hash.
+    #[error("too many passwords wait to be checked")]
+    Busy,
     /// The hasher was closed. Nothing closes it, so this is not seen.
     #[error("the password hasher is closed")]
     Closed,
 }
+
+/// How long a sign-in waits for its turn. A flood of them must not make everybody wait without end.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 
 /// Hashes and checks passwords with Argon2id, on blocking threads and only a few at a time: each hash takes 19 MiB,
 /// and a flood of sign-ins must wait rather than exhaust the memory. Clones share the limit.
@@ -214,7 +222,10 @@ impl PasswordHasher {
         &self,
         work: impl FnOnce() -> Result<T, HashError> + Send + 'static,
     ) -> Result<T, PasswordError> {
-        let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| PasswordError::Closed)?;
+        let permit = timeout(LONGEST_WAIT, Arc::clone(&self.permits).acquire_owned())
+            .await
+            .map_err(|_elapsed| PasswordError::Busy)?
+            .map_err(|_| PasswordError::Closed)?;
         // The permit goes with the work: a caller that hangs up does not stop the hash, which keeps its memory.
         spawn_blocking(move || {
             let _permit = permit;

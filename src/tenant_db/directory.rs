@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use dashmap::DashMap;
 use sqlx::PgPool;
@@ -102,6 +102,8 @@ pub struct Directory {
     records: DashMap<TenantId, Arc<Entry>>,
     slugs: DashMap<Slug, TenantId>,
     signing_keys: DashMap<SigningKeyId, TenantId>,
+    /// Counts what was heard of changes: a record read before one was heard of must not pass for fresh after it.
+    changes: AtomicU64,
 }
 
 impl fmt::Debug for Directory {
@@ -113,7 +115,14 @@ impl fmt::Debug for Directory {
 impl Directory {
     /// An empty cache over the platform's database.
     pub fn new(pool: PgPool, master_keys: Arc<MasterKeyring>) -> Self {
-        Self { pool, master_keys, records: DashMap::new(), slugs: DashMap::new(), signing_keys: DashMap::new() }
+        Self {
+            pool,
+            master_keys,
+            records: DashMap::new(),
+            slugs: DashMap::new(),
+            signing_keys: DashMap::new(),
+            changes: AtomicU64::new(0),
+        }
     }
 
     /// The tenant that owns a signing key: the first step of checking a token, whose signature is checked next.
@@ -166,6 +175,7 @@ impl Directory {
     }
 
     async fn load(&self, key: Key<'_>) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
+        let changes = self.changes.load(Ordering::Acquire);
         let Some(sealed) = store::find(&self.pool, key).await? else {
             if let Key::Id(id) = key {
                 self.records.remove(&TenantId::from_uuid(id));
@@ -177,7 +187,8 @@ impl Directory {
         for key in &record.signing_keys {
             self.signing_keys.insert(key.id, record.id);
         }
-        self.records.insert(record.id, Arc::new(Entry { record: Arc::clone(&record), stale: AtomicBool::new(false) }));
+        let stale = AtomicBool::new(self.changes.load(Ordering::Acquire) != changes);
+        self.records.insert(record.id, Arc::new(Entry { record: Arc::clone(&record), stale }));
         Ok(Some(record))
     }
 
@@ -227,6 +238,7 @@ impl Directory {
 
     /// Reads a changed tenant again, if it is cached. Returns the record that is now in force.
     pub async fn refresh(&self, id: TenantId) -> Option<Arc<TenantRecord>> {
+        self.changes.fetch_add(1, Ordering::AcqRel);
         let entry = self.records.get(&id).map(|entry| Arc::clone(&entry))?;
         entry.stale.store(true, Ordering::Release);
         match self.load(Key::Id(id.as_uuid())).await {
@@ -240,6 +252,7 @@ impl Directory {
 
     /// Marks every record as perhaps outdated: notifications may have been missed.
     pub fn mark_all_stale(&self) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
         for entry in &self.records {
             entry.stale.store(true, Ordering::Release);
         }

@@ -1,6 +1,7 @@
 //! One pool a tenant, opened when first needed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dashmap::DashMap;
 use deadpool_postgres::{Object, Pool, PoolError};
@@ -72,6 +73,15 @@ impl TenantDatabases {
         if let Some((_, entry)) = removed {
             entry.pool.close();
         }
+    }
+
+    /// Closes connections that nobody has used for `idle`, and forgets pools without any: an idle tenant costs the
+    /// database server nothing.
+    pub fn close_idle(&self, idle: Duration) {
+        self.pools.retain(|_, entry| {
+            entry.pool.retain(|_, metrics| metrics.last_used() < idle);
+            entry.pool.status().size > 0
+        });
     }
 
     /// The tenants that have a pool.

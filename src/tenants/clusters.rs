@@ -32,6 +32,20 @@ pub struct ClusterRecord {
     pub created_at: DateTime<Utc>,
 }
 
+/// A cluster about to be registered. Unless that comes about, its connections are closed again.
+struct Unregistered {
+    clusters: Arc<Clusters>,
+    id: Option<ClusterId>,
+}
+
+impl Drop for Unregistered {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.clusters.forget(id);
+        }
+    }
+}
+
 /// The registered clusters.
 #[derive(Debug, Clone)]
 pub struct ClusterRegistry {
@@ -63,6 +77,7 @@ impl ClusterRegistry {
         };
         provisioning::check_cluster(&url).await.map_err(suitable)?;
         let id = ClusterId::new();
+        let mut unregistered = Unregistered { clusters: Arc::clone(&self.clusters), id: Some(id) };
         let cluster = self.clusters.open(id, &url).map_err(suitable)?;
         cluster.shut_public_out().await?;
         let record = ClusterRecord {
@@ -86,6 +101,7 @@ impl ClusterRegistry {
         let event = Event { actor, action: "cluster.add", tenant_id: None, detail };
         audit::record(&mut transaction, &event, record.created_at).await?;
         transaction.commit().await?;
+        unregistered.id = None;
         Ok(record)
     }
 

@@ -26,4 +26,5 @@ mod kill_matrix;
 mod providers;
 mod provisioning;
 mod secrets;
+mod shutdown;
 mod tls;

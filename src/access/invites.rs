@@ -79,7 +79,7 @@ impl Users {
         };
         let mut client = db.client().await?;
         let transaction = client.transaction().await?;
-        tenant_store::void_invites(&transaction, &email, now).await?;
+        tenant_store::void_invites(&transaction, &email, &Role::ALL, now).await?;
         tenant_store::insert_invite(&*transaction, &invite).await?;
         transaction.commit().await?;
         Ok(Invite { token, expires_at })

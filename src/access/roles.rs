@@ -90,6 +90,14 @@ fn covers(entry: &str, name: &str) -> bool {
 }
 
 impl Role {
+    /// Every role.
+    pub(super) const ALL: [Self; 3] = [Self::Admin, Self::Manager, Self::User];
+
+    /// The roles that this one may change.
+    pub(super) fn governed(self) -> Vec<Self> {
+        Self::ALL.into_iter().filter(|other| self.governs(*other)).collect()
+    }
+
     /// The name in the database and in tokens.
     #[must_use]
     pub fn as_str(self) -> &'static str {

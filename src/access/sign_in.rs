@@ -8,6 +8,7 @@ use super::accounts::{display_name, is_plausible_email, normalize_email};
 use super::sign_in_throttle::{self, Subject};
 use super::tenant_store::{self, NewFamily, StoredUser};
 use super::{AccessError, Tokens};
+use crate::api::tenant::Role;
 use crate::ids::{RefreshFamilyId, UserId};
 use crate::secrets::{PlainToken, TokenPrefix, check_password_policy};
 use crate::tenant_db::{TenantDb, TenantDbError};
@@ -120,7 +121,7 @@ impl Tokens {
                 user
             }
         };
-        tenant_store::void_invites(&transaction, &user.email, now).await?;
+        tenant_store::void_invites(&transaction, &user.email, &Role::ALL, now).await?;
         tenant_store::forget_attempts(&transaction, Subject::account(&user.email)).await?;
         let session = self.begin(&db, &user)?;
         if !tenant_store::start_family(&transaction, &user, &session.family).await? {

@@ -101,7 +101,8 @@ const ACCEPT_INVITE: &str = "\
     RETURNING email, role";
 
 const VOID_INVITES: &str = "\
-    UPDATE user_invites SET expires_at = $2 WHERE email = $1 AND accepted_at IS NULL AND expires_at > $2";
+    UPDATE user_invites SET expires_at = $2
+    WHERE email = $1 AND accepted_at IS NULL AND expires_at > $2 AND role = ANY ($3)";
 
 /// Inserts nothing and updates nothing while the account is locked. `$4` holds the seconds to wait after each number
 /// of failures. The platform's table has the same statement.
@@ -366,10 +367,16 @@ pub(super) async fn accept_invite(
     Ok(Some((row.try_get(0)?, Role::parse(row.try_get(1)?))))
 }
 
-/// Makes the open invites of an address worthless.
-pub(super) async fn void_invites(client: &impl GenericClient, email: &str, now: DateTime<Utc>) -> Result<(), Error> {
+/// Makes an address's open invites to these roles worthless.
+pub(super) async fn void_invites(
+    client: &impl GenericClient,
+    email: &str,
+    roles: &[Role],
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
     let statement = client.prepare_cached(VOID_INVITES).await?;
-    client.execute(&statement, &[&email, &now]).await?;
+    let roles: Vec<&str> = roles.iter().map(|role| role.as_str()).collect();
+    client.execute(&statement, &[&email, &now, &roles]).await?;
     Ok(())
 }
 

@@ -181,7 +181,7 @@ impl Users {
         tenant_store::update_user(&transaction, &user, now).await?;
         if shut_out {
             tenant_store::revoke_families_of_user(&transaction, id, now).await?;
-            tenant_store::void_invites(&transaction, &user.email, now).await?;
+            tenant_store::void_invites(&transaction, &user.email, &acting.role.governed(), now).await?;
         }
         transaction.commit().await?;
         Ok(user.into_user())
@@ -195,12 +195,13 @@ impl Users {
         let mut client = caller.db.client().await?;
         let transaction = client.transaction().await?;
         tenant_store::lock_accounts(&transaction).await?;
-        let user = governed(&transaction, caller, id).await?;
+        let Governed { user, acting } = governed_by(&transaction, caller, id).await?;
         if id == caller.user_id {
             return Err(AccessError::OwnAccount);
         }
         keep_an_admin(&transaction, &user).await?;
-        tenant_store::void_invites(&transaction, &user.email, self.clock.now()).await?;
+        // Only invites that the caller could have spoken out: a manager must not undo what is above it.
+        tenant_store::void_invites(&transaction, &user.email, &acting.role.governed(), self.clock.now()).await?;
         tenant_store::delete_user(&transaction, id).await?;
         Ok(transaction.commit().await?)
     }

@@ -433,3 +433,21 @@ async fn every_statement_fits_the_schema() {
         database.prepare(statement).await.unwrap_or_else(|error| panic!("{statement}: {error}"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_cannot_void_an_admins_invite() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("void-invites").await;
+    let manager = json!({ "email": "manager@void.example", "role": "manager", "password": PASSWORD });
+    platform.post("/api/v1/users", &tenant.admin.access, manager).await.expect(StatusCode::CREATED);
+    let manager = platform.login(&tenant.slug, "manager@void.example").await;
+    let path = format!("/platform/v1/tenants/{}/invites", tenant.slug);
+    let body = json!({ "email": "second@void.example" });
+    let invite = platform.post(&path, &platform.token, body).await.expect(StatusCode::CREATED);
+    let twin = json!({ "email": "second@void.example", "role": "user", "password": PASSWORD });
+    let twin = platform.post("/api/v1/users", &manager.access, twin).await.expect(StatusCode::CREATED);
+    let path = format!("/api/v1/users/{}", twin["id"].as_str().unwrap());
+    platform.send(Method::DELETE, &path, &manager.access, None).await.expect_success();
+    let accept = json!({ "tenant": tenant.slug, "token": invite["token"], "password": PASSWORD });
+    platform.post("/api/v1/auth/accept-invite", "", accept).await.expect(StatusCode::OK);
+}

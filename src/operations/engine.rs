@@ -205,6 +205,10 @@ impl Engine {
     }
 
     async fn lock(&self, connection: &mut PgConnection, key: i64) -> Result<(), RunError> {
+        // A machine that dies says no farewell; Postgres would keep its lock until the system's keepalive, for hours.
+        sqlx::raw_sql("SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3")
+            .execute(&mut *connection)
+            .await?;
         let give_up = tokio::time::Instant::now() + LOCK_PATIENCE;
         loop {
             if sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "locked!""#, key)

@@ -154,6 +154,13 @@ pub(super) async fn assign_ownership(database: &Client, names: &DatabaseNames) -
         escape_identifier(&names.owner_role)
     );
     database.batch_execute(&sql).await?;
+    // A server of another version may have made the clone and died: what is registered must be what is there.
+    let version: Option<i64> = database.query_one("SELECT max(version) FROM _sqlx_migrations", &[]).await?.get(0);
+    if version != Some(template::current_schema_version()) {
+        return Err(ProvisioningError::Unsuitable(
+            "a server of another version cloned the database from its own template; retry the operation".to_owned(),
+        ));
+    }
     let reachable: Option<String> = database
         .query_one(
             "SELECT string_agg(datname, ', ') FROM pg_database

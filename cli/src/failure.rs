@@ -193,7 +193,7 @@ mod tests {
 
     fn problem(status: u16, code: &str) -> Problem {
         Problem {
-            kind: format!("/docs/problems#{code}"),
+            kind: "about:blank".into(),
             title: "It did not work".into(),
             status,
             code: code.into(),

@@ -93,7 +93,7 @@ pub(crate) fn answer(kind: &str, body: &str) -> String {
 /// A refusal.
 pub(crate) fn problem(status: u16) -> String {
     let body =
-        format!(r#"{{"type": "/docs/problems#x", "title": "No", "status": {status}, "code": "x", "request_id": "r"}}"#);
+        format!(r#"{{"type": "about:blank", "title": "No", "status": {status}, "code": "x", "request_id": "r"}}"#);
     format!(
         "HTTP/1.1 {status} No\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()

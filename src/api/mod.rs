@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 /// An error as problem JSON (RFC 9457). Programs read `code`; people read `title` and `detail`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
-    /// A URI reference naming the kind of problem: `/docs/problems#<code>`.
+    /// Always `about:blank`: the kind of problem is its `code`.
     #[serde(rename = "type")]
     pub kind: String,
     /// What happened, in a few words that do not vary between occurrences.

@@ -128,7 +128,7 @@ fn log(code: &'static str, error: &(dyn std::error::Error + 'static)) {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let problem = Problem {
-            kind: format!("/docs/problems#{}", self.code),
+            kind: "about:blank".to_owned(),
             title: self.title.to_owned(),
             status: self.status.as_u16(),
             code: self.code.to_owned(),

@@ -9,12 +9,14 @@
 
 mod directory;
 mod pools;
+mod schema;
 mod store;
 
 use thiserror::Error;
 
 pub use directory::{Directory, SigningKey, TenantRecord, database_url_location, signing_key_location};
 pub use pools::{TenantDatabases, TenantDb};
+pub use schema::{SchemaMismatch, SpokenSchemas};
 
 /// Why a tenant's database could not be had.
 #[derive(Debug, Error)]

@@ -101,11 +101,27 @@ pub enum MigrateError {
     Broken(#[source] anyhow::Error),
 }
 
+/// Why a database could not be migrated, and how far it has come nevertheless.
+#[derive(Debug, Error)]
+#[error("{error}")]
+pub struct MigrateFailure {
+    /// Why.
+    #[source]
+    pub error: MigrateError,
+    /// How far; nothing if its version could not be read.
+    pub reached: Option<Migrated>,
+}
+
 /// What a failed try means.
 enum Trouble {
     /// It may go better a moment later.
     Passing(MigrateError),
     Lasting(MigrateError),
+}
+
+/// The highest version that a database has noted.
+pub async fn found_schema_version(client: &tokio_postgres::Client) -> Result<Option<i64>, tokio_postgres::Error> {
+    Ok(client.query_one("SELECT max(version) FROM public._sqlx_migrations", &[]).await?.get(0))
 }
 
 /// Brings a database to version `target`. Does nothing if it is there; safe to repeat whatever happened before.
@@ -114,16 +130,16 @@ pub async fn migrate_database(
     migrations: &TenantMigrations,
     target: i64,
     limits: &MigrateLimits,
-) -> Result<Migrated, MigrateError> {
+) -> Result<Migrated, MigrateFailure> {
     let mut pause = FIRST_PAUSE;
     let mut tries = 0;
-    let mut from = None;
+    let mut reached: Option<Migrated> = None;
     loop {
         tries += 1;
-        let error = match try_once(url, migrations, target, limits, &mut from).await {
-            Ok(to) => return Ok(Migrated { from: from.unwrap_or(to), to }),
+        let error = match try_once(url, migrations, target, limits, &mut reached).await {
+            Ok(()) => return Ok(reached.unwrap_or(Migrated { from: target, to: target })),
             Err(Trouble::Passing(error)) if tries < limits.tries => error,
-            Err(Trouble::Passing(error) | Trouble::Lasting(error)) => return Err(error),
+            Err(Trouble::Passing(error) | Trouble::Lasting(error)) => return Err(MigrateFailure { error, reached }),
         };
         tracing::debug!(%error, tries, "migrate tenant database");
         // Not all at the same moment again: tries that lose against each other would go on losing.
@@ -137,8 +153,8 @@ async fn try_once(
     migrations: &TenantMigrations,
     target: i64,
     limits: &MigrateLimits,
-    from: &mut Option<i64>,
-) -> Result<i64, Trouble> {
+    reached: &mut Option<Migrated>,
+) -> Result<(), Trouble> {
     let options = url.with_application_name("freehold-migrate").to_sqlx().disable_statement_logging();
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
     let mut connection = connecting
@@ -146,7 +162,7 @@ async fn try_once(
         .map_err(connect_trouble)?;
     // The lock goes with the connection, which is closed however this ends.
     lock(&mut connection).await?;
-    let result = apply_pending(&mut connection, migrations, target, limits, from).await;
+    let result = apply_pending(&mut connection, migrations, target, limits, reached).await;
     // Politely, so that the lock is free before the next one looks.
     drop(connection.close().await);
     result
@@ -157,6 +173,8 @@ async fn lock(connection: &mut PgConnection) -> Result<(), Trouble> {
     let setup = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; \
                  SET search_path = public; SET statement_timeout = 30000";
     sqlx::raw_sql(setup).execute(&mut *connection).await.map_err(broken)?;
+    // If we die in the middle of a long statement, the server notices and gives the lock back. Not every platform can.
+    drop(sqlx::raw_sql("SET client_connection_check_interval = 2000").execute(&mut *connection).await);
     let give_up = Instant::now() + LOCK_PATIENCE;
     loop {
         let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)")
@@ -179,13 +197,14 @@ async fn apply_pending(
     migrations: &TenantMigrations,
     target: i64,
     limits: &MigrateLimits,
-    from: &mut Option<i64>,
-) -> Result<i64, Trouble> {
+    reached: &mut Option<Migrated>,
+) -> Result<(), Trouble> {
     let broken = |error: SqlxMigrateError| Trouble::Passing(MigrateError::Broken(error.into()));
     connection.ensure_migrations_table(MIGRATIONS_TABLE).await.map_err(broken)?;
     let applied = connection.list_applied_migrations(MIGRATIONS_TABLE).await.map_err(broken)?;
-    let mut version = applied.iter().map(|applied| applied.version).max().unwrap_or(0);
-    from.get_or_insert(version);
+    let version = applied.iter().map(|applied| applied.version).max().unwrap_or(0);
+    let reached = reached.get_or_insert(Migrated { from: version, to: version });
+    reached.to = version;
     for applied in &applied {
         match migrations.get(applied.version) {
             None => return Err(Trouble::Lasting(MigrateError::Unknown { version: applied.version })),
@@ -200,9 +219,9 @@ async fn apply_pending(
             continue;
         }
         apply(connection, migration, limits).await?;
-        version = version.max(migration.version);
+        reached.to = reached.to.max(migration.version);
     }
-    Ok(version)
+    Ok(())
 }
 
 async fn apply(connection: &mut PgConnection, migration: &Migration, limits: &MigrateLimits) -> Result<(), Trouble> {

@@ -71,7 +71,7 @@ pub static DEFINITION: Definition<Provisioning> = Definition {
             run: |s, c| boxed(create_database(s, c)),
             undo: |s, c| boxed(drop_database(s, c)),
         },
-        // The last two leave nothing outside the database, which goes as a whole.
+        // The last two leave nothing outside the database, which goes as a whole, but the note of its version.
         Step { name: "assign_ownership", run: |s, c| boxed(assign_ownership(s, c)), undo: |_, _| boxed(nothing()) },
         Step { name: "apply_template", run: |s, c| boxed(apply_template(s, c)), undo: |s, c| boxed(forget_schema(s, c)) },
     ],
@@ -221,12 +221,13 @@ async fn apply_template(services: Arc<Provisioning>, context: StepContext) -> Re
         .ok_or_else(|| permanent("template_not_found", "the template is not there any more"))?;
     let hash = hex::decode(&task.input.invite_hash).ok().and_then(|bytes| HashedToken::try_from(&*bytes).ok());
     let hash = hash.ok_or_else(|| permanent("input_unreadable", "the operation's input cannot be read"))?;
-    bring_up_to_date(&services, &task, &url).await?;
     // Signing in as the tenant is the proof that its credentials work.
     let (mut client, _) = connect(&url)
         .await
         .map_err(|error| StepError::Transient("the tenant cannot sign in to its database", error.into()))?;
     let refused = |error: anyhow::Error| StepError::Transient("the tenant's database refused a statement", error);
+    let found = provisioning::found_schema_version(&client).await.map_err(|error| refused(error.into()))?;
+    note_schema(&services, &task, &url, found).await?;
     let transaction = client.transaction().await.map_err(|error| refused(error.into()))?;
     configuration::insert_first(&transaction, &settings, services.clock.now())
         .await
@@ -243,33 +244,37 @@ async fn apply_template(services: Arc<Provisioning>, context: StepContext) -> Re
     transaction.commit().await.map_err(|error| refused(error.into()))
 }
 
-/// A server of another version may have made the clone and died, or the fleet may have been migrated since: what is
-/// registered must be what is there.
-async fn bring_up_to_date(services: &Provisioning, task: &Task, url: &DatabaseUrl) -> Result<(), StepError> {
+/// Notes which schema the database has. A server of another version may have made the clone and died, or the fleet may
+/// have been migrated since: then it is brought up to date first.
+async fn note_schema(
+    services: &Provisioning,
+    task: &Task,
+    url: &DatabaseUrl,
+    found: Option<i64>,
+) -> Result<(), StepError> {
     let migrations = services.clusters.migrations();
     let target = migrations.current_version();
-    // Nobody uses it yet, so nothing needs protection but ourselves.
-    let limits = MigrateLimits {
-        lock_timeout: MIGRATION_PATIENCE,
-        statement_timeout: MIGRATION_PATIENCE,
-        concurrent_timeout: MIGRATION_PATIENCE,
-        tries: 1,
-    };
-    match provisioning::migrate_database(url, migrations, target, &limits).await {
-        Ok(migrated) => {
-            let compatible_from = migrations.compatible_from(migrated.to);
-            let noted = store::set_schema(&services.pool, task.tenant, Some((migrated.to, compatible_from))).await;
-            Ok(noted.map_err(TenantError::from)?)
-        }
-        Err(MigrateError::Unknown { version }) => Err(permanent(
-            "tenant_schema_too_new",
-            &format!("a newer server cloned the database (migration {version}); let a server of that version retry"),
-        )),
-        Err(error @ (MigrateError::Altered { .. } | MigrateError::Refused { .. })) => {
-            Err(permanent("migration_failed", &error.to_string()))
-        }
-        Err(error) => Err(StepError::Transient("the new database could not be brought up to date", error.into())),
+    if found != Some(target) {
+        // Nobody uses it yet, so nothing needs protection but ourselves.
+        let limits = MigrateLimits {
+            lock_timeout: MIGRATION_PATIENCE,
+            statement_timeout: MIGRATION_PATIENCE,
+            concurrent_timeout: MIGRATION_PATIENCE,
+            tries: 1,
+        };
+        provisioning::migrate_database(url, migrations, target, &limits).await.map_err(|failure| match failure.error {
+            MigrateError::Unknown { version } => permanent(
+                "tenant_schema_too_new",
+                &format!("a newer server cloned the database (migration {version}); let one of that version retry"),
+            ),
+            error @ (MigrateError::Altered { .. } | MigrateError::Refused { .. }) => {
+                permanent("migration_failed", &error.to_string())
+            }
+            error => StepError::Transient("the new database could not be brought up to date", error.into()),
+        })?;
     }
+    let schema = Some((target, migrations.compatible_from(target)));
+    Ok(store::set_schema(&services.pool, task.tenant, schema).await.map_err(TenantError::from)?)
 }
 
 async fn forget_schema(services: Arc<Provisioning>, context: StepContext) -> Result<(), StepError> {

@@ -77,12 +77,7 @@ pub enum Requested {
 
 impl Fleet {
     /// The fleet over the platform's database. The migrations are those of the clusters' templates.
-    pub fn new(
-        pool: PgPool,
-        master_keys: Arc<MasterKeyring>,
-        clusters: ClusterRegistry,
-        clock: SharedClock,
-    ) -> Self {
+    pub fn new(pool: PgPool, master_keys: Arc<MasterKeyring>, clusters: ClusterRegistry, clock: SharedClock) -> Self {
         Self { pool, master_keys, clusters, clock }
     }
 
@@ -190,9 +185,13 @@ impl Fleet {
 /// What to do about a tenant that failed or was skipped.
 pub fn hint(code: &str) -> &'static str {
     match code {
-        "lock_timeout" => "something of the tenant's own holds a lock: run it again at a quieter time, or allow more time",
+        "lock_timeout" => {
+            "something of the tenant's own holds a lock: run it again at a quieter time, or allow more time"
+        }
         "statement_timeout" => "run it again with a longer statement timeout",
-        "altered_migration" => "its database was migrated by a program with another text of that migration: compare them",
+        "altered_migration" => {
+            "its database was migrated by a program with another text of that migration: compare them"
+        }
         "unknown_migration" => "its database is newer than this server: use a newer server",
         "migration_refused" => "see the message; put the tenant's database right, then run it again",
         "connection_lost" => "run it again",

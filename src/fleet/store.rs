@@ -166,11 +166,7 @@ pub(super) async fn insert_items(
 
 /// Tenants that were still being provisioned when their turn came and are in service now: they are up to date, or are to
 /// be migrated after all. Returns how many are to be migrated.
-pub(super) async fn reopen_provisioned(
-    pool: &PgPool,
-    operation: OperationId,
-    target: i64,
-) -> Result<i64, sqlx::Error> {
+pub(super) async fn reopen_provisioned(pool: &PgPool, operation: OperationId, target: i64) -> Result<i64, sqlx::Error> {
     sqlx::query_scalar!(
         r#"WITH moved AS (
              UPDATE fleet_migration_tenants f SET run_id = NULL, error_code = NULL, error_message = NULL,
@@ -446,8 +442,7 @@ pub(super) async fn note_verified(
     let codes: Vec<Option<String>> = verified.iter().map(|tenant| first(tenant, |finding| &finding.code)).collect();
     let messages: Vec<Option<String>> =
         verified.iter().map(|tenant| first(tenant, |finding| &finding.message)).collect();
-    let findings: Vec<serde_json::Value> =
-        verified.iter().map(|tenant| serde_json::json!(tenant.findings)).collect();
+    let findings: Vec<serde_json::Value> = verified.iter().map(|tenant| serde_json::json!(tenant.findings)).collect();
     let begun: Vec<DateTime<Utc>> = verified.iter().map(|tenant| tenant.started_at).collect();
     sqlx::query!(
         "UPDATE fleet_migration_tenants f SET to_version = found.version, error_code = found.code,

@@ -193,7 +193,9 @@ fn compare_migrations(
     for applied in &inspection.applied {
         let version = applied.version;
         match migrations.get(version) {
-            None => findings.push(finding("unknown_migration", format!("{version} was applied, and is not known here"))),
+            None => {
+                findings.push(finding("unknown_migration", format!("{version} was applied, and is not known here")))
+            }
             Some(ours) if ours.checksum != applied.checksum => {
                 findings.push(finding("altered_migration", format!("{version} was applied in another wording")));
             }

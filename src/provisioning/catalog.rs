@@ -214,10 +214,9 @@ mod tests {
         let expected = catalog(&[("a", "1"), ("b", "1"), ("c", "1")]);
         let found = expected.differences(&catalog(&[("a", "1"), ("b", "2"), ("d", "1")]));
         let names = |objects: &[SchemaObject]| objects.iter().map(|object| object.name.clone()).collect::<Vec<_>>();
-        assert_eq!((names(&found.missing), names(&found.changed), names(&found.extra)), (
-            vec!["c".to_owned()],
-            vec!["b".to_owned()],
-            vec!["d".to_owned()]
-        ));
+        assert_eq!(
+            (names(&found.missing), names(&found.changed), names(&found.extra)),
+            (vec!["c".to_owned()], vec!["b".to_owned()], vec!["d".to_owned()])
+        );
     }
 }

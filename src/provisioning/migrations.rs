@@ -80,10 +80,11 @@ impl TenantMigrations {
 
     /// The oldest program that can speak a database of this version.
     pub fn compatible_from(&self, version: i64) -> i64 {
-        let declared = self.migrations.iter().filter(|migration| migration.version <= version).filter_map(|migration| {
-            let line = migration.sql.as_str().lines().find_map(|line| line.trim().strip_prefix(OLDEST_PROGRAM))?;
-            line.trim().parse::<i64>().ok()
-        });
+        let declared =
+            self.migrations.iter().filter(|migration| migration.version <= version).filter_map(|migration| {
+                let line = migration.sql.as_str().lines().find_map(|line| line.trim().strip_prefix(OLDEST_PROGRAM))?;
+                line.trim().parse::<i64>().ok()
+            });
         declared.max().unwrap_or(0)
     }
 

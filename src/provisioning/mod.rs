@@ -21,9 +21,7 @@ use thiserror::Error;
 
 pub use admin::{ClusterCheck, DatabaseNames, check_cluster, hash_password};
 pub use catalog::{AppliedMigration, Catalog, Differences, Inspection, SchemaObject, inspect, read as read_catalog};
-pub use migrate::{
-    MigrateError, MigrateFailure, MigrateLimits, Migrated, found_schema_version, migrate_database,
-};
+pub use migrate::{MigrateError, MigrateFailure, MigrateLimits, Migrated, found_schema_version, migrate_database};
 pub use migrations::{OLDEST_SPOKEN_SCHEMA, TENANT_MIGRATOR, TenantMigrations};
 
 use crate::ids::ClusterId;

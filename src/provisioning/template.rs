@@ -74,9 +74,8 @@ pub(super) async fn catalog(
     holder.batch_execute(&format!("REVOKE ALL ON DATABASE {reading} FROM PUBLIC")).await?;
     holder.batch_execute(&format!("ALTER DATABASE {reading} ALLOW_CONNECTIONS true")).await?;
     let read = async {
-        let (client, _) = connect(&url.with_database(READING))
-            .await
-            .map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+        let (client, _) =
+            connect(&url.with_database(READING)).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
         Ok(catalog::read(&client).await?)
     };
     let read = read.await;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use dashmap::DashMap;
 use sqlx::PgPool;
 
-use super::schema::{SchemaMismatch, SpokenSchemas};
 use super::TenantDbError;
+use super::schema::{SchemaMismatch, SpokenSchemas};
 use super::store::{self, Key, SealedRecord};
 use crate::api::platform::{TenantLimits, TenantState};
 use crate::ids::{ClusterId, SigningKeyId, Slug, TenantId};

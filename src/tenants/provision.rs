@@ -73,7 +73,11 @@ pub static DEFINITION: Definition<Provisioning> = Definition {
         },
         // The last two leave nothing outside the database, which goes as a whole, but the note of its version.
         Step { name: "assign_ownership", run: |s, c| boxed(assign_ownership(s, c)), undo: |_, _| boxed(nothing()) },
-        Step { name: "apply_template", run: |s, c| boxed(apply_template(s, c)), undo: |s, c| boxed(forget_schema(s, c)) },
+        Step {
+            name: "apply_template",
+            run: |s, c| boxed(apply_template(s, c)),
+            undo: |s, c| boxed(forget_schema(s, c)),
+        },
     ],
     settle,
 };
@@ -262,15 +266,17 @@ async fn note_schema(
             concurrent_timeout: MIGRATION_PATIENCE,
             tries: 1,
         };
-        provisioning::migrate_database(url, migrations, target, &limits).await.map_err(|failure| match failure.error {
-            MigrateError::Unknown { version } => permanent(
-                "tenant_schema_too_new",
-                &format!("a newer server cloned the database (migration {version}); let one of that version retry"),
-            ),
-            error @ (MigrateError::Altered { .. } | MigrateError::Refused { .. }) => {
-                permanent("migration_failed", &error.to_string())
+        provisioning::migrate_database(url, migrations, target, &limits).await.map_err(|failure| {
+            match failure.error {
+                MigrateError::Unknown { version } => permanent(
+                    "tenant_schema_too_new",
+                    &format!("a newer server cloned the database (migration {version}); let one of that version retry"),
+                ),
+                error @ (MigrateError::Altered { .. } | MigrateError::Refused { .. }) => {
+                    permanent("migration_failed", &error.to_string())
+                }
+                error => StepError::Transient("the new database could not be brought up to date", error.into()),
             }
-            error => StepError::Transient("the new database could not be brought up to date", error.into()),
         })?;
     }
     let schema = Some((target, migrations.compatible_from(target)));

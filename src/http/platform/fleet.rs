@@ -80,10 +80,8 @@ pub async fn verify(
     Valid(request): Valid<CreateFleetVerificationRequest>,
 ) -> ApiResult<(StatusCode, Json<Operation>)> {
     let default = Migration::default();
-    let wanted = VerifyInput {
-        tenants: selection(request.tenants)?,
-        parallel: request.parallel.unwrap_or(default.parallel),
-    };
+    let wanted =
+        VerifyInput { tenants: selection(request.tenants)?, parallel: request.parallel.unwrap_or(default.parallel) };
     let id = state.fleet.verify(&wanted, admin.super_admin_id).await?;
     Ok((StatusCode::ACCEPTED, Json(operations::find(&state, id).await?)))
 }
@@ -117,12 +115,7 @@ pub async fn tenants(
 ) -> ApiResult<Json<FleetTenantPage>> {
     operations::find(&state, operation).await?;
     let page = Page { limit: filter.limit, cursor: filter.cursor };
-    let wanted = TenantFilter {
-        operation,
-        state: filter.state,
-        after: page.cursor,
-        limit: page.limit() as i64 + 1,
-    };
+    let wanted = TenantFilter { operation, state: filter.state, after: page.cursor, limit: page.limit() as i64 + 1 };
     let mut items: Vec<_> = state.fleet.tenants(&wanted).await?.into_iter().map(body).collect();
     let next_cursor = next_cursor(&mut items, page.limit(), |tenant| tenant.tenant_id);
     Ok(Json(FleetTenantPage { items, next_cursor }))

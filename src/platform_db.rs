@@ -51,6 +51,8 @@ pub enum Notification {
     Registry(TenantId),
     /// An operation moved.
     Operation(OperationId),
+    /// A server has less than its part of the connections.
+    Shares,
     /// The connection was lost for a while: anything may have changed.
     Missed,
 }
@@ -76,13 +78,14 @@ pub async fn listen(pool: PgPool, sender: broadcast::Sender<Notification>, stop:
 
 async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) -> Result<(), sqlx::Error> {
     let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen_all(["freehold_registry", "freehold_operations"]).await?;
+    listener.listen_all(["freehold_registry", "freehold_operations", "freehold_shares"]).await?;
     // Whatever happened before the LISTEN took effect was not heard.
     let _ = sender.send(Notification::Missed);
     while let Some(heard) = listener.try_recv().await? {
         let id = heard.payload().parse().ok();
         let notification = match (heard.channel(), id) {
             ("freehold_registry", Some(id)) => Notification::Registry(TenantId::from_uuid(id)),
+            ("freehold_shares", _) => Notification::Shares,
             ("freehold_operations", Some(id)) => Notification::Operation(OperationId::from_uuid(id)),
             _ => continue,
         };

@@ -40,6 +40,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::operations::group))
         // /platform/v1/clusters
         .routes(routes!(platform::clusters::create, platform::clusters::list))
+        // /platform/v1/connections
+        .routes(routes!(platform::connections::show))
         // /api/v1/auth/...
         .routes(routes!(tenant::auth::accept_invite))
         .routes(routes!(tenant::auth::login))

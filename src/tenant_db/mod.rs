@@ -14,6 +14,7 @@ mod connection;
 mod directory;
 mod pool;
 mod pools;
+mod report;
 mod schema;
 mod server;
 mod shares;
@@ -28,8 +29,9 @@ pub use directory::{
     Directory, SigningKey, TenantRecord, database_url_location, next_database_url_location, signing_key_location,
 };
 pub use pools::{PoolSettings, TenantDatabases, TenantDb};
+pub use report::{BreakerReport, Report, ServerReport, TenantReport};
 pub use server::DatabaseServer;
-pub use shares::Shares;
+pub use shares::{Share, Shares};
 
 /// Why a tenant's database could not be had.
 #[derive(Debug, Error)]

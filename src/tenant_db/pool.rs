@@ -8,7 +8,7 @@ use super::breaker::{Breaker, Trouble, Verdict};
 use super::connection::{OpenError, Target};
 use super::server::{Refusal, Server};
 use super::{TenantDbError, TenantRecord};
-use crate::ids::TenantId;
+use crate::ids::{Slug, TenantId};
 use crate::secrets::DatabaseUrl;
 
 /// Which of a record's credentials.
@@ -97,6 +97,11 @@ impl TenantPool {
             credential: current.credential,
             generation: self.generation(),
         })
+    }
+
+    /// The tenant's name in addresses.
+    pub(super) fn slug(&self) -> Slug {
+        self.current().record.slug.clone()
     }
 
     /// The server its connections are on.

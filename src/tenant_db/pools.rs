@@ -50,7 +50,7 @@ pub struct TenantDatabases {
 pub(super) struct Common {
     pub(super) settings: PoolSettings,
     directory: Arc<Directory>,
-    pools: DashMap<TenantId, Arc<TenantPool>>,
+    pub(super) pools: DashMap<TenantId, Arc<TenantPool>>,
     pub(super) servers: DashMap<DatabaseServer, Arc<Server>>,
     pub(super) shares: Shares,
 }
@@ -138,15 +138,6 @@ impl TenantDatabases {
 
     pub(super) fn common(&self) -> &Arc<Common> {
         &self.common
-    }
-
-    /// The tenants whose breaker is open, why, and for how long.
-    pub(super) fn open_breakers(&self) -> Vec<(TenantId, DatabaseServer, Trouble, Duration)> {
-        let open = |pool: &TenantPool| {
-            let (trouble, wait) = pool.open_breaker()?;
-            Some((pool.id, pool.server().name.clone(), trouble, wait))
-        };
-        self.common.pools.iter().filter_map(|entry| open(&entry)).collect()
     }
 }
 
@@ -287,10 +278,9 @@ impl Opening {
 
     /// Reads the tenant's record again: its credentials may have changed, and the news not have come yet.
     async fn reread(&self) {
-        match timeout(REREAD, self.common.directory.refresh(self.pool.id)).await {
-            // A registry that does not know the tenant is told by its notification; nothing is concluded here.
-            Ok(Some(record)) => self.common.follow(&self.pool, Some(&record)),
-            Ok(None) | Err(_) => {}
+        // A registry that does not know the tenant says so in its notification; nothing is concluded here.
+        if let Ok(Some(record)) = timeout(REREAD, self.common.directory.refresh(self.pool.id)).await {
+            self.common.follow(&self.pool, Some(&record));
         }
     }
 

@@ -78,7 +78,7 @@ pub(super) struct Server {
 }
 
 struct Shared {
-    budget: Budget<TenantId, Connection, Waiter>,
+    budget: Budget<TenantId, Box<Connection>, Waiter>,
     /// Whether the platform's database has ever said how many connections there may be.
     asked: bool,
 }
@@ -194,7 +194,7 @@ impl Server {
 
     /// Does what a step of the budget asks for. Never under its lock: what is sent to somebody who has left comes back
     /// at once.
-    fn perform(self: &Arc<Self>, effects: Effects<TenantId, Connection, Waiter>) {
+    fn perform(self: &Arc<Self>, effects: Effects<TenantId, Box<Connection>, Waiter>) {
         for (tenant, connection) in effects.close {
             let closing = Closing { server: Arc::clone(self), tenant };
             // Without a runtime the process is ending, and its connections with it.
@@ -265,7 +265,7 @@ impl Permit {
     pub(super) fn opened(mut self, pool: &Arc<TenantPool>, connection: Connection) -> Lease {
         self.spent = true;
         let effects = self.server.lock().budget.opened(self.tenant);
-        let lease = Lease::new(&self.server, pool, connection, 0);
+        let lease = Lease::new(&self.server, pool, Box::new(connection), 0);
         self.server.perform(effects);
         lease
     }
@@ -290,7 +290,7 @@ pub(super) struct Lease {
     server: Arc<Server>,
     pool: Arc<TenantPool>,
     /// There until it is dropped.
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
     handovers: u32,
 }
 
@@ -301,7 +301,7 @@ impl fmt::Debug for Lease {
 }
 
 impl Lease {
-    fn new(server: &Arc<Server>, pool: &Arc<TenantPool>, connection: Connection, handovers: u32) -> Self {
+    fn new(server: &Arc<Server>, pool: &Arc<TenantPool>, connection: Box<Connection>, handovers: u32) -> Self {
         connection.begin_use();
         Self { server: Arc::clone(server), pool: Arc::clone(pool), connection: Some(connection), handovers }
     }

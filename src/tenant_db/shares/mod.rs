@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use self::division::divide;
 use self::store::NewShare;
+pub use self::store::Share;
 use super::TenantDatabases;
 use super::pools::Common;
 use super::server::Server;
@@ -74,6 +75,16 @@ impl Shares {
     pub fn new(pool: PgPool) -> Self {
         let id = Uuid::now_v7();
         Self { pool, id, name: Mutex::new(id.to_string()), wake: Notify::new(), beating: tokio::sync::Mutex::default() }
+    }
+
+    /// This server.
+    pub(super) fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// All shares of all servers.
+    pub(super) async fn all(&self) -> Result<Vec<Share>, sqlx::Error> {
+        store::all(&mut *self.pool.acquire().await?).await
     }
 
     /// Says where this server serves. Only one can be there, so the share of whoever was there before is free.

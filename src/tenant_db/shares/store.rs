@@ -2,18 +2,26 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 /// Any number that no other lock of ours has.
 const LOCK: i64 = 0x0066_7265_6568_6f6c;
 
-/// A server's share as stored.
-pub(super) struct Share {
-    pub(super) database_server: String,
-    pub(super) server_id: Uuid,
-    pub(super) granted: usize,
-    pub(super) open: usize,
+/// A Freehold server's part of a budget as stored.
+#[derive(Debug, Clone)]
+pub struct Share {
+    /// The database server.
+    pub database_server: String,
+    /// Whose it is.
+    pub server_id: Uuid,
+    /// What that one may have.
+    pub granted: usize,
+    /// What it had when it said so last.
+    pub open: usize,
+    /// When that was.
+    pub beat_at: DateTime<Utc>,
 }
 
 /// A share to store.
@@ -57,9 +65,11 @@ pub(super) async fn delete_silent(connection: &mut PgConnection, silence: Durati
 
 /// All shares.
 pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<Share>, sqlx::Error> {
-    let rows = sqlx::query!("SELECT database_server, server_id, granted, open FROM connection_shares")
-        .fetch_all(connection)
-        .await?;
+    let rows = sqlx::query!(
+        "SELECT database_server, server_id, granted, open, beat_at FROM connection_shares ORDER BY server_id"
+    )
+    .fetch_all(connection)
+    .await?;
     let count = |number: i32| usize::try_from(number).unwrap_or_default();
     Ok(rows
         .into_iter()
@@ -68,6 +78,7 @@ pub(super) async fn all(connection: &mut PgConnection) -> Result<Vec<Share>, sql
             server_id: row.server_id,
             granted: count(row.granted),
             open: count(row.open),
+            beat_at: row.beat_at,
         })
         .collect())
 }

@@ -5,10 +5,16 @@ use std::time::Duration;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
 use tokio::sync::broadcast;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::ids::{OperationId, TenantId};
 use crate::secrets::DatabaseUrl;
+
+/// After how long without a notification a listener makes sure that it would hear one.
+const QUIET: Duration = Duration::from_secs(5);
+/// How long the database may take to answer a listener.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// The migrations of the platform's database.
 pub static MIGRATOR: Migrator = sqlx::migrate!("./platform-migrations");
@@ -77,11 +83,19 @@ pub async fn listen(pool: PgPool, sender: broadcast::Sender<Notification>, stop:
 }
 
 async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(pool).await?;
+    let connecting = timeout(ANSWER, PgListener::connect_with(pool)).await;
+    let mut listener = connecting.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
     listener.listen_all(["freehold_registry", "freehold_operations", "freehold_shares"]).await?;
     // Whatever happened before the LISTEN took effect was not heard.
     let _ = sender.send(Notification::Missed);
-    while let Some(heard) = listener.try_recv().await? {
+    loop {
+        let Ok(received) = timeout(QUIET, listener.try_recv()).await else {
+            // A line that went silent looks like one on which nothing happens.
+            let answer = timeout(ANSWER, sqlx::query("SELECT 1").execute(&mut listener)).await;
+            answer.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+            continue;
+        };
+        let Some(heard) = received? else { return Ok(()) };
         let id = heard.payload().parse().ok();
         let notification = match (heard.channel(), id) {
             ("freehold_registry", Some(id)) => Notification::Registry(TenantId::from_uuid(id)),
@@ -92,5 +106,4 @@ async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) ->
         // Nobody listening within the server is no error.
         let _ = sender.send(notification);
     }
-    Ok(())
 }

@@ -6,10 +6,14 @@ use std::sync::Arc;
 use sqlx::PgPool;
 
 use crate::clock::SharedClock;
+use crate::fleet::{self, Fleet};
 use crate::operations::Engine;
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
-pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>) -> Engine {
-    Engine::new(pool, clock).register(&provision::DEFINITION, provisioning)
+pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>, fleet: Arc<Fleet>) -> Engine {
+    Engine::new(pool, clock)
+        .register(&provision::DEFINITION, provisioning)
+        .register(&fleet::migrate::DEFINITION, Arc::clone(&fleet))
+        .register(&fleet::verify::DEFINITION, fleet)
 }

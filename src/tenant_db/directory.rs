@@ -10,9 +10,11 @@ use sqlx::PgPool;
 use tokio::time::timeout;
 
 use super::TenantDbError;
+use super::schema::{SchemaMismatch, SpokenSchemas};
 use super::store::{self, Key, SealedRecord};
 use crate::api::platform::{TenantLimits, TenantState};
 use crate::ids::{ClusterId, SigningKeyId, Slug, TenantId};
+use crate::provisioning::TenantMigrations;
 use crate::secrets::{DataKey, DatabaseUrl, Location, MasterKeyring, Sealed};
 
 /// How long the platform's database may take to read a record again that is known.
@@ -42,6 +44,8 @@ pub struct TenantRecord {
     pub limits: TenantLimits,
     /// Of two records of a tenant, the one with the higher number was read later.
     pub(super) revision: u64,
+    /// Whether this server speaks that version.
+    spoken: Result<(), SchemaMismatch>,
     database_url: Option<DatabaseUrl>,
     next_database_url: Option<DatabaseUrl>,
     data_keys: Vec<DataKey>,
@@ -82,8 +86,19 @@ impl TenantRecord {
         self.state == TenantState::Active
     }
 
-    /// Nothing, if the tenant is in service, and otherwise why not.
+    /// Nothing, if the tenant is in service and this server speaks its database's schema, and otherwise why not.
     pub fn in_service(&self) -> Result<(), TenantDbError> {
+        self.in_force()?;
+        match self.spoken {
+            Ok(()) => Ok(()),
+            Err(SchemaMismatch::TooOld) => Err(TenantDbError::SchemaTooOld),
+            Err(SchemaMismatch::TooNew) => Err(TenantDbError::SchemaTooNew),
+        }
+    }
+
+    /// Nothing, if the tenant is in service, whatever its schema: an answer that was begun is stored, though the
+    /// database was migrated meanwhile.
+    pub(super) fn in_force(&self) -> Result<(), TenantDbError> {
         match self.state {
             TenantState::Active => Ok(()),
             TenantState::Suspended => Err(TenantDbError::Suspended),
@@ -142,6 +157,8 @@ pub struct Directory {
     reads: AtomicU64,
     /// Until when the platform's database is taken to be away.
     away_until: Mutex<Option<Instant>>,
+    /// The schemas this server speaks.
+    schemas: SpokenSchemas,
 }
 
 impl fmt::Debug for Directory {
@@ -162,7 +179,14 @@ impl Directory {
             changes: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             away_until: Mutex::new(None),
+            schemas: TenantMigrations::embedded().spoken(),
         }
+    }
+
+    /// The same for a server that speaks other schemas than those of the program's own migrations.
+    #[must_use]
+    pub fn speaking(self, schemas: SpokenSchemas) -> Self {
+        Self { schemas, ..self }
     }
 
     /// The tenant that owns a signing key: the first step of checking a token, whose signature is checked next.
@@ -297,6 +321,7 @@ impl Directory {
             plan: sealed.plan,
             state: TenantState::parse(&sealed.state),
             schema_version: sealed.schema_version,
+            spoken: self.schemas.check(sealed.schema_version, sealed.schema_compatible_from),
             cluster_id: sealed.cluster_id.map(ClusterId::from_uuid),
             limits: sealed.limits,
             revision,

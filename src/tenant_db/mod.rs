@@ -30,6 +30,7 @@ pub use directory::{
 };
 pub use pools::{PoolSettings, TenantDatabases, TenantDb};
 pub use report::{BreakerReport, Report, ServerReport, TenantReport};
+pub use schema::{SchemaMismatch, SpokenSchemas};
 pub use server::DatabaseServer;
 pub use shares::{Share, Shares};
 

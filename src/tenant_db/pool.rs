@@ -90,7 +90,7 @@ impl TenantPool {
         if current.gone {
             return Err(TenantDbError::NotActive);
         }
-        current.record.in_service()?;
+        current.record.in_force()?;
         Ok(View {
             record: Arc::clone(&current.record),
             server: Arc::clone(&current.server),

@@ -14,7 +14,7 @@ use super::connection::OpenError;
 use super::pool::{Attempt, Credential, TenantPool};
 use super::server::{DatabaseServer, Lease, Outcome, Permit, Refusal, Server};
 use super::shares::Shares;
-use super::{Directory, TenantDbError, TenantRecord, schema};
+use super::{Directory, TenantDbError, TenantRecord};
 use crate::ids::TenantId;
 use crate::telemetry::causes;
 
@@ -87,7 +87,6 @@ impl TenantDatabases {
     /// makes the pool: the map's entry is locked meanwhile, and making a pool waits for nothing.
     pub fn open(&self, record: Arc<TenantRecord>) -> Result<TenantDb, TenantDbError> {
         record.in_service()?;
-        schema::spoken(record.schema_version)?;
         let pool = match self.common.pools.entry(record.id) {
             dashmap::Entry::Occupied(entry) => Arc::clone(entry.get()),
             dashmap::Entry::Vacant(entry) => {

@@ -1,16 +1,40 @@
-//! Which schemas of a tenant's database this server speaks.
+//! Whether a program and a tenant's database can speak with each other, though they may be of different versions.
 
-use super::TenantDbError;
-use crate::provisioning;
+use thiserror::Error;
 
-/// Nothing, if this server speaks the schema of that version, and otherwise why not. A server never guesses: it may
-/// meet a database that has not been migrated yet, or one that a newer server has migrated already.
-pub(super) fn spoken(version: Option<i64>) -> Result<(), TenantDbError> {
-    let current = provisioning::current_schema_version();
-    match version {
-        Some(version) if version > current => Err(TenantDbError::SchemaTooNew),
-        Some(version) if version < current => Err(TenantDbError::SchemaTooOld),
-        _ => Ok(()),
+/// The versions of the tenant schema that a program speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpokenSchemas {
+    /// The oldest.
+    pub oldest: i64,
+    /// The newest: its own.
+    pub current: i64,
+}
+
+/// Why a database cannot be spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum SchemaMismatch {
+    /// It has not been migrated far enough, or nobody knows how far.
+    #[error("the database's schema is too old for this server")]
+    TooOld,
+    /// It has been migrated beyond what this program understands.
+    #[error("the database's schema is too new for this server")]
+    TooNew,
+}
+
+impl SpokenSchemas {
+    /// Compares with what the registry says of a database: its version, and the oldest program that can speak it.
+    /// Nothing is guessed: a database without a version is not spoken to, and a newer one that says nothing of older
+    /// programs is too new.
+    pub fn check(self, version: Option<i64>, compatible_from: Option<i64>) -> Result<(), SchemaMismatch> {
+        let Some(version) = version else { return Err(SchemaMismatch::TooOld) };
+        if version < self.oldest {
+            return Err(SchemaMismatch::TooOld);
+        }
+        if version > self.current && compatible_from.unwrap_or(version) > self.current {
+            return Err(SchemaMismatch::TooNew);
+        }
+        Ok(())
     }
 }
 
@@ -19,10 +43,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_present_schema_is_spoken() {
-        let current = provisioning::current_schema_version();
-        assert!(spoken(Some(current)).is_ok());
-        assert!(matches!(spoken(Some(current + 1)), Err(TenantDbError::SchemaTooNew)));
-        assert!(matches!(spoken(Some(current - 1)), Err(TenantDbError::SchemaTooOld)));
+    fn a_server_speaks_what_it_can_and_guesses_nothing() {
+        let server = SpokenSchemas { oldest: 3, current: 5 };
+        let cases = [
+            (None, None, Err(SchemaMismatch::TooOld)),
+            (Some(2), Some(0), Err(SchemaMismatch::TooOld)),
+            (Some(3), None, Ok(())),
+            (Some(5), None, Ok(())),
+            (Some(6), None, Err(SchemaMismatch::TooNew)),
+            (Some(6), Some(6), Err(SchemaMismatch::TooNew)),
+            (Some(6), Some(5), Ok(())),
+            (Some(9), Some(0), Ok(())),
+        ];
+        for (version, compatible_from, expected) in cases {
+            assert_eq!(server.check(version, compatible_from), expected, "{version:?} {compatible_from:?}");
+        }
     }
 }

@@ -500,7 +500,7 @@ async fn tenants_go_on_while_the_platforms_database_is_away() {
         }
         // News is heard again.
         platform.set_state(&tenant, "suspended").await;
-        platform.until(&tenant, Some("tenant_not_active")).await;
+        platform.until(&tenant, Some("tenant_suspended")).await;
         platform.set_state(&tenant, "active").await;
         platform.until(&tenant, None).await;
     }

@@ -1,7 +1,5 @@
 //! A line to a Postgres that can be cut, or go silent, without touching the Postgres.
 
-use std::net::SocketAddr;
-
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -18,7 +16,6 @@ pub enum Line {
 }
 
 pub struct Proxy {
-    pub address: SocketAddr,
     line: watch::Sender<Line>,
 }
 
@@ -36,7 +33,7 @@ impl Proxy {
                 tokio::spawn(carry(stream, target.clone(), watched.clone()));
             }
         });
-        (Self { address, line }, over.to_string())
+        (Self { line }, over.to_string())
     }
 
     pub fn set(&self, line: Line) {

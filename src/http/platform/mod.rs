@@ -2,6 +2,7 @@
 
 pub mod clusters;
 pub mod connections;
+pub mod fleet;
 pub mod operations;
 pub mod sessions;
 pub mod tenants;

@@ -80,6 +80,8 @@ pub enum Command {
     /// Postgres servers on which managed tenants get their databases
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Show the connections to tenants' databases, and how their budgets are used
+    Connections,
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Run the whole platform on this machine, with two demo clients

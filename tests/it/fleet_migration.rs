@@ -19,9 +19,9 @@ use tokio_postgres::Client;
 
 use crate::harness::{self, Options, Platform, connect, execute, server};
 
-const NEWEST: i64 = 9001;
+pub const NEWEST: i64 = 9001;
 /// A real change: a table and an index.
-const THINGS: &str = "CREATE TABLE things (id uuid PRIMARY KEY, name text NOT NULL); \
+pub const THINGS: &str = "CREATE TABLE things (id uuid PRIMARY KEY, name text NOT NULL); \
                       CREATE INDEX things_name ON things (name);";
 
 fn migration(version: i64, sql: &'static str) -> Migration {
@@ -29,12 +29,12 @@ fn migration(version: i64, sql: &'static str) -> Migration {
     Migration::new(version, "a change".into(), MigrationType::Simple, sql.into_sql_str(), no_tx)
 }
 
-fn and(sql: &'static str) -> Arc<TenantMigrations> {
+pub fn and(sql: &'static str) -> Arc<TenantMigrations> {
     Arc::new(TenantMigrations::embedded().with_more([migration(NEWEST, sql)]))
 }
 
 /// A platform whose tenants are provisioned with the program's own migrations, and which then knows one more.
-async fn moved(slugs: &[&str], migrations: Arc<TenantMigrations>) -> Platform {
+pub async fn moved(slugs: &[&str], migrations: Arc<TenantMigrations>) -> Platform {
     let before = Platform::start().await;
     let mut operations = Vec::new();
     for slug in slugs {
@@ -105,6 +105,21 @@ async fn database(platform: &Platform, slug: &str) -> Client {
 async fn has_things(platform: &Platform, slug: &str) -> bool {
     let client = database(platform, slug).await;
     client.query_one("SELECT to_regclass('things_name') IS NOT NULL", &[]).await.unwrap().get(0)
+}
+
+/// Makes a tenant what it was before [`THINGS`].
+pub async fn take_back(platform: &Platform, slug: &str) {
+    let sql = format!("DROP TABLE things; DELETE FROM _sqlx_migrations WHERE version = {NEWEST}");
+    execute(&platform.tenant_database(slug).await, &sql).await;
+    let sql = format!("UPDATE chat_instances SET schema_version = {} WHERE slug = '{slug}'", own());
+    platform.platform_client().await.batch_execute(&sql).await.unwrap();
+}
+
+/// A tenant's version by the registry and by its database, and whether [`THINGS`] are there.
+pub async fn versions(platform: &Platform, slug: &str) -> (i64, i64, bool) {
+    let client = database(platform, slug).await;
+    let noted = client.query_one("SELECT max(version) FROM _sqlx_migrations", &[]).await.unwrap().get(0);
+    (version(platform, slug).await.unwrap(), noted, has_things(platform, slug).await)
 }
 
 /// The program's own version.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "doctor", "main"]),
     (2, &["tenants", "access", "configuration", "chat"]),
-    (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency"]),
-    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api"]),
+    (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "database_check"]),
+    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api", "addresses"]),
 ];
 
 /// The only uses of one feature by another.

@@ -1,0 +1,2 @@
+//! Databases that clients bring.
+pub const INSTANCE_TABLE: &str = "freehold_instance";

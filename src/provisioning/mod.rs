@@ -7,7 +7,7 @@
 //! it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
 
 mod admin;
-mod own;
+pub mod own;
 mod template;
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use secrecy::SecretString;
 use thiserror::Error;
 
 pub use admin::{ClusterCheck, DatabaseNames, check_cluster, hash_password};
-pub use own::{INSTANCE_TABLE, tenant_tables};
+pub use own::{INSTANCE_TABLE, OwnDatabaseError, tenant_tables};
 pub use template::{TENANT_MIGRATOR, current_schema_version};
 
 use crate::ids::ClusterId;

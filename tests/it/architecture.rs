@@ -33,6 +33,10 @@ const FEATURE_USES: &[(&str, &str)] =
 /// Files outside `store.rs` and `tenant_store.rs` with SQL, each for a reason.
 const SQL_ELSEWHERE: &[(&str, &str)] = &[
     ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
+    ("src/provisioning/own.rs", "claims, fills and leaves databases that clients bring"),
+    ("src/database_check/facts.rs", "asks the catalogs of a server that is nobody's yet"),
+    ("src/database_check/mod.rs", "asks a server for its identifier"),
+    ("src/database_check/pooler.rs", "asks two sessions for their process"),
     ("src/provisioning/template.rs", "builds the template database"),
     ("src/platform_db.rs", "looks at the migrator's own table"),
     ("src/doctor.rs", "looks at everything and changes nothing"),

@@ -7,9 +7,12 @@ use sqlx::PgPool;
 
 use crate::clock::SharedClock;
 use crate::operations::Engine;
+use crate::tenants::own_database;
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
 pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>) -> Engine {
-    Engine::new(pool, clock).register(&provision::DEFINITION, provisioning)
+    Engine::new(pool, clock)
+        .register(&provision::DEFINITION, Arc::clone(&provisioning))
+        .register(&own_database::provision::DEFINITION, provisioning)
 }

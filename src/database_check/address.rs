@@ -139,9 +139,27 @@ pub(super) fn judge(url: &DatabaseUrl, purpose: Purpose) -> Vec<Finding> {
 fn is_obvious(password: &SecretString, url: &DatabaseUrl) -> bool {
     use secrecy::ExposeSecret as _;
     const FIRST_TRIED: &[&str] = &[
-        "admin", "administrator", "changeme", "change-me", "default", "freehold", "letmein", "master", "passw0rd",
-        "password", "pass", "postgres", "postgresql", "qwerty", "root", "secret", "test", "supabase", "12345678",
-        "123456789", "1234567890",
+        "admin",
+        "administrator",
+        "changeme",
+        "change-me",
+        "default",
+        "freehold",
+        "letmein",
+        "master",
+        "passw0rd",
+        "password",
+        "pass",
+        "postgres",
+        "postgresql",
+        "qwerty",
+        "root",
+        "secret",
+        "test",
+        "supabase",
+        "12345678",
+        "123456789",
+        "1234567890",
     ];
     let text = password.expose_secret();
     let plain = text.to_lowercase();

@@ -61,7 +61,8 @@ fn leads_to(url: &DatabaseUrl, config: &Config, server: &OwnersServer) -> bool {
         return false;
     }
     let same_name = server.host.as_ref().is_some_and(|name| name.eq_ignore_ascii_case(host));
-    let proved = matches!(url.ssl_mode(), SslMode::Require | SslMode::VerifyFull) && host.parse::<std::net::IpAddr>().is_err();
+    let proved =
+        matches!(url.ssl_mode(), SslMode::Require | SslMode::VerifyFull) && host.parse::<std::net::IpAddr>().is_err();
     let same_address = config.get_hostaddrs().iter().any(|address| server.addresses.contains(address));
     same_name || (same_address && !proved)
 }

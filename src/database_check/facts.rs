@@ -48,6 +48,13 @@ pub struct Facts {
     pub(super) platform_tables: bool,
 }
 
+impl Facts {
+    /// Whether the database says that it belongs to an instance; whose it is was judged.
+    pub fn holds_an_instance(&self) -> bool {
+        self.has_marker
+    }
+}
+
 /// Which tenant the database says it belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Marker {

@@ -17,7 +17,7 @@ use deadpool_postgres::Pool;
 use secrecy::SecretString;
 use thiserror::Error;
 
-pub use admin::{ClusterCheck, DatabaseNames, check_cluster, hash_password};
+pub use admin::{DatabaseNames, hash_password};
 pub use own::{INSTANCE_TABLE, OwnDatabaseError, tenant_tables};
 pub use template::{TENANT_MIGRATOR, current_schema_version};
 
@@ -94,6 +94,16 @@ impl Cluster {
     pub async fn ensure_template(&self) -> Result<i64, ProvisioningError> {
         let admin = self.admin().await?;
         template::ensure(&admin, &self.url).await
+    }
+
+    /// What Postgres calls the server's data directory; a managed service may keep it to itself.
+    pub async fn system_identifier(&self) -> Result<Option<String>, ProvisioningError> {
+        Ok(crate::database_check::system_identifier(&**self.admin().await?).await?)
+    }
+
+    /// Which of the databases every server has let PUBLIC in, and so every tenant's role.
+    pub async fn open_to_public(&self) -> Result<Vec<String>, ProvisioningError> {
+        admin::open_to_public(&*self.admin().await?).await
     }
 
     /// Shuts PUBLIC out of the databases every server has.

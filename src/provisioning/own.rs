@@ -65,8 +65,7 @@ fn tables_of(migration: &'static Migration) -> impl Iterator<Item = &'static str
 
 /// The names of all tables that tenants' databases have, in the order of their creation.
 pub fn tenant_tables() -> Vec<&'static str> {
-    static TABLES: LazyLock<Vec<&'static str>> =
-        LazyLock::new(|| TENANT_MIGRATOR.iter().flat_map(tables_of).collect());
+    static TABLES: LazyLock<Vec<&'static str>> = LazyLock::new(|| TENANT_MIGRATOR.iter().flat_map(tables_of).collect());
     TABLES.clone()
 }
 
@@ -180,7 +179,8 @@ pub async fn release(url: &DatabaseUrl, tenant: TenantId) -> Result<(), OwnDatab
 /// What tells one database from a copy of it: the server's identifier, if it tells it, and the database's number.
 pub async fn identity(url: &DatabaseUrl) -> Result<(Option<String>, u32), OwnDatabaseError> {
     let (client, _) = connect(url).await?;
-    let oid: u32 = client.query_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[]).await?.get(0);
+    let oid: u32 =
+        client.query_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[]).await?.get(0);
     // A managed service may keep the identifier to itself.
     let identifier = client.query_one("SELECT system_identifier::text FROM pg_control_system()", &[]).await;
     Ok((identifier.ok().map(|row| row.get(0)), oid))
@@ -189,9 +189,7 @@ pub async fn identity(url: &DatabaseUrl) -> Result<(Option<String>, u32), OwnDat
 /// A connection of its own that holds the lock; both end together.
 async fn open(url: &DatabaseUrl) -> Result<Client, OwnDatabaseError> {
     let (client, _) = connect(&url.with_application_name("freehold-migrate")).await?;
-    client
-        .batch_execute("SET search_path = public; SET lock_timeout = '10s'; SET statement_timeout = '60s'")
-        .await?;
+    client.batch_execute("SET search_path = public; SET lock_timeout = '10s'; SET statement_timeout = '60s'").await?;
     let give_up = Instant::now() + LOCK_PATIENCE;
     // Polled, not awaited: a session that waits for a lock holds a snapshot, which others would wait for in turn.
     while !client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get::<_, bool>(0) {

@@ -273,17 +273,6 @@ impl DatabaseUrl {
         Self { application_name: Some(name.to_owned()), ..self.clone() }
     }
 
-    /// The address as programs on libpq read it, `pg_dump` for one. They know no certificates within an address:
-    /// `ca_file` is a file with those of [`Self::ca_pem`].
-    #[must_use]
-    pub fn expose_for_libpq(&self, ca_file: Option<&Path>) -> SecretString {
-        let mut plain = Self { ca_pem: None, public_addresses_only: false, ..self.clone() };
-        if let Some(file) = ca_file {
-            plain.ssl_root_cert = Some(file.to_owned());
-        }
-        plain.expose()
-    }
-
     /// The whole address with its password, for sealing it. Parsing it gives the same address again.
     #[must_use]
     pub fn expose(&self) -> SecretString {

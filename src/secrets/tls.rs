@@ -1,9 +1,9 @@
 //! Encrypted connections to Postgres, and one-off connections in general.
 
-use std::{fmt, io};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
@@ -117,10 +117,7 @@ impl Connector {
     ///
     /// # Errors
     /// As [`Self::connect`].
-    pub async fn connect_resolved(
-        &self,
-        config: &Config,
-    ) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
+    pub async fn connect_resolved(&self, config: &Config) -> Result<(Client, JoinHandle<()>), tokio_postgres::Error> {
         match &self.tls {
             None => drive(config, NoTls).await,
             Some(tls) => drive(config, tls.clone()).await,
@@ -324,9 +321,6 @@ mod tests {
         assert_eq!(again.ca_pem(), Some(authority.as_str()));
         assert!(connector(&again).is_ok());
         assert!(matches!(connector(&again.with_ca_pem("nothing")), Err(TlsError::NoCaPem)));
-        let libpq = again.expose_for_libpq(Some(std::path::Path::new("/tmp/ca.pem")));
-        let libpq = secrecy::ExposeSecret::expose_secret(&libpq);
-        assert!(libpq.contains("sslrootcert=%2Ftmp%2Fca.pem") && !libpq.contains("ca_pem"), "{libpq}");
     }
 
     /// A server that speaks no TLS is not talked to in the clear when encryption is demanded.

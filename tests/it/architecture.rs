@@ -9,21 +9,9 @@ const LEVELS: &[(u8, &[&str])] = &[
     (2, &["tenants", "access", "configuration", "chat"]),
     (
         1,
-        &[
-            "operations",
-            "tenant_db",
-            "provisioning",
-            "providers",
-            "audit",
-            "idempotency",
-            "schedule",
-            "database_check",
-        ],
+        &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule", "database_check"],
     ),
-    (
-        0,
-        &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api", "addresses"],
-    ),
+    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api", "addresses"]),
 ];
 
 /// The only uses of one feature by another.

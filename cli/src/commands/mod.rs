@@ -2,6 +2,8 @@
 
 pub mod cluster;
 pub mod completions;
+pub mod database;
+pub mod doctor;
 pub mod operation;
 pub mod session;
 pub mod tenant;

@@ -1,6 +1,8 @@
 //! The platform API: super admins only, sign-in apart.
 
 pub mod clusters;
+pub mod databases;
+pub mod doctor;
 pub mod operations;
 pub mod sessions;
 pub mod tenants;

@@ -13,7 +13,6 @@ use crate::app::AppState;
 use crate::database_check::{self, Purpose, Question, Report, Severity};
 use crate::ids::TenantId;
 use crate::platform_db;
-use crate::provisioning;
 use crate::secrets::{DatabaseUrl, Sealed};
 use crate::tenants::clusters::ClusterRecord;
 
@@ -254,7 +253,7 @@ async fn examine_cluster(state: &AppState, cluster: &ClusterRecord, findings: &m
         }
         Err(error) => findings.failure(&name, error, "check the rights of the role in its admin URL"),
     }
-    let current = provisioning::current_schema_version();
+    let current = state.clusters.migrations().current_version();
     match cluster.template_schema_version {
         Some(version) if version == current => findings.ok(&name, format!("{} tenants", cluster.tenants)),
         version => {

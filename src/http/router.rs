@@ -45,6 +45,10 @@ fn routes() -> OpenApiRouter<AppState> {
         // /platform/v1/database-checks, /platform/v1/tenants/{slug}/database-token
         .routes(routes!(platform::databases::check))
         .routes(routes!(platform::databases::issue_token))
+        // /platform/v1/fleet/migrations, .../migrations/{operation_id}/tenants, /platform/v1/fleet/verifications
+        .routes(routes!(platform::fleet::migrate))
+        .routes(routes!(platform::fleet::tenants))
+        .routes(routes!(platform::fleet::verify))
         // /api/v1/auth/...
         .routes(routes!(tenant::auth::accept_invite))
         .routes(routes!(tenant::auth::login))

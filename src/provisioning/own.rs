@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio_postgres::{Client, GenericClient};
 use uuid::Uuid;
 
-use super::template::{TENANT_MIGRATOR, current_schema_version};
+use super::migrations::{TENANT_MIGRATOR, TenantMigrations};
 use crate::ids::{OperationId, TenantId};
 use crate::secrets::{ConnectError, DatabaseUrl, connect};
 
@@ -55,7 +55,7 @@ pub enum OwnDatabaseError {
 }
 
 /// What a migration creates, read from its own text. Tables are all that migrations make that is not part of a table.
-fn tables_of(migration: &'static Migration) -> impl Iterator<Item = &'static str> {
+fn tables_of(migration: &Migration) -> impl Iterator<Item = &str> {
     migration.sql.as_str().lines().filter_map(|line| {
         let rest = line.trim().strip_prefix("CREATE TABLE ")?;
         let rest = rest.strip_prefix("IF NOT EXISTS ").unwrap_or(rest);
@@ -109,14 +109,18 @@ pub async fn claim(url: &DatabaseUrl, tenant: TenantId, operation: OperationId) 
 }
 
 /// Brings a claimed database to the current schema; returns its version. Safe to repeat.
-pub async fn migrate(url: &DatabaseUrl, tenant: TenantId) -> Result<i64, OwnDatabaseError> {
+pub async fn migrate(
+    url: &DatabaseUrl,
+    tenant: TenantId,
+    migrations: &TenantMigrations,
+) -> Result<i64, OwnDatabaseError> {
     let mut client = open(url).await?;
     if claimed_by(&client).await?.map(|(instance, _)| instance) != Some(tenant.as_uuid()) {
         return Err(OwnDatabaseError::Taken);
     }
     let sql = format!("SELECT version, checksum FROM {MIGRATIONS_TABLE} WHERE success");
     let applied = client.query(&sql, &[]).await?;
-    for migration in TENANT_MIGRATOR.iter() {
+    for migration in migrations.iter() {
         let found = applied.iter().find(|row| row.get::<_, i64>(0) == migration.version);
         match found {
             Some(row) if row.get::<_, &[u8]>(1) == &*migration.checksum => continue,
@@ -124,8 +128,14 @@ pub async fn migrate(url: &DatabaseUrl, tenant: TenantId) -> Result<i64, OwnData
             None => {}
         }
         let started = Instant::now();
+        if migration.no_tx {
+            // Only indexes of tables that are noted already are built like this, and they go with their tables.
+            client.batch_execute(migration.sql.as_str()).await?;
+        }
         let transaction = client.transaction().await?;
-        transaction.batch_execute(migration.sql.as_str()).await?;
+        if !migration.no_tx {
+            transaction.batch_execute(migration.sql.as_str()).await?;
+        }
         // Noted with the work, in one transaction: what is not on record was not made by us.
         let note = format!(
             "INSERT INTO {MIGRATIONS_TABLE} (version, description, success, checksum, execution_time)
@@ -138,12 +148,17 @@ pub async fn migrate(url: &DatabaseUrl, tenant: TenantId) -> Result<i64, OwnData
         transaction.execute(&note, &values).await?;
         transaction.commit().await?;
     }
-    Ok(current_schema_version())
+    Ok(migrations.current_version())
 }
 
 /// Takes back what an operation made, and nothing else: the database is then as it was found. Safe to repeat, and safe
 /// where nothing was made.
-pub async fn give_back(url: &DatabaseUrl, tenant: TenantId, operation: OperationId) -> Result<(), OwnDatabaseError> {
+pub async fn give_back(
+    url: &DatabaseUrl,
+    tenant: TenantId,
+    operation: OperationId,
+    migrations: &TenantMigrations,
+) -> Result<(), OwnDatabaseError> {
     let mut client = open(url).await?;
     let transaction = client.transaction().await?;
     if claimed_by(&transaction).await? != Some((tenant.as_uuid(), operation.as_uuid())) {
@@ -151,8 +166,8 @@ pub async fn give_back(url: &DatabaseUrl, tenant: TenantId, operation: Operation
     }
     let versions = transaction.query(&format!("SELECT version FROM {MIGRATIONS_TABLE}"), &[]).await?;
     let versions: Vec<i64> = versions.iter().map(|row| row.get(0)).collect();
-    let migrations = TENANT_MIGRATOR.iter().filter(|migration| versions.contains(&migration.version));
-    let mut tables: Vec<&str> = migrations.flat_map(tables_of).collect();
+    let noted = migrations.iter().filter(|migration| versions.contains(&migration.version));
+    let mut tables: Vec<&str> = noted.flat_map(tables_of).collect();
     if tables.contains(&"client_users")
         && transaction.query_opt("SELECT FROM client_users LIMIT 1", &[]).await?.is_some()
     {

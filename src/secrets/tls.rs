@@ -215,16 +215,39 @@ pub async fn connect(url: &DatabaseUrl) -> Result<(Client, JoinHandle<()>), Conn
     connect_within(url, CONNECT_TIMEOUT).await
 }
 
+/// Whether an address may be connected to, for a driver that resolves names by itself. What it resolves a moment later
+/// is its own affair; the certificate then has to be that of the name.
+///
+/// # Errors
+/// [`ConnectError`] if its name leads to no address that may be connected to.
+pub async fn judge_address(url: &DatabaseUrl) -> Result<(), ConnectError> {
+    if !url.public_addresses_only() {
+        return Ok(());
+    }
+    let connector = Connector { tls: None, public_addresses_only: true };
+    match timeout(CONNECT_TIMEOUT, connector.resolve(&url.to_tokio_postgres())).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_elapsed) => Err(ConnectError::TimedOut),
+    }
+}
+
+impl From<ResolveError> for ConnectError {
+    fn from(error: ResolveError) -> Self {
+        match error {
+            ResolveError::NotPublic => Self::NotPublic,
+            ResolveError::Unresolvable(error) => Self::Unresolvable(error),
+        }
+    }
+}
+
 async fn connect_within(url: &DatabaseUrl, limit: Duration) -> Result<(Client, JoinHandle<()>), ConnectError> {
     let owned = url.clone();
     let connector = spawn_blocking(move || connector(&owned)).await.map_err(ConnectError::Task)??;
     let work = async {
         let mut config = url.to_tokio_postgres();
         if url.public_addresses_only() {
-            config = connector.resolve(&config).await.map_err(|error| match error {
-                ResolveError::NotPublic => ConnectError::NotPublic,
-                ResolveError::Unresolvable(error) => ConnectError::Unresolvable(error),
-            })?;
+            config = connector.resolve(&config).await?;
         }
         Ok(connector.connect_resolved(&config).await?)
     };

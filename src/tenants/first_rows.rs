@@ -1,11 +1,12 @@
 //! The first rows of a tenant's database: its settings and its first admin's invite. The same wherever it is.
 
 use chrono::{DateTime, Utc};
+use tokio_postgres::Client;
 
 use super::provision::{Provisioning, permanent};
 use crate::ids::InviteId;
 use crate::operations::StepError;
-use crate::secrets::{DatabaseUrl, HashedToken, connect};
+use crate::secrets::HashedToken;
 use crate::{access, configuration};
 
 /// What they are made from.
@@ -19,17 +20,13 @@ pub(super) struct FirstRows<'a> {
 }
 
 /// Writes them as the tenant itself, in one transaction. Safe to repeat.
-pub(super) async fn write(services: &Provisioning, url: &DatabaseUrl, first: &FirstRows<'_>) -> Result<(), StepError> {
+pub(super) async fn write(services: &Provisioning, client: &mut Client, first: &FirstRows<'_>) -> Result<(), StepError> {
     let settings = services
         .templates
         .settings(first.template, first.name)
         .ok_or_else(|| permanent("template_not_found", "the template is not there any more"))?;
     let hash = hex::decode(first.invite_hash).ok().and_then(|bytes| HashedToken::try_from(&*bytes).ok());
     let hash = hash.ok_or_else(|| permanent("input_unreadable", "the operation's input cannot be read"))?;
-    // Signing in as the tenant is the proof that its credentials work.
-    let (mut client, _) = connect(url)
-        .await
-        .map_err(|error| StepError::Transient("the tenant cannot sign in to its database", error.into()))?;
     let refused = |error: anyhow::Error| StepError::Transient("the tenant's database refused a statement", error);
     let transaction = client.transaction().await.map_err(|error| refused(error.into()))?;
     configuration::insert_first(&transaction, &settings, services.clock.now())

@@ -3,6 +3,7 @@
 pub mod clusters;
 pub mod databases;
 pub mod doctor;
+pub mod fleet;
 pub mod operations;
 pub mod sessions;
 pub mod tenants;

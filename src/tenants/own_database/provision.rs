@@ -24,8 +24,8 @@ use zeroize::Zeroizing;
 use super::store;
 use crate::ids::{InviteId, SigningKeyId, Slug, TenantId};
 use crate::operations::{Definition, Outcome, SettleFuture, Step, StepContext, StepError};
-use crate::provisioning::{self, OwnDatabaseError, own};
-use crate::secrets::DatabaseUrl;
+use crate::provisioning::{OwnDatabaseError, own};
+use crate::secrets::{DatabaseUrl, connect};
 use crate::tenant_db::signing_key_location;
 use crate::tenants::first_rows::{self, FirstRows};
 use crate::tenants::provision::{Provisioning, boxed, nothing, permanent};
@@ -123,14 +123,17 @@ async fn claim(services: Arc<Provisioning>, context: StepContext) -> Result<(), 
 async fn migrate(services: Arc<Provisioning>, context: StepContext) -> Result<(), StepError> {
     let task = task(context)?;
     let url = url(&services, task.tenant).await?;
-    own::migrate(&url, task.tenant).await?;
-    Ok(())
+    let migrations = services.clusters.migrations();
+    let version = own::migrate(&url, task.tenant, migrations).await?;
+    let schema = Some((version, migrations.compatible_from(version)));
+    Ok(registry_store::set_schema(&services.pool, task.tenant, schema).await.map_err(TenantError::from)?)
 }
 
 async fn give_back(services: Arc<Provisioning>, context: StepContext) -> Result<(), StepError> {
     let task = task(context)?;
     let url = url(&services, task.tenant).await?;
-    Ok(own::give_back(&url, task.tenant, task.context.operation_id).await?)
+    own::give_back(&url, task.tenant, task.context.operation_id, services.clusters.migrations()).await?;
+    Ok(registry_store::set_schema(&services.pool, task.tenant, None).await.map_err(TenantError::from)?)
 }
 
 async fn apply_template(services: Arc<Provisioning>, context: StepContext) -> Result<(), StepError> {
@@ -144,7 +147,9 @@ async fn apply_template(services: Arc<Provisioning>, context: StepContext) -> Re
         invite_hash: &task.input.invite_hash,
         invite_expires_at: task.input.invite_expires_at,
     };
-    first_rows::write(&services, &url, &first).await
+    // Signing in as the tenant is the proof that its credentials work.
+    let (mut client, _) = connect(&url).await.map_err(OwnDatabaseError::from)?;
+    first_rows::write(&services, &mut client, &first).await
 }
 
 fn settle<'a>(
@@ -155,15 +160,15 @@ fn settle<'a>(
 ) -> SettleFuture<'a> {
     Box::pin(async move {
         let Some(tenant) = context.tenant_id else { return Ok(()) };
-        let (state, schema_version) = match outcome {
-            Outcome::Started => ("provisioning", None),
+        let state = match outcome {
+            Outcome::Started => "provisioning",
             Outcome::Succeeded => {
                 // The database is in service: what the client used to give it is used up.
                 store::set_token(connection, tenant, None).await?;
-                ("active", Some(provisioning::current_schema_version()))
+                "active"
             }
-            Outcome::Failed | Outcome::NeedsOperator => ("failed", None),
+            Outcome::Failed | Outcome::NeedsOperator => "failed",
         };
-        registry_store::set_state(connection, tenant, state, schema_version, now).await
+        registry_store::set_state(connection, tenant, state, now).await
     })
 }

@@ -81,6 +81,8 @@ pub enum Command {
     /// Postgres servers on which managed tenants get their databases
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Show the connections to tenants' databases, and how their budgets are used
+    Connections,
     /// Bring the databases of tenants up to date, or verify them
     Migrate(Box<MigrateArgs>),
     /// Print a completion script for a shell

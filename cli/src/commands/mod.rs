@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod completions;
+pub mod connections;
 pub mod migrate;
 pub mod operation;
 pub mod session;

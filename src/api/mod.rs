@@ -4,6 +4,7 @@
 //! answered, and no feature or service may take or return them: a handler translates.
 
 pub mod platform;
+pub mod rotation;
 pub mod tenant;
 
 use serde::{Deserialize, Serialize};

@@ -22,6 +22,8 @@ pub mod platform_db;
 pub mod postgres_pool;
 pub mod providers;
 pub mod provisioning;
+pub mod schedule;
+pub mod scheduled;
 pub mod secrets;
 pub mod telemetry;
 pub mod tenant_db;

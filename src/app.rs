@@ -22,6 +22,7 @@ use crate::http::router;
 use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
+use crate::rotation::{Rotations, Rotator};
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
@@ -58,6 +59,10 @@ pub struct AppState {
     pub registry: Registry,
     /// The registered clusters.
     pub clusters: ClusterRegistry,
+    /// Asks for rotations of credentials and keys.
+    pub rotations: Rotations,
+    /// Carries them out.
+    pub rotator: Arc<Rotator>,
     /// The cached registry.
     pub directory: Arc<Directory>,
     /// The tenants' pools.
@@ -105,14 +110,22 @@ impl AppState {
             templates: Arc::clone(&templates),
             clock: Arc::clone(&clock),
         });
+        let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
+        let rotator = Arc::new(Rotator {
+            pool: pool.clone(),
+            master_keys: Arc::clone(&master_keys),
+            clusters: clusters.clone(),
+            clock: Arc::clone(&clock),
+            grace: delta(config.rotation_grace)?,
+            token_lifetime: delta(config.access_token_lifetime)?,
+        });
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
-        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning);
+        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning, &rotator);
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
-        let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
         Ok(Self {
             super_admins: SuperAdmins::new(
                 pool.clone(),
@@ -130,6 +143,8 @@ impl AppState {
                 delta(config.refresh_token_lifetime)?,
             ),
             users: Users::new(passwords, Arc::clone(&clock), delta(config.invite_lifetime)?),
+            rotations: Rotations::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock)),
+            rotator,
             registry: Registry::new(
                 pool.clone(),
                 master_keys,
@@ -137,7 +152,7 @@ impl AppState {
                 Arc::clone(&clock),
                 delta(config.invite_lifetime)?,
             ),
-            ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock)),
+            ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock), Arc::clone(&directory)),
             chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
             engine: Arc::new(engine),
             notifications: broadcast::Sender::new(1024),

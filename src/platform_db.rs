@@ -10,6 +10,9 @@ use tokio_util::sync::CancellationToken;
 use crate::ids::{OperationId, TenantId};
 use crate::secrets::DatabaseUrl;
 
+/// How long the connection that listens may be silent before it is tried, and how long it then has to answer.
+const SILENCE: Duration = Duration::from_secs(5);
+
 /// The migrations of the platform's database.
 pub static MIGRATOR: Migrator = sqlx::migrate!("./platform-migrations");
 
@@ -79,7 +82,19 @@ async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) ->
     listener.listen_all(["freehold_registry", "freehold_operations"]).await?;
     // Whatever happened before the LISTEN took effect was not heard.
     let _ = sender.send(Notification::Missed);
-    while let Some(heard) = listener.try_recv().await? {
+    loop {
+        let heard = match tokio::time::timeout(SILENCE, listener.try_recv()).await {
+            Ok(heard) => heard?,
+            // Nothing is said by a quiet database and by a connection that is dead without anybody having noticed. Who
+            // believes the second for long would serve suspended tenants, and sign with keys that are being replaced.
+            Err(_) => {
+                tokio::time::timeout(SILENCE, sqlx::raw_sql("SELECT 1").execute(&mut listener))
+                    .await
+                    .map_err(|_| sqlx::Error::PoolTimedOut)??;
+                continue;
+            }
+        };
+        let Some(heard) = heard else { return Ok(()) };
         let id = heard.payload().parse().ok();
         let notification = match (heard.channel(), id) {
             ("freehold_registry", Some(id)) => Notification::Registry(TenantId::from_uuid(id)),
@@ -89,5 +104,4 @@ async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) ->
         // Nobody listening within the server is no error.
         let _ = sender.send(notification);
     }
-    Ok(())
 }

@@ -7,9 +7,15 @@ use sqlx::PgPool;
 
 use crate::clock::SharedClock;
 use crate::operations::Engine;
+use crate::rotation::{self, Rotator};
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
-pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>) -> Engine {
-    Engine::new(pool, clock).register(&provision::DEFINITION, provisioning)
+pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>, rotator: &Arc<Rotator>) -> Engine {
+    Engine::new(pool, clock)
+        .register(&provision::DEFINITION, provisioning)
+        .register(&rotation::database::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::signing_key::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::data_key::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::master_key::DEFINITION, Arc::clone(rotator))
 }

@@ -35,6 +35,7 @@ const PUT_ATTEMPTS: usize = 5;
 pub struct AiKeys {
     providers: ProviderClient,
     clock: SharedClock,
+    directory: Arc<Directory>,
 }
 
 impl fmt::Debug for AiKeys {

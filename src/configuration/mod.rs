@@ -11,7 +11,7 @@ pub mod tenant_store;
 use thiserror::Error;
 
 pub use ai_keys::{AiKey, AiKeys, KeyTest, NewAiKey, open_key};
-pub use sealing::{SealingFence, hold_sealing};
+pub use sealing::{Reseal, SealingFence, hold_sealing};
 pub use settings::{SettingsChange, SettingsVersion, insert_first, read, update};
 
 use crate::tenant_db::TenantDbError;

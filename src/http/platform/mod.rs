@@ -2,5 +2,6 @@
 
 pub mod clusters;
 pub mod operations;
+pub mod rotations;
 pub mod sessions;
 pub mod tenants;

@@ -3,6 +3,7 @@
 pub mod cluster;
 pub mod completions;
 pub mod operation;
+pub mod rotate;
 pub mod session;
 pub mod tenant;
 

@@ -84,6 +84,9 @@ pub enum RotationError {
     /// The period of a schedule is too short or too long.
     #[error("a period has 1 to 3650 days")]
     Period,
+    /// Something is under a master key that this server does not hold.
+    #[error("this server does not hold master key {0}")]
+    MasterKeyMissing(u32),
     /// Everything is under the newest master key that this server holds.
     #[error("no value is under another master key than version {0}")]
     NothingToRotate(u32),

@@ -125,6 +125,11 @@ impl Rotations {
         let now = self.clock.now();
         let primary = self.master_keys.primary_version();
         let in_use = self.master_keys_in_use().await?;
+        if let Some((missing, _)) =
+            in_use.iter().find(|(used, _)| !self.master_keys.versions().any(|held| held == *used))
+        {
+            return Err(RotationError::MasterKeyMissing(*missing));
+        }
         if in_use.iter().all(|(version, _)| *version == primary) {
             return Err(RotationError::NothingToRotate(primary));
         }

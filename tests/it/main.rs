@@ -26,6 +26,7 @@ mod kill_matrix;
 mod operations;
 mod providers;
 mod provisioning;
+mod rotation;
 mod secrets;
 mod shutdown;
 mod tls;

@@ -356,13 +356,14 @@ impl From<RotationError> for ApiError {
             RotationError::Targets(reason) => Self::invalid("tenants", reason),
             RotationError::Period => Self::invalid("schedule", error.to_string()),
             RotationError::NotActive => Self::conflict("tenant_not_active", "The tenant is not in service"),
-            RotationError::NotManaged => Self::conflict("database_not_managed", "The client keeps this database itself")
-                .detail("the client's admin gives new credentials: PUT /api/v1/database"),
-            RotationError::MasterKeyMissing(version) => Self::conflict(
-                "master_key_missing",
-                "This server does not hold a master key that is in use",
-            )
-            .detail(format!("give every server version {version} in FREEHOLD_MASTER_KEYS, and restart them")),
+            RotationError::NotManaged => {
+                Self::conflict("database_not_managed", "The client keeps this database itself")
+                    .detail("the client's admin gives new credentials: PUT /api/v1/database")
+            }
+            RotationError::MasterKeyMissing(version) => {
+                Self::conflict("master_key_missing", "This server does not hold a master key that is in use")
+                    .detail(format!("give every server version {version} in FREEHOLD_MASTER_KEYS, and restart them"))
+            }
             RotationError::NothingToRotate(version) => {
                 Self::conflict("nothing_to_rotate", "Everything is under the newest master key that this server holds")
                     .detail(format!(

@@ -53,10 +53,13 @@ pub(super) async fn disable(admin: &Client, names: &DatabaseNames) -> Result<(),
     let database = escape_identifier(&names.database);
     let login = escape_identifier(&names.login_role);
     let (database_name, login_name) = (escape_literal(&names.database), escape_literal(&names.login_role));
+    let (owner, owner_name) = (escape_identifier(&names.owner_role), escape_literal(&names.owner_role));
+    // What the role may do it may as a member of the owner's: that goes as well.
     let sql = format!(
         "DO $do$ BEGIN
              IF EXISTS (SELECT FROM pg_roles WHERE rolname = {login_name}) THEN
                  ALTER ROLE {login} NOLOGIN PASSWORD NULL;
+                 IF EXISTS (SELECT FROM pg_roles WHERE rolname = {owner_name}) THEN REVOKE {owner} FROM {login}; END IF;
                  IF EXISTS (SELECT FROM pg_database WHERE datname = {database_name}) THEN
                      REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM {login};
                  END IF;

@@ -17,8 +17,8 @@ use deadpool_postgres::Pool;
 use secrecy::SecretString;
 use thiserror::Error;
 
-pub use logins::check_login;
 pub use admin::{ClusterCheck, DatabaseNames, check_cluster, hash_password};
+pub use logins::check_login;
 pub use template::{TENANT_MIGRATOR, current_schema_version};
 
 use crate::ids::ClusterId;

@@ -90,7 +90,8 @@ async fn activate_key(services: Arc<Rotator>, context: StepContext) -> Result<()
     let (tenant, version) = task(&context)?;
     let rows = store::data_keys(&services.pool, tenant).await.map_err(platform_failed)?;
     let key = rows.iter().find(|row| row.version == column(version));
-    let key = key.ok_or_else(|| permanent("key_missing", "the new key is not there any more; ask for the rotation again"))?;
+    let key =
+        key.ok_or_else(|| permanent("key_missing", "the new key is not there any more; ask for the rotation again"))?;
     if key.activated_at.is_some() {
         return Ok(());
     }
@@ -125,26 +126,29 @@ async fn delete_old_keys(services: Arc<Rotator>, context: StepContext) -> Result
         false
     };
     fence.release().await.map_err(tenant_failed)?;
-    if deleted { Ok(()) } else { Err(StepError::Transient("a value is still under an older key", anyhow!("{left} left"))) }
+    if deleted {
+        Ok(())
+    } else {
+        Err(StepError::Transient("a value is still under an older key", anyhow!("{left} left")))
+    }
 }
 
 /// Seals everything of a tenant under the key of a version. Returns the connection to the tenant's database.
-async fn reseal_all(
-    services: &Rotator,
-    tenant: TenantId,
-    version: u32,
-) -> Result<tokio_postgres::Client, StepError> {
+async fn reseal_all(services: &Rotator, tenant: TenantId, version: u32) -> Result<tokio_postgres::Client, StepError> {
     let keys = DataKeys::open(services, tenant).await?;
     reseal_platform(services, tenant, &keys, version).await?;
     let credential = store::credential(&services.pool, tenant).await.map_err(platform_failed)?;
     let credential = credential.ok_or_else(|| permanent("tenant_gone", "the tenant has no database any more"))?;
     let url = keys.open_text(&database_url_location(tenant), &credential.url_sealed)?;
     let url = DatabaseUrl::parse(&url).map_err(|_| sealed_value())?;
-    let (mut client, _) =
-        connect(&url).await.map_err(|error| StepError::Transient("the tenant's database cannot be reached", error.into()))?;
+    let (mut client, _) = connect(&url)
+        .await
+        .map_err(|error| StepError::Transient("the tenant's database cannot be reached", error.into()))?;
     let fence = configuration::hold_sealing(&mut client).await.map_err(tenant_failed)?;
     let resealed = fence
-        .reseal(tenant, version, &|location, bytes| keys.reseal(location, bytes, version).map_err(|_| ConfigurationError::UnusableKey))
+        .reseal(tenant, version, &|location, bytes| {
+            keys.reseal(location, bytes, version).map_err(|_| ConfigurationError::UnusableKey)
+        })
         .await
         .map_err(tenant_failed)?;
     fence.release().await.map_err(tenant_failed)?;
@@ -163,12 +167,7 @@ fn tenant_failed(error: ConfigurationError) -> StepError {
 }
 
 /// Each value is replaced only if it is still the one that was read.
-async fn reseal_platform(
-    services: &Rotator,
-    tenant: TenantId,
-    keys: &DataKeys,
-    version: u32,
-) -> Result<(), StepError> {
+async fn reseal_platform(services: &Rotator, tenant: TenantId, keys: &DataKeys, version: u32) -> Result<(), StepError> {
     for _ in 0..PASSES {
         let mut met_others = false;
         if let Some(credential) = store::credential(&services.pool, tenant).await.map_err(platform_failed)? {

@@ -115,10 +115,7 @@ fn permanent(code: &'static str, message: impl Into<String>) -> StepError {
 }
 
 fn sealed_value() -> StepError {
-    permanent(
-        "sealed_value",
-        "a sealed value did not open; check that FREEHOLD_MASTER_KEYS holds every key in use",
-    )
+    permanent("sealed_value", "a sealed value did not open; check that FREEHOLD_MASTER_KEYS holds every key in use")
 }
 
 fn tenant_of(context: &StepContext) -> Result<TenantId, StepError> {

@@ -31,7 +31,9 @@ impl Targets {
     pub fn new(kind: RotationKind, tenants: Option<Vec<String>>, all: bool) -> Result<Self, RotationError> {
         match (kind, tenants, all) {
             (RotationKind::MasterKey, None, false) => Ok(Self::Platform),
-            (RotationKind::MasterKey, ..) => Err(RotationError::Targets("the master key is the platform's, not a tenant's")),
+            (RotationKind::MasterKey, ..) => {
+                Err(RotationError::Targets("the master key is the platform's, not a tenant's"))
+            }
             (_, Some(tenants), false) => Ok(Self::Tenants(tenants)),
             (_, None, true) => Ok(Self::All),
             _ => Err(RotationError::Targets("give either `tenants` or `all`")),

@@ -162,11 +162,7 @@ pub(super) async fn insert_data_key(
 }
 
 /// Deletes a data key that never sealed anything.
-pub(super) async fn delete_inactive_data_key(
-    pool: &PgPool,
-    tenant: TenantId,
-    version: i32,
-) -> Result<(), sqlx::Error> {
+pub(super) async fn delete_inactive_data_key(pool: &PgPool, tenant: TenantId, version: i32) -> Result<(), sqlx::Error> {
     sqlx::query!(
         "DELETE FROM wrapped_keys WHERE tenant_id = $1 AND version = $2 AND activated_at IS NULL",
         tenant.as_uuid(),

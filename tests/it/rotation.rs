@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use freehold::app::AppState;
-use freehold::clock::{Clock, SharedClock, SystemClock};
+use freehold::clock::{Clock as _, SharedClock, SystemClock};
 use freehold::ids::TenantId;
 use freehold::operations::{Checkpoint, CheckpointAction, Direction, Moment, Probe, RunError};
 use freehold::rotation::SEALED_COLUMNS;
@@ -18,14 +18,12 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{self, MASTER_KEYS, Options, PASSWORD, Platform, Tenant, connect, fake_model, manual_clock, server};
+use crate::harness::{
+    self, BOTH_MASTER_KEYS, MASTER_KEYS, Options, PASSWORD, Platform, Tenant, connect, fake_model, manual_clock, server,
+};
 
-/// A second master key, random and used nowhere else.
+/// The newer of the two master keys.
 const SECOND_KEY: &str = "2:0d8Xq1mC5bJtY7oGz3sVhR9wKpLeUaNf4yBxIiQkT6c=";
-
-fn both_keys() -> String {
-    format!("{MASTER_KEYS},{SECOND_KEY}")
-}
 
 impl Platform {
     /// Asks for a rotation; returns the answer.
@@ -65,7 +63,9 @@ impl Load {
                     let mut failures = Vec::new();
                     while !stop.load(Ordering::SeqCst) {
                         let request = if number % 2 == 0 {
-                            client.post(format!("{url}/api/v1/chat")).json(&json!({ "message": "hi", "model": "instant" }))
+                            client
+                                .post(format!("{url}/api/v1/chat"))
+                                .json(&json!({ "message": "hi", "model": "instant" }))
                         } else {
                             client.get(format!("{url}/api/v1/sessions"))
                         };
@@ -399,10 +399,8 @@ async fn after_a_master_key_rotation_the_old_key_is_needed_no_more() {
     assert_eq!(refused.expect_problem(StatusCode::CONFLICT), "nothing_to_rotate");
     first.state.stop.cancel();
 
-    let keys = both_keys();
-    let settings = &[NO_WORKER, ("FREEHOLD_MASTER_KEYS", keys.as_str())];
-    let both =
-        Platform::start_with(Options { settings, database: Some(database.clone()), ..Options::default() }).await;
+    let settings = &[NO_WORKER, ("FREEHOLD_MASTER_KEYS", BOTH_MASTER_KEYS)];
+    let both = Platform::start_with(Options { settings, database: Some(database.clone()), ..Options::default() }).await;
     let load = Load::start(&both, &tenants[0]);
     let answer = both.post("/platform/v1/rotations", &both.token, json!({ "kind": "master_key" })).await;
     let answer = answer.expect(StatusCode::ACCEPTED);

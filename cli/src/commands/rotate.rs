@@ -98,9 +98,9 @@ pub async fn run(context: &Context<'_>, args: RotateArgs) -> Result<(), Failure>
         if !answer.operations.is_empty() {
             context.output.note(format!("hint: freehold operation list --group {}", answer.group_id));
         }
-        return context.output.data(&answer, || {
-            format!("{} queued{}", answer.operations.len(), skipped(&answer.skipped))
-        });
+        return context
+            .output
+            .data(&answer, || format!("{} queued{}", answer.operations.len(), skipped(&answer.skipped)));
     }
     match (kind, answer.operations.as_slice()) {
         (RotationKind::MasterKey, [operation]) => {

@@ -211,7 +211,10 @@ async fn verify_unused(services: Arc<Rotator>, context: StepContext) -> Result<(
     for _ in 0..PASSES {
         let in_use = store::versions_in_use(&services.pool).await.map_err(platform_failed)?;
         if in_use.iter().all(|(version, _)| *version == target.cast_signed()) {
-            tracing::info!(version = target, "no older master key is in use; it may be dropped from FREEHOLD_MASTER_KEYS");
+            tracing::info!(
+                version = target,
+                "no older master key is in use; it may be dropped from FREEHOLD_MASTER_KEYS"
+            );
             return Ok(());
         }
         // Made by a server that had not been given the new key when it began.

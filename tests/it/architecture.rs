@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 /// Each module's level; a module may use its own level and those below. Features use each other only as listed.
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
-    (2, &["tenants", "access", "configuration", "chat", "rotation"]),
+    (2, &["tenants", "access", "configuration", "chat", "fleet", "rotation"]),
     (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule"]),
     (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api"]),
 ];
 
 /// The only uses of one feature by another.
 const FEATURE_USES: &[(&str, &str)] = &[
+    ("fleet", "tenants"),
     ("tenants", "access"),
     ("tenants", "configuration"),
     ("chat", "access"),
@@ -25,6 +26,8 @@ const FEATURE_USES: &[(&str, &str)] = &[
 const SQL_ELSEWHERE: &[(&str, &str)] = &[
     ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
     ("src/provisioning/logins.rs", "the administrator's SQL, with quoted identifiers"),
+    ("src/provisioning/catalog.rs", "reads the catalog, whatever the tables mean"),
+    ("src/provisioning/migrate.rs", "locks and migrates a database, whatever its tables mean"),
     ("src/provisioning/template.rs", "builds the template database"),
     ("src/platform_db.rs", "looks at the migrator's own table"),
     ("src/doctor.rs", "looks at everything and changes nothing"),

@@ -1,13 +1,13 @@
 //! SQL of settings and AI keys.
 
 use chrono::{DateTime, Utc};
-use deadpool_postgres::{Client, GenericClient as PooledClient, Transaction};
 use tokio_postgres::types::Json;
-use tokio_postgres::{Error, GenericClient, Row};
+use tokio_postgres::{Error, Row};
 
 use super::ConfigurationError;
 use crate::api::tenant::Settings;
 use crate::ids::{ApiConfigurationId, UserId};
+use crate::tenant_db::{Client, GenericClient, Transaction};
 
 const CURRENT_SETTINGS: &str = "\
     SELECT version, settings, created_at FROM live_configurations ORDER BY version DESC LIMIT 1";
@@ -148,19 +148,19 @@ pub(super) async fn insert_settings(
 }
 
 /// All AI keys, in the order in which they were first set.
-pub async fn list_ai_keys(client: &impl PooledClient) -> Result<Vec<AiKeyRow>, Error> {
+pub async fn list_ai_keys(client: &impl GenericClient) -> Result<Vec<AiKeyRow>, Error> {
     let statement = client.prepare_cached(LIST_AI_KEYS).await?;
     client.query(&statement, &[]).await?.iter().map(AiKeyRow::from_row).collect()
 }
 
 /// The AI key of a name.
-pub(super) async fn find_ai_key(client: &impl PooledClient, name: &str) -> Result<Option<AiKeyRow>, Error> {
+pub(super) async fn find_ai_key(client: &impl GenericClient, name: &str) -> Result<Option<AiKeyRow>, Error> {
     let statement = client.prepare_cached(FIND_AI_KEY).await?;
     client.query_opt(&statement, &[&name]).await?.as_ref().map(AiKeyRow::from_row).transpose()
 }
 
 /// Inserts or replaces an AI key; `false` if another row has its name by now.
-pub(super) async fn put_ai_key(client: &impl PooledClient, key: &AiKeyRow) -> Result<bool, Error> {
+pub(super) async fn put_ai_key(client: &impl GenericClient, key: &AiKeyRow) -> Result<bool, Error> {
     let statement = client.prepare_cached(PUT_AI_KEY).await?;
     let changed = client
         .execute(

@@ -14,12 +14,14 @@ use freehold::app::AppState;
 use freehold::clock::{ManualClock, SystemClock};
 use freehold::ids::TenantId;
 use freehold::operations::{self, Checkpoint, CheckpointAction, Direction, Moment, Probe, RunError};
+use freehold::provisioning::TenantMigrations;
 use freehold::secrets::{MasterKeyring, Sealed};
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
+use crate::fleet_migration;
 use crate::harness::{self, Options, Platform, announce, connect, server};
 
 /// What happens at a place.
@@ -111,6 +113,7 @@ async fn start_operation(platform: &Platform, kind: &str, slug: &str) -> Value {
             wrap_with_the_old_key(platform, slug).await;
             rotation(platform, json!({ "kind": "master_key" })).await
         }
+        "migrate_fleet" | "verify_fleet" => start_on_the_fleet(platform, kind, slug).await,
         other => panic!("the matrix does not know how to start {other}"),
     }
 }
@@ -139,7 +142,7 @@ async fn wrap_with_the_old_key(platform: &Platform, slug: &str) {
 
 /// Whether operations of a kind work on a tenant that is in service.
 fn needs_tenant(kind: &str) -> bool {
-    kind != "provision_tenant"
+    kind.starts_with("rotate_")
 }
 
 /// Settings of every server here: two master keys, so that one can be given up, and no waiting for other servers.
@@ -200,11 +203,65 @@ async fn serves(platform: &Platform, slug: &str) -> Result<(), String> {
     Err(format!("{slug} does not serve: {last}"))
 }
 
+/// The migrations of the servers that come, when a fleet is moved.
+fn migrations() -> Arc<TenantMigrations> {
+    fleet_migration::and(fleet_migration::THINGS)
+}
+
+/// The tenants of a case about the fleet.
+fn fleet_of(slug: &str) -> [String; 2] {
+    [format!("{slug}-a"), format!("{slug}-b")]
+}
+
+/// Two tenants that are behind, and a run over them.
+async fn start_on_the_fleet(platform: &Platform, kind: &str, slug: &str) -> Value {
+    let slugs = fleet_of(slug);
+    for slug in &slugs {
+        let operation = platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone();
+        run_here(platform, operation["id"].as_str().unwrap(), None).await.unwrap();
+        fleet_migration::take_back(platform, slug).await;
+    }
+    let tenants = serde_json::json!({ "tenants": slugs });
+    let begun = match kind {
+        "migrate_fleet" => platform.post("/platform/v1/fleet/migrations", &platform.token, tenants).await,
+        _ => platform.post("/platform/v1/fleet/verifications", &platform.token, tenants).await,
+    };
+    let begun = begun.expect(StatusCode::ACCEPTED);
+    if kind == "migrate_fleet" { begun["operation"].clone() } else { begun }
+}
+
+/// A run over the fleet leaves each tenant as it was or as it has to be, never in between, and the registry never ahead
+/// of a database. Only a verification that is done has looked at all.
+async fn compare_fleet(platform: &Platform, kind: &str, id: &str, slug: &str, succeeded: bool) -> Result<(), String> {
+    for slug in fleet_of(slug) {
+        compare(platform, &slug, End::Done).await?;
+        let (registered, noted, there) = fleet_migration::versions(platform, &slug).await;
+        let newest = fleet_migration::NEWEST;
+        let whole = there == (noted == newest) && registered <= noted;
+        if !whole || (kind == "migrate_fleet" && succeeded && registered != newest) {
+            return Err(format!("{slug}: registry {registered}, database {noted}, its table is there: {there}"));
+        }
+        if kind == "verify_fleet" && there {
+            return Err(format!("{slug}: a verification changed it"));
+        }
+    }
+    let registry = platform.platform_client().await;
+    let sql = "SELECT count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'pending'), count(*)
+               FROM fleet_migration_tenants WHERE operation_id = $1";
+    let row = registry.query_one(sql, &[&id.parse::<uuid::Uuid>().unwrap()]).await.unwrap();
+    let counts: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    if succeeded && counts != (0, 0, 2) {
+        return Err(format!("running, pending, all: {counts:?}"));
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_death_at_any_step_of_any_operation_leaves_an_orphan() {
     // This platform carries nothing out: its operations are for the workers that die and those that come after.
     let database = Platform::start().await.database.clone();
-    let options = Options { settings: SETTINGS, database: Some(database), ..Options::default() };
+    let options =
+        Options { settings: SETTINGS, database: Some(database), migrations: Some(migrations()), ..Options::default() };
     let platform = Arc::new(Platform::start_with(options).await);
     let prepared = Arc::new(Prepared::default());
     let mut cases = cases(&platform.state.engine.kinds());
@@ -231,10 +288,25 @@ async fn no_death_at_any_step_of_any_operation_leaves_an_orphan() {
 }
 
 async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case: &Case) -> Result<(), String> {
-    let alone = if case.kind == "rotate_master_key" { Some(prepared.platform.lock().await) } else { None };
+    // Of operations on the platform as a whole there is one at a time.
+    let on_the_fleet = case.kind.ends_with("_fleet");
+    let on_the_platform = on_the_fleet || case.kind == "rotate_master_key";
+    let alone = if on_the_platform { Some(prepared.platform.lock().await) } else { None };
     let slug = if needs_tenant(case.kind) { prepared.take(platform).await? } else { format!("case-{number}") };
     let operation = start_operation(platform, case.kind, &slug).await;
     let id = operation["id"].as_str().unwrap();
+    let compare = async |succeeded: bool| {
+        if on_the_fleet {
+            compare_fleet(platform, case.kind, id, &slug, succeeded).await
+        } else {
+            let end = match (succeeded, needs_tenant(case.kind)) {
+                (true, _) => End::Done,
+                (false, true) => End::StillServing,
+                (false, false) => End::Gone,
+            };
+            compare(platform, &slug, end).await
+        }
+    };
     if case.dies() {
         let died = child(platform, id, case).await;
         if !died {
@@ -252,12 +324,7 @@ async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case:
     run_here(platform, id, None).await?;
     let undone = case.direction == Direction::Undo || case.blow == Blow::Failure;
     expect_state(platform, id, if undone { "failed" } else { "succeeded" }).await?;
-    let end = match (undone, needs_tenant(case.kind)) {
-        (false, _) => End::Done,
-        (true, true) => End::StillServing,
-        (true, false) => End::Gone,
-    };
-    compare(platform, &slug, end).await?;
+    compare(!undone).await?;
     if needs_tenant(case.kind) {
         serves(platform, &slug).await?;
     }
@@ -267,7 +334,7 @@ async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case:
         platform.send(Method::POST, &path, &platform.token, None).await.expect(StatusCode::ACCEPTED);
         run_here(platform, id, None).await?;
         expect_state(platform, id, "succeeded").await?;
-        compare(platform, &slug, End::Done).await?;
+        compare(true).await?;
     }
     if needs_tenant(case.kind) {
         serves(platform, &slug).await?;
@@ -281,7 +348,7 @@ async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case:
 async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
     let config = harness::config(&server().await.url(&platform.database), SETTINGS);
     let clock = harness::manual_clock();
-    let state = AppState::build(config, clock.clone(), probe).unwrap();
+    let state = AppState::build_with(config, clock.clone(), probe, migrations()).unwrap();
     let result = run_without_waiting(&state, &clock, id).await.map_err(|error| error.to_string());
     state.pool.close().await;
     result
@@ -447,7 +514,7 @@ async fn a_worker_that_dies() {
     };
     let kinds = AppState::build(harness::config(&database, &[]), SystemClock::shared(), None).unwrap().engine.kinds();
     let clock = harness::manual_clock();
-    let state = AppState::build(config, clock.clone(), Some(probe_of(&kinds))).unwrap();
+    let state = AppState::build_with(config, clock.clone(), Some(probe_of(&kinds)), migrations()).unwrap();
     let run = run_without_waiting(&state, &clock, &operation).await;
     panic!("the worker lived on: {run:?}");
 }

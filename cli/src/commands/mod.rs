@@ -2,6 +2,8 @@
 
 pub mod cluster;
 pub mod completions;
+pub mod connections;
+pub mod migrate;
 pub mod operation;
 pub mod rotate;
 pub mod session;

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::ids::TenantId;
 use crate::platform_db;
 use crate::provisioning;
+use crate::rotation::Rotations;
 use crate::secrets::{DatabaseUrl, Sealed};
 use crate::tenants::clusters::ClusterRegistry;
 
@@ -118,6 +119,7 @@ pub async fn examine(config: &Config) -> Report {
     if let Err(error) = examine_keys(config, &pool, &mut report).await {
         report.add("keys", Level::Failure, format!("they could not be read: {error}"), None);
     }
+    examine_master_keys(config, &pool, &mut report).await;
     examine_clusters(config, &pool, &mut report).await;
     report
 }
@@ -191,6 +193,34 @@ async fn examine_keys(config: &Config, pool: &PgPool, report: &mut Report) -> Re
         report.add("master keys", Level::Ok, format!("all {} tenants' keys open", rows.len()), None);
     }
     Ok(())
+}
+
+/// Which master keys are in use, and which may be dropped.
+async fn examine_master_keys(config: &Config, pool: &PgPool, report: &mut Report) {
+    let rotations = Rotations::new(pool.clone(), Arc::clone(&config.master_keys), SystemClock::shared());
+    let keys = match rotations.master_keys().await {
+        Ok(keys) => keys,
+        Err(error) => return report.add("master keys", Level::Failure, error.to_string(), None),
+    };
+    for key in keys.items {
+        let check = format!("master key {}", key.version);
+        let values = format!("{} values are under it", key.values);
+        match (key.held, key.version == keys.primary, key.values) {
+            (false, ..) => {
+                let remedy = "FREEHOLD_MASTER_KEYS must hold every version in use; put it back";
+                report.add(check, Level::Failure, format!("{values}, and it is not held"), Some(remedy));
+            }
+            (true, true, _) => report.add(check, Level::Ok, format!("{values}; what is new is sealed with it"), None),
+            (true, false, 0) => {
+                let remedy = "it may be dropped from FREEHOLD_MASTER_KEYS on every server; keep it with older backups";
+                report.add(check, Level::Ok, "nothing is under it any more", Some(remedy));
+            }
+            (true, false, _) => {
+                let remedy = "run `freehold rotate master-key` once every server holds the newest";
+                report.add(check, Level::Warning, format!("{values}, though it is not the newest"), Some(remedy));
+            }
+        }
+    }
 }
 
 async fn examine_clusters(config: &Config, pool: &PgPool, report: &mut Report) {

@@ -31,6 +31,7 @@ mod operations;
 mod providers;
 mod provisioning;
 mod proxy;
+mod rotation;
 mod secrets;
 mod shutdown;
 mod tls;

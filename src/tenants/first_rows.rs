@@ -20,7 +20,11 @@ pub(super) struct FirstRows<'a> {
 }
 
 /// Writes them as the tenant itself, in one transaction. Safe to repeat.
-pub(super) async fn write(services: &Provisioning, client: &mut Client, first: &FirstRows<'_>) -> Result<(), StepError> {
+pub(super) async fn write(
+    services: &Provisioning,
+    client: &mut Client,
+    first: &FirstRows<'_>,
+) -> Result<(), StepError> {
     let settings = services
         .templates
         .settings(first.template, first.name)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use freehold::clock::{Clock, SharedClock, SystemClock};
 use freehold::database_check::{self, CODES, Finding, OwnersServer, Purpose, Question, Report, Severity, UrlOrigin};
 use freehold::ids::TenantId;
-use freehold::provisioning::own;
+use freehold::provisioning::{TenantMigrations, own};
 use freehold_cli::dev::account::{create_directory, give, ordinary_account};
 use freehold_cli::dev::process::{Supervised, SupervisedCommand};
 use secrecy::SecretString;
@@ -288,7 +288,7 @@ async fn contents(table: &Table) {
     let url = server.create_clients_database("taken").await;
     let (tenant, operation) = (TenantId::new(), freehold::ids::OperationId::new());
     own::claim(&url.parse().unwrap(), tenant, operation).await.unwrap();
-    own::migrate(&url.parse().unwrap(), tenant).await.unwrap();
+    own::migrate(&url.parse().unwrap(), tenant, &TenantMigrations::embedded()).await.unwrap();
     let other = Ask { tenant: Some(TenantId::new()), ..Ask::default() };
     table.row("another tenant's database", &ask(&url, other).await, "database_of_another_tenant");
     let same = Ask { tenant: Some(tenant), ..Ask::default() };

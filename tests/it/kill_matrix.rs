@@ -18,6 +18,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
 use crate::harness::{self, Options, Platform, announce, connect, server};
+use crate::own_database;
 
 /// What happens at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +98,7 @@ fn cases(kinds: &[(&'static str, Vec<&'static str>)]) -> Vec<Case> {
 async fn start_operation(platform: &Platform, kind: &str, slug: &str) -> Value {
     match kind {
         "provision_tenant" => platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone(),
+        "provision_own_database" => own_database::start(platform, slug).await,
         other => panic!("the matrix does not know how to start {other}"),
     }
 }
@@ -159,7 +161,7 @@ async fn run_case(platform: &Platform, number: usize, case: &Case) -> Result<(),
 }
 
 /// Carries the operation out in this process, as a server that comes after would.
-async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
+pub async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
     let config = harness::config(&server().await.url(&platform.database), &[]);
     let state = AppState::build(config, SystemClock::shared(), probe).unwrap();
     let result = state.engine.run(id.parse().unwrap()).await.map_err(|error| error.to_string());
@@ -175,6 +177,10 @@ async fn expect_state(platform: &Platform, id: &str, expected: &str) -> Result<(
 /// Compares what Postgres has of a tenant with what the registry says.
 async fn compare(platform: &Platform, slug: &str, provisioned: bool) -> Result<(), String> {
     let registry = platform.platform_client().await;
+    let own = "SELECT FROM chat_instances WHERE slug = $1 AND database_mode = 'own'";
+    if registry.query_opt(own, &[&slug]).await.unwrap().is_some() {
+        return own_database::compare(platform, slug, provisioned).await;
+    }
     let sql = "SELECT t.state, d.database_name, d.owner_role, d.login_role,
                       (SELECT count(*) FROM wrapped_keys w WHERE w.tenant_id = t.id),
                       (SELECT count(*) FROM signing_keys k WHERE k.tenant_id = t.id), right(t.id::text, 12)
@@ -229,7 +235,8 @@ async fn orphans(platform: &Platform) -> Vec<String> {
     let rows = registry
         .query(
             "SELECT d.database_name, d.owner_role, d.login_role, right(t.id::text, 12)
-             FROM chat_instances t LEFT JOIN tenant_databases d ON d.tenant_id = t.id",
+             FROM chat_instances t LEFT JOIN tenant_databases d ON d.tenant_id = t.id
+             WHERE t.database_mode = 'managed'",
             &[],
         )
         .await
@@ -247,7 +254,7 @@ async fn orphans(platform: &Platform) -> Vec<String> {
 /// Starts a worker that dies as the case says; returns whether it did.
 async fn child(platform: &Platform, operation: &str, case: &Case) -> bool {
     let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
-    let place = format!("{}/{}/{:?}/{:?}", case.step, case.fails_first, case.direction, case.blow);
+    let place = format!("{}/{}/{}/{:?}/{:?}", case.kind, case.step, case.fails_first, case.direction, case.blow);
     let output = command
         .args(["--exact", "kill_matrix::a_worker_that_dies", "--ignored", "--nocapture"])
         .env("FREEHOLD_TEST_DATABASE", server().await.url(&platform.database))
@@ -275,7 +282,8 @@ async fn a_worker_that_dies() {
     let config = harness::config(&database, &[]);
     let probe_of = |kinds: &[(&'static str, Vec<&'static str>)]| {
         let case = cases(kinds).into_iter().find(|case| {
-            [case.step, case.fails_first, &format!("{:?}", case.direction), &format!("{:?}", case.blow)] == place[..]
+            [case.kind, case.step, case.fails_first, &format!("{:?}", case.direction), &format!("{:?}", case.blow)]
+                == place[..]
         });
         case.unwrap().probe(die)
     };

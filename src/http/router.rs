@@ -40,6 +40,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::operations::group))
         // /platform/v1/clusters
         .routes(routes!(platform::clusters::create, platform::clusters::list))
+        // /platform/v1/connections
+        .routes(routes!(platform::connections::show))
         // /platform/v1/doctor
         .routes(routes!(platform::doctor::examine))
         // /platform/v1/database-checks, /platform/v1/tenants/{slug}/database-token

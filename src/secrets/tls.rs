@@ -124,6 +124,12 @@ impl Connector {
         }
     }
 
+    /// What encrypts, for whoever opens the socket itself; nothing where the address goes without.
+    #[must_use]
+    pub fn tls(&self) -> Option<&MakeRustlsConnect> {
+        self.tls.as_ref()
+    }
+
     /// Resolves the configuration's name and binds the configuration to those of its addresses that may be connected
     /// to: what was judged is what is connected to, whatever the name leads to a moment later. The name stays, for
     /// the certificate.

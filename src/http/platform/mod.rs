@@ -1,6 +1,7 @@
 //! The platform API: super admins only, sign-in apart.
 
 pub mod clusters;
+pub mod connections;
 pub mod databases;
 pub mod doctor;
 pub mod fleet;

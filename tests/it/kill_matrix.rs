@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 
 use crate::fleet_migration;
 use crate::harness::{self, Options, Platform, announce, connect, server};
+use crate::own_database;
 
 /// What happens at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +114,7 @@ async fn start_operation(platform: &Platform, kind: &str, slug: &str) -> Value {
             wrap_with_the_old_key(platform, slug).await;
             rotation(platform, json!({ "kind": "master_key" })).await
         }
+        "provision_own_database" => own_database::start(platform, slug).await,
         "migrate_fleet" | "verify_fleet" => start_on_the_fleet(platform, kind).await,
         other => panic!("the matrix does not know how to start {other}"),
     }
@@ -344,7 +346,7 @@ async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case:
 }
 
 /// Carries the operation out in this process, as a server that comes after would.
-async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
+pub async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
     let config = harness::config(&server().await.url(&platform.database), SETTINGS);
     let clock = harness::manual_clock();
     let state = AppState::build_with(config, clock.clone(), probe, migrations()).unwrap();
@@ -383,6 +385,10 @@ async fn expect_state(platform: &Platform, id: &str, expected: &str) -> Result<(
 /// Compares what Postgres has of a tenant with what the registry says.
 async fn compare(platform: &Platform, slug: &str, end: End) -> Result<(), String> {
     let registry = platform.platform_client().await;
+    let own = "SELECT FROM chat_instances WHERE slug = $1 AND database_mode = 'own'";
+    if registry.query_opt(own, &[&slug]).await.unwrap().is_some() {
+        return own_database::compare(platform, slug, end == End::Done).await;
+    }
     let sql = "SELECT t.state, d.database_name, d.owner_role, d.login_role,
                       (SELECT count(*) FROM wrapped_keys w WHERE w.tenant_id = t.id),
                       (SELECT count(*) FROM signing_keys k WHERE k.tenant_id = t.id), right(t.id::text, 12),
@@ -457,7 +463,8 @@ async fn orphans(platform: &Platform) -> Vec<String> {
     let rows = registry
         .query(
             "SELECT d.database_name, d.owner_role, d.login_role, right(t.id::text, 12)
-             FROM chat_instances t LEFT JOIN tenant_databases d ON d.tenant_id = t.id",
+             FROM chat_instances t LEFT JOIN tenant_databases d ON d.tenant_id = t.id
+             WHERE t.database_mode = 'managed'",
             &[],
         )
         .await

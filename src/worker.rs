@@ -8,12 +8,14 @@ use sqlx::PgPool;
 use crate::clock::SharedClock;
 use crate::fleet::{self, Fleet};
 use crate::operations::Engine;
+use crate::tenants::own_database;
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
 pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>, fleet: Arc<Fleet>) -> Engine {
     Engine::new(pool, clock)
-        .register(&provision::DEFINITION, provisioning)
+        .register(&provision::DEFINITION, Arc::clone(&provisioning))
+        .register(&own_database::provision::DEFINITION, provisioning)
         .register(&fleet::migrate::DEFINITION, Arc::clone(&fleet))
         .register(&fleet::verify::DEFINITION, fleet)
 }

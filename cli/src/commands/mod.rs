@@ -3,6 +3,9 @@
 pub mod cluster;
 pub mod completions;
 pub mod connections;
+pub mod database;
+pub mod doctor;
+pub mod migrate;
 pub mod operation;
 pub mod session;
 pub mod tenant;

@@ -2,6 +2,8 @@
 
 pub mod clusters;
 pub mod connections;
+pub mod databases;
+pub mod doctor;
 pub mod fleet;
 pub mod operations;
 pub mod sessions;

@@ -9,11 +9,17 @@
     reason = "it prints figures, and indexing into JSON gives null where there is nothing"
 )]
 
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "the tests' own")]
+#[path = "../../tests/it/proxy.rs"]
+mod proxy;
+
 #[allow(dead_code, reason = "the tests' recording and inspection are not needed here")]
 #[path = "../../tests/it/fake_model.rs"]
 mod fake_model;
 
 mod chat;
+mod connections;
+mod faults;
 mod provisioning;
 
 use std::path::{Path, PathBuf};
@@ -49,6 +55,12 @@ enum What {
         #[arg(long, default_value_t = 8)]
         seconds: u64,
     },
+    /// Many tenants over few connections, next to PgBouncer and to a pool a tenant.
+    Connections(connections::Options),
+    /// Some tenants' databases refuse, are silent or have another password: what the others notice.
+    Faults(faults::Options),
+    /// The platform's database is away for a while: chats that fail.
+    Outage(faults::OutageOptions),
 }
 
 const PASSWORD: &str = "a password for the benchmark";
@@ -56,10 +68,27 @@ const PASSWORD: &str = "a password for the benchmark";
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let bench = Bench::start().await?;
+    let bench = Bench::start_with(&arguments.what.environment()).await?;
     match arguments.what {
+        What::Connections(options) => connections::run(&bench, &options).await,
+        What::Faults(options) => faults::run(&bench, &options).await,
+        What::Outage(options) => faults::outage(&bench, &options).await,
         What::Provisioning { tenants } => provisioning::run(&bench, tenants).await,
         What::Chat { seconds } => chat::run(&bench, Duration::from_secs(seconds)).await,
+    }
+}
+
+impl What {
+    /// Settings of the server beyond those of all benchmarks.
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let connections = match self {
+            Self::Connections(options) => options.connections,
+            _ => 40,
+        };
+        vec![
+            ("FREEHOLD_TENANT_CONNECTIONS", connections.to_string()),
+            ("FREEHOLD_ACCESS_TOKEN_MINUTES", "1440".to_owned()),
+        ]
     }
 }
 
@@ -70,29 +99,37 @@ struct Bench {
     postgres: String,
     token: String,
     server: Child,
+    /// The line between the server and the platform's database.
+    line: proxy::Proxy,
+    /// The platform's database, not over that line.
+    platform: String,
+    master_keys: String,
 }
 
 impl Bench {
-    async fn start() -> Result<Self> {
+    async fn start_with(settings: &[(&'static str, String)]) -> Result<Self> {
         let postgres = std::env::var("DATABASE_URL").context("DATABASE_URL names an administrator's database")?;
         let admin = connect(&postgres).await?;
         admin.batch_execute("DROP DATABASE IF EXISTS freehold_bench WITH (FORCE)").await?;
         admin.batch_execute("CREATE DATABASE freehold_bench").await?;
         let mut platform = url::Url::parse(&postgres)?;
         platform.set_path("freehold_bench");
+        let platform = platform.to_string();
+        let (line, over_line) = proxy::Proxy::to(&platform).await;
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, rand::random::<[u8; 32]>());
         let command = |arguments: &[&str]| {
             let mut command = Command::new(server_binary());
             command
                 .args(arguments)
-                .env("PLATFORM_DATABASE_URL", platform.as_str())
+                .env("PLATFORM_DATABASE_URL", &over_line)
                 .env("FREEHOLD_MASTER_KEYS", format!("1:{key}"))
                 .env("FREEHOLD_LISTEN", format!("127.0.0.1:{port}"))
                 .env("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true")
                 .env("FREEHOLD_WORKER_CONCURRENCY", "8")
                 .env("FREEHOLD_TENANT_POOL_SIZE", "16")
                 .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned()))
+                .envs(settings.iter().map(|(name, value)| (*name, value)))
                 .stdin(Stdio::null())
                 .kill_on_drop(true);
             command
@@ -113,7 +150,8 @@ impl Bench {
             ensure!(tries < 200, "the server did not start");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let mut bench = Self { client, url, postgres, token: String::new(), server };
+        let master_keys = format!("1:{key}");
+        let mut bench = Self { client, url, postgres, token: String::new(), server, line, platform, master_keys };
         let body = json!({ "email": "owner@bench.example", "password": PASSWORD });
         bench.token = text(&bench.post("/platform/v1/sessions", "", body).await?, "token")?;
         let body = json!({ "name": "local", "admin_url": bench.postgres });

@@ -32,7 +32,8 @@ pub struct ApiError {
     title: &'static str,
     detail: Option<String>,
     errors: Vec<FieldProblem>,
-    findings: Vec<DatabaseFinding>,
+    /// Boxed, for it is seldom there and an error travels by value.
+    findings: Option<Box<Vec<DatabaseFinding>>>,
     operation_id: Option<OperationId>,
     retry_after: Option<Duration>,
 }
@@ -49,7 +50,7 @@ impl ApiError {
             title,
             detail: None,
             errors: Vec::new(),
-            findings: Vec::new(),
+            findings: None,
             operation_id: None,
             retry_after: None,
         }
@@ -147,7 +148,7 @@ impl IntoResponse for ApiError {
             code: self.code.to_owned(),
             detail: self.detail,
             errors: self.errors,
-            findings: self.findings,
+            findings: self.findings.map(|findings| *findings).unwrap_or_default(),
             operation_id: self.operation_id.map(|id| id.as_uuid()),
             request_id: request_id(),
         };
@@ -369,7 +370,7 @@ impl From<TenantError> for ApiError {
                     "database_unsuitable",
                     "The database cannot be used like this",
                 );
-                refused.findings = report.findings;
+                refused.findings = Some(Box::new(report.findings));
                 refused
             }
             TenantError::NotOwnDatabase => {

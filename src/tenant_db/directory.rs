@@ -243,18 +243,28 @@ impl Directory {
         }
     }
 
+    /// Whether the platform's database is taken to be away. When the time is over, one request finds out.
     fn is_away(&self) -> bool {
-        let until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
+        let mut until = self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        match *until {
+            None => false,
+            Some(moment) if now < moment => true,
+            Some(_) => {
+                *until = now.checked_add(REREAD + AWAY);
+                false
+            }
+        }
     }
 
     async fn load(&self, key: Key<'_>, limit: Duration) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
         let loaded = timeout(limit, self.load_once(key)).await;
         let loaded = loaded.unwrap_or(Err(TenantDbError::Platform(sqlx::Error::PoolTimedOut)));
-        if let Err(TenantDbError::Platform(_)) = &loaded {
-            let until = Instant::now().checked_add(AWAY);
-            *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
-        }
+        let until = match &loaded {
+            Err(TenantDbError::Platform(_)) => Instant::now().checked_add(AWAY),
+            _ => None,
+        };
+        *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
         loaded
     }
 

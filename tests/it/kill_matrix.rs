@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 
 use crate::fleet_migration;
 use crate::harness::{self, Options, Platform, announce, connect, server};
+use crate::own_database;
 
 /// What happens at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +114,8 @@ async fn start_operation(platform: &Platform, kind: &str, slug: &str) -> Value {
             wrap_with_the_old_key(platform, slug).await;
             rotation(platform, json!({ "kind": "master_key" })).await
         }
-        "migrate_fleet" | "verify_fleet" => start_on_the_fleet(platform, kind, slug).await,
+        "provision_own_database" => own_database::start(platform, slug).await,
+        "migrate_fleet" | "verify_fleet" => start_on_the_fleet(platform, kind).await,
         other => panic!("the matrix does not know how to start {other}"),
     }
 }
@@ -208,20 +210,19 @@ fn migrations() -> Arc<TenantMigrations> {
     fleet_migration::and(fleet_migration::THINGS)
 }
 
-/// The tenants of a case about the fleet.
-fn fleet_of(slug: &str) -> [String; 2] {
-    [format!("{slug}-a"), format!("{slug}-b")]
-}
+/// The tenants of every case about the fleet: these come one at a time.
+const FLEET: [&str; 2] = ["fleet-a", "fleet-b"];
 
 /// Two tenants that are behind, and a run over them.
-async fn start_on_the_fleet(platform: &Platform, kind: &str, slug: &str) -> Value {
-    let slugs = fleet_of(slug);
-    for slug in &slugs {
-        let operation = platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone();
-        run_here(platform, operation["id"].as_str().unwrap(), None).await.unwrap();
+async fn start_on_the_fleet(platform: &Platform, kind: &str) -> Value {
+    for slug in FLEET {
+        let asked = platform.request_tenant(slug).await;
+        if asked.status == StatusCode::ACCEPTED {
+            run_here(platform, asked.body["operation"]["id"].as_str().unwrap(), None).await.unwrap();
+        }
         fleet_migration::take_back(platform, slug).await;
     }
-    let tenants = serde_json::json!({ "tenants": slugs });
+    let tenants = serde_json::json!({ "tenants": FLEET });
     let begun = match kind {
         "migrate_fleet" => platform.post("/platform/v1/fleet/migrations", &platform.token, tenants).await,
         _ => platform.post("/platform/v1/fleet/verifications", &platform.token, tenants).await,
@@ -232,10 +233,10 @@ async fn start_on_the_fleet(platform: &Platform, kind: &str, slug: &str) -> Valu
 
 /// A run over the fleet leaves each tenant as it was or as it has to be, never in between, and the registry never ahead
 /// of a database. Only a verification that is done has looked at all.
-async fn compare_fleet(platform: &Platform, kind: &str, id: &str, slug: &str, succeeded: bool) -> Result<(), String> {
-    for slug in fleet_of(slug) {
-        compare(platform, &slug, End::Done).await?;
-        let (registered, noted, there) = fleet_migration::versions(platform, &slug).await;
+async fn compare_fleet(platform: &Platform, kind: &str, id: &str, succeeded: bool) -> Result<(), String> {
+    for slug in FLEET {
+        compare(platform, slug, End::Done).await?;
+        let (registered, noted, there) = fleet_migration::versions(platform, slug).await;
         let newest = fleet_migration::NEWEST;
         let whole = there == (noted == newest) && registered <= noted;
         if !whole || (kind == "migrate_fleet" && succeeded && registered != newest) {
@@ -297,7 +298,7 @@ async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case:
     let id = operation["id"].as_str().unwrap();
     let compare = async |succeeded: bool| {
         if on_the_fleet {
-            compare_fleet(platform, case.kind, id, &slug, succeeded).await
+            compare_fleet(platform, case.kind, id, succeeded).await
         } else {
             let end = match (succeeded, needs_tenant(case.kind)) {
                 (true, _) => End::Done,
@@ -345,7 +346,7 @@ async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case:
 }
 
 /// Carries the operation out in this process, as a server that comes after would.
-async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
+pub async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
     let config = harness::config(&server().await.url(&platform.database), SETTINGS);
     let clock = harness::manual_clock();
     let state = AppState::build_with(config, clock.clone(), probe, migrations()).unwrap();
@@ -384,6 +385,10 @@ async fn expect_state(platform: &Platform, id: &str, expected: &str) -> Result<(
 /// Compares what Postgres has of a tenant with what the registry says.
 async fn compare(platform: &Platform, slug: &str, end: End) -> Result<(), String> {
     let registry = platform.platform_client().await;
+    let own = "SELECT FROM chat_instances WHERE slug = $1 AND database_mode = 'own'";
+    if registry.query_opt(own, &[&slug]).await.unwrap().is_some() {
+        return own_database::compare(platform, slug, end == End::Done).await;
+    }
     let sql = "SELECT t.state, d.database_name, d.owner_role, d.login_role,
                       (SELECT count(*) FROM wrapped_keys w WHERE w.tenant_id = t.id),
                       (SELECT count(*) FROM signing_keys k WHERE k.tenant_id = t.id), right(t.id::text, 12),
@@ -458,7 +463,8 @@ async fn orphans(platform: &Platform) -> Vec<String> {
     let rows = registry
         .query(
             "SELECT d.database_name, d.owner_role, d.login_role, right(t.id::text, 12)
-             FROM chat_instances t LEFT JOIN tenant_databases d ON d.tenant_id = t.id",
+             FROM chat_instances t LEFT JOIN tenant_databases d ON d.tenant_id = t.id
+             WHERE t.database_mode = 'managed'",
             &[],
         )
         .await

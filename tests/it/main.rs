@@ -28,6 +28,7 @@ mod isolation;
 mod kill_matrix;
 mod machine_postgres;
 mod operations;
+mod own_database;
 mod providers;
 mod provisioning;
 mod proxy;

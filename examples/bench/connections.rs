@@ -71,7 +71,7 @@ pub(crate) async fn provision(bench: &Bench, count: usize) -> Result<Vec<Tenant>
         .try_collect()
         .await?;
     let sql = "SELECT t.slug, d.database_name FROM chat_instances t JOIN tenant_databases d ON d.tenant_id = t.id";
-    let rows = connect(&bench.platform).await?.query(sql, &[]).await?;
+    let rows = connect(&bench.settings.platform).await?.query(sql, &[]).await?;
     let mut databases: HashMap<String, String> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
     println!("{count} tenants provisioned and signed in, in {:.0} s", started.elapsed().as_secs_f64());
     tenants

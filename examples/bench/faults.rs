@@ -87,8 +87,8 @@ fn p99(mut times: Vec<Duration>) -> f64 {
 /// Breaks every tenth tenant: a third refuses, a third is silent, a third has another password. As far as the registry
 /// knows they are on the same cluster, so they draw on the budget that the others live on.
 async fn break_some(bench: &Bench, tenants: &[Tenant]) -> Result<Proxy> {
-    let platform = connect(&bench.platform).await?;
-    let keys = MasterKeyring::parse(&SecretString::from(bench.master_keys.as_str()))?;
+    let platform = connect(&bench.settings.platform).await?;
+    let keys = MasterKeyring::parse(&SecretString::from(bench.settings.master_keys.as_str()))?;
     let refusing = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let mut kinds = HashMap::<&str, usize>::new();
     let (silent, over_line) = Proxy::to(&bench.postgres).await;

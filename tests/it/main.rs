@@ -32,6 +32,7 @@ mod own_database;
 mod providers;
 mod provisioning;
 mod proxy;
+mod rotation;
 mod secrets;
 mod shutdown;
 mod tls;

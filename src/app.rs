@@ -22,6 +22,8 @@ use crate::http::router;
 use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
+use crate::schedule;
+use crate::scheduled;
 use crate::secrets::PasswordHasher;
 use crate::tenant_db::{Directory, TenantDatabases};
 use crate::tenants::clusters::ClusterRegistry;
@@ -167,6 +169,13 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     let grace = state.config.shutdown_grace;
     let jobs = (state.config.worker_concurrency > 0).then(|| tokio::spawn(work(state.clone(), grace)));
     tokio::spawn(close_idle_connections(state.clone()));
+    tokio::spawn(schedule::run_periodically(
+        scheduled::TASKS,
+        state.clone(),
+        state.pool.clone(),
+        Arc::clone(&state.clock),
+        state.stop.clone(),
+    ));
     tracing::info!(address = %listener.local_addr()?, "serve");
     // Without it, the second small write of a streamed answer waits some 40 ms for the first one's acknowledgement.
     let listener = listener.tap_io(|connection| {

@@ -24,6 +24,8 @@ pub mod postgres_pool;
 pub mod postgres_programs;
 pub mod providers;
 pub mod provisioning;
+pub mod schedule;
+pub mod scheduled;
 pub mod secrets;
 pub mod telemetry;
 pub mod tenant_db;

@@ -264,6 +264,9 @@ pub struct OperationListArgs {
     /// Only operations in this state
     #[arg(long, value_parser = PossibleValuesParser::new(OPERATION_STATES))]
     pub state: Option<String>,
+    /// Only operations that were asked for together
+    #[arg(long, value_name = "ID")]
+    pub group: Option<Uuid>,
     /// How many
     #[command(flatten)]
     pub page: PageArgs,

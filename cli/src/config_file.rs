@@ -28,6 +28,9 @@ pub fn render(tenant: &Tenant, invite: &AdminInvite) -> Result<String, Failure> 
         DatabaseMode::Managed => {
             "# CLIENT_DATABASE_URL is not set: the platform keeps this client's database, and connects to it."
         }
+        DatabaseMode::Own => {
+            "# CLIENT_DATABASE_URL is not written here: the platform holds it sealed, and shows it to nobody."
+        }
     };
     let admin_api = server.endpoint(&["api", "v1"], &[]);
     let accept = server.endpoint(&["api", "v1", "auth", "accept-invite"], &[]);
@@ -161,7 +164,7 @@ fn unwritten(target: &Path, error: &io::Error) -> Failure {
 mod tests {
     use super::*;
     use chrono::DateTime;
-    use freehold::api::platform::{TenantDatabase, TenantState};
+    use freehold::api::platform::{TenantDatabase, TenantLimits, TenantState};
     use uuid::Uuid;
 
     fn tenant(name: &str) -> Tenant {
@@ -173,8 +176,9 @@ mod tests {
             template: "general".into(),
             admin_email: "a@acme.example".into(),
             state: TenantState::Requested,
-            database: TenantDatabase { mode: DatabaseMode::Managed, cluster: "local".into(), name: None },
+            database: TenantDatabase { mode: DatabaseMode::Managed, cluster: Some("local".into()), name: None },
             schema_version: None,
+            limits: TenantLimits::default(),
             created_at: DateTime::UNIX_EPOCH,
             updated_at: DateTime::UNIX_EPOCH,
             activated_at: None,

@@ -6,7 +6,7 @@
 use std::pin::pin;
 use std::time::Duration;
 
-use freehold::api::platform::{Operation, OperationState};
+use freehold::api::platform::{Operation, OperationGroup, OperationState};
 use futures::StreamExt;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -92,6 +92,41 @@ async fn listen(
     Ok(None)
 }
 
+/// Follows a group of operations until all are settled, and returns their counts. Interrupting stops the following
+/// only.
+pub async fn follow_group(client: &Client, output: &Output, id: Uuid) -> Result<OperationGroup, Failure> {
+    let hint = format!("freehold operation list --group {id}");
+    tokio::select! {
+        settled = until_group_settled(client, output, id) => settled.map_err(|failure| {
+            if is_transient(&failure) { failure.hint(hint.clone()) } else { failure }
+        }),
+        Ok(()) = tokio::signal::ctrl_c() => Err(
+            Failure::failed("interrupted", "stopped following; the operations go on").hint(hint.clone()),
+        ),
+    }
+}
+
+async fn until_group_settled(client: &Client, output: &Output, id: Uuid) -> Result<OperationGroup, Failure> {
+    let mut progress = Progress::new(output);
+    let mut last_answer = Instant::now();
+    loop {
+        match client.get::<OperationGroup>(&["platform", "v1", "operation-groups", &id.to_string()], &[]).await {
+            Ok(group) => {
+                last_answer = Instant::now();
+                progress.show_group(&group);
+                if group.is_settled() {
+                    return Ok(group);
+                }
+            }
+            Err(failure) if is_transient(&failure) && last_answer.elapsed() < PATIENCE => {
+                progress.waiting("the platform cannot be reached; waiting for it");
+            }
+            Err(failure) => return Err(failure),
+        }
+        tokio::time::sleep(POLL_PAUSE).await;
+    }
+}
+
 /// Asks for an operation.
 pub async fn ask(client: &Client, id: Uuid) -> Result<Operation, Failure> {
     client.get(&["platform", "v1", "operations", &id.to_string()], &[]).await
@@ -131,6 +166,8 @@ mod tests {
             tenant: Some("acme".into()),
             state,
             steps: vec![],
+            progress: None,
+            group_id: None,
             error: None,
             created_at: chrono::DateTime::UNIX_EPOCH,
             started_at: None,

@@ -1,10 +1,10 @@
 //! How an operation's progress is shown: a moving line at a terminal, else a line for each change.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use freehold::api::platform::{Operation, OperationStep, StepState};
-use indicatif::{ProgressBar, ProgressStyle};
+use freehold::api::platform::{Operation, OperationGroup, OperationProgress, OperationStep, StepState};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use crate::output::{Output, printable};
 
@@ -16,6 +16,8 @@ pub struct Progress<'a> {
     bar: Option<ProgressBar>,
     shown: HashMap<String, StepState>,
     is_waiting: bool,
+    /// When counting began, and how many were done by then.
+    measured_from: Option<(Instant, u64)>,
 }
 
 impl<'a> Progress<'a> {
@@ -29,7 +31,7 @@ impl<'a> Progress<'a> {
             bar.enable_steady_tick(TICK);
             bar
         });
-        Self { output, bar, shown: HashMap::new(), is_waiting: false }
+        Self { output, bar, shown: HashMap::new(), is_waiting: false, measured_from: None }
     }
 
     /// Shows how far the operation is.
@@ -50,11 +52,35 @@ impl<'a> Progress<'a> {
         }
         let message = match under_way {
             Some((position, step)) => {
-                format!("{} {}/{count}: {}", operation.kind, position + 1, step.name)
+                let far = operation.progress.as_ref().map_or_else(String::new, |progress| self.far(progress));
+                format!("{} {}/{count}: {}{far}", operation.kind, position + 1, step.name)
             }
             None => operation.kind.clone(),
         };
         self.message(&message);
+    }
+
+    /// How far a long step is, with its rate and the time that is left at that rate.
+    fn far(&mut self, progress: &OperationProgress) -> String {
+        let (since, done_then) = *self.measured_from.get_or_insert_with(|| (Instant::now(), progress.done));
+        let failed = if progress.failed > 0 { format!(", {} failed", progress.failed) } else { String::new() };
+        let rate = progress.done.saturating_sub(done_then) as f64 / since.elapsed().as_secs_f64().max(0.001);
+        let speed = if rate > 0.0 && progress.done < progress.total {
+            let left = progress.total.saturating_sub(progress.done) as f64 / rate;
+            format!(", {rate:.0}/s, {} left", HumanDuration(Duration::from_secs_f64(left.min(1e9))))
+        } else {
+            String::new()
+        };
+        format!(" {}/{}{failed}{speed}", progress.done, progress.total)
+    }
+
+    /// Shows how far a group of operations is.
+    pub fn show_group(&mut self, group: &OperationGroup) {
+        self.is_waiting = false;
+        let failed = group.failed + group.needs_operator;
+        let progress = OperationProgress { done: group.succeeded + failed, failed, total: group.total };
+        let far = self.far(&progress);
+        self.message(&format!("operations:{far}"));
     }
 
     /// Says once that there is nothing to show for now.
@@ -128,6 +154,8 @@ mod tests {
                     finished_at: None,
                 })
                 .collect(),
+            progress: None,
+            group_id: None,
             error: None,
             created_at: DateTime::UNIX_EPOCH,
             started_at: None,

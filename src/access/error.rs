@@ -20,7 +20,7 @@ pub enum AccessError {
     InvalidInvite,
     /// The credential is good, and its tenant is out of service.
     #[error("the tenant is not active")]
-    TenantSuspended,
+    TenantNotActive,
     /// The credential does not allow this.
     #[error("the permission {permission} is needed")]
     Forbidden {
@@ -80,7 +80,7 @@ pub enum AccessError {
 impl From<TenantDbError> for AccessError {
     fn from(error: TenantDbError) -> Self {
         match error {
-            TenantDbError::NotActive => Self::TenantSuspended,
+            TenantDbError::NotActive => Self::TenantNotActive,
             other => Self::TenantDb(other),
         }
     }

@@ -215,7 +215,7 @@ fn parse_refresh_token(token: &SecretString) -> Result<(crate::ids::TenantId, Pl
 /// them, one that does not exist.
 async fn client(db: &TenantDb) -> Result<Object, AccessError> {
     db.client().await.map_err(|error| match error {
-        TenantDbError::NotActive => AccessError::Unauthenticated,
+        TenantDbError::NotActive | TenantDbError::Suspended | TenantDbError::Deleting => AccessError::Unauthenticated,
         other => AccessError::TenantDb(other),
     })
 }

@@ -97,7 +97,7 @@ impl Tokens {
     /// Who presents this access token. Asks no database if the tenant is known.
     ///
     /// # Errors
-    /// [`AccessError::Unauthenticated`] if the token proves nothing, [`AccessError::TenantSuspended`] if it is a good
+    /// [`AccessError::Unauthenticated`] if the token proves nothing, [`AccessError::TenantNotActive`] if it is a good
     /// one of a tenant that is out of service, or a failure.
     pub async fn verify(&self, token: &str) -> Result<TenantCaller, AccessError> {
         let key_id = access_token::key_id(token)?;
@@ -153,7 +153,7 @@ impl Tokens {
 
     fn open(&self, record: Option<Arc<TenantRecord>>) -> Result<Option<TenantDb>, AccessError> {
         match record.map(|record| self.databases.open(record)) {
-            None | Some(Err(TenantDbError::NotActive)) => Ok(None),
+            None | Some(Err(TenantDbError::NotActive | TenantDbError::Suspended | TenantDbError::Deleting)) => Ok(None),
             Some(Ok(db)) => Ok(Some(db)),
             Some(Err(error)) => Err(error.into()),
         }
@@ -168,7 +168,7 @@ impl Tokens {
             return Ok(lookup.await?);
         }
         let Ok(Ok(_permit)) = tokio::time::timeout(LOOKUP_WAIT, self.lookups.acquire()).await else {
-            return Err(AccessError::TenantDb(TenantDbError::Busy));
+            return Err(AccessError::TenantDb(TenantDbError::NoConnectionFree { retry_after: Duration::from_secs(1) }));
         };
         Ok(lookup.await?)
     }

@@ -152,6 +152,44 @@ pub enum TenantState {
     Failed,
 }
 
+impl TenantState {
+    /// The name in the database, the same as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "requested",
+            Self::Provisioning => "provisioning",
+            Self::WaitingForClient => "waiting_for_client",
+            Self::Active => "active",
+            Self::Suspended => "suspended",
+            Self::Deleting => "deleting",
+            Self::Deleted => "deleted",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Reads the name in the database; the column's CHECK knows the same names.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "requested" => Self::Requested,
+            "provisioning" => Self::Provisioning,
+            "waiting_for_client" => Self::WaitingForClient,
+            "active" => Self::Active,
+            "suspended" => Self::Suspended,
+            "deleting" => Self::Deleting,
+            "deleted" => Self::Deleted,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// What a tenant may use, where it differs from the platform's settings.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TenantLimits {
+    /// Connections to its database that each server may hold, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connections: Option<u32>,
+}
+
 /// A tenant as the registry knows it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Tenant {
@@ -173,6 +211,9 @@ pub struct Tenant {
     pub database: TenantDatabase,
     /// The version of its database's schema, once there is one.
     pub schema_version: Option<i64>,
+    /// What it may use, where that differs from the platform's settings.
+    #[serde(default)]
+    pub limits: TenantLimits,
     /// When it was asked for.
     pub created_at: DateTime<Utc>,
     /// When the registry's row last changed.
@@ -186,8 +227,8 @@ pub struct Tenant {
 pub struct TenantDatabase {
     /// Whose server it is on.
     pub mode: DatabaseMode,
-    /// The cluster's name.
-    pub cluster: String,
+    /// The cluster's name, if it is on a cluster of the owner's.
+    pub cluster: Option<String>,
     /// The database's name, once it is decided.
     pub name: Option<String>,
 }
@@ -198,6 +239,15 @@ pub struct TenantDatabase {
 pub enum DatabaseMode {
     /// A cluster that the owner runs.
     Managed,
+    /// The client's own.
+    Own,
+}
+
+impl DatabaseMode {
+    /// Reads the name in the database; the column's CHECK knows the same names.
+    pub fn parse(text: &str) -> Self {
+        if text == "own" { Self::Own } else { Self::Managed }
+    }
 }
 
 /// A page of tenants.
@@ -284,6 +334,12 @@ pub struct Operation {
     pub state: OperationState,
     /// Its steps, in order.
     pub steps: Vec<OperationStep>,
+    /// How far the present step is, if it works on many things.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<OperationProgress>,
+    /// The group of operations that were asked for together, if it is of one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<Uuid>,
     /// Why it failed, and what to do.
     pub error: Option<OperationError>,
     /// When it was asked for.
@@ -292,6 +348,43 @@ pub struct Operation {
     pub started_at: Option<DateTime<Utc>>,
     /// When it was settled.
     pub finished_at: Option<DateTime<Utc>>,
+}
+
+/// How far a step is that works on many things, such as all tenants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct OperationProgress {
+    /// How many are done, those that failed included.
+    pub done: u64,
+    /// How many of them failed.
+    pub failed: u64,
+    /// How many there are.
+    pub total: u64,
+}
+
+/// Operations that were asked for together, counted.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct OperationGroup {
+    /// The group's id.
+    pub id: Uuid,
+    /// How many operations it has.
+    pub total: u64,
+    /// Not begun.
+    pub queued: u64,
+    /// Being carried out or undone.
+    pub running: u64,
+    /// Done.
+    pub succeeded: u64,
+    /// Failed and undone.
+    pub failed: u64,
+    /// Failed, and undoing failed too.
+    pub needs_operator: u64,
+}
+
+impl OperationGroup {
+    /// Whether nothing more will happen by itself.
+    pub fn is_settled(&self) -> bool {
+        self.queued == 0 && self.running == 0
+    }
 }
 
 /// One step of an operation.

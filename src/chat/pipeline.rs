@@ -312,7 +312,9 @@ async fn store(db: &TenantDb, answer: &Finished, clock: &SharedClock) -> Result<
 /// Whether trying again may help: the server is away, full, starting or stopping, or chose this statement as a victim.
 fn is_momentary(error: &ChatError) -> bool {
     match error {
-        ChatError::TenantDb(TenantDbError::Unreachable(_) | TenantDbError::Busy) => true,
+        ChatError::TenantDb(
+            TenantDbError::Unreachable(_) | TenantDbError::NoConnectionFree { .. } | TenantDbError::CircuitOpen { .. },
+        ) => true,
         ChatError::Database(error) => {
             error.code().is_none_or(|code| ["08", "40", "53", "57"].iter().any(|class| code.code().starts_with(class)))
         }

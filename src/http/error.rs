@@ -164,7 +164,27 @@ impl From<TenantDbError> for ApiError {
             TenantDbError::NotActive => {
                 Self::new(StatusCode::FORBIDDEN, "tenant_not_active", "This service is not active")
             }
-            TenantDbError::Busy => Self::unavailable("tenant_database_busy", "Too many requests at once", &error),
+            TenantDbError::Suspended => {
+                Self::new(StatusCode::FORBIDDEN, "tenant_suspended", "This service is suspended")
+            }
+            TenantDbError::Deleting => {
+                Self::new(StatusCode::FORBIDDEN, "tenant_deleting", "This service is being removed")
+            }
+            TenantDbError::SchemaTooOld => {
+                Self::unavailable("tenant_schema_too_old", "The database has to be migrated first", &error)
+                    .detail("the owner runs `freehold migrate`")
+            }
+            TenantDbError::SchemaTooNew => {
+                Self::unavailable("tenant_schema_too_new", "The database is newer than this server", &error)
+                    .detail("the owner updates this server")
+            }
+            TenantDbError::NoConnectionFree { retry_after } => {
+                Self::unavailable("tenant_database_busy", "Too many requests at once", &error).retry_after(retry_after)
+            }
+            TenantDbError::CircuitOpen { retry_after } => {
+                Self::unavailable("tenant_database_unavailable", "The database does not answer", &error)
+                    .retry_after(retry_after)
+            }
             TenantDbError::Unreachable(_) => {
                 Self::unavailable("tenant_database_unavailable", "The database does not answer", &error)
             }
@@ -182,7 +202,7 @@ impl From<AccessError> for ApiError {
                 Self::new(StatusCode::UNAUTHORIZED, "invalid_invite", "The invite is not valid")
                     .detail("it was used, replaced or has expired, or never was; ask for a new one")
             }
-            AccessError::TenantSuspended => TenantDbError::NotActive.into(),
+            AccessError::TenantNotActive => TenantDbError::NotActive.into(),
             AccessError::Forbidden { permission } => Self::forbidden(permission),
             AccessError::RoleNotGoverned => {
                 Self::new(StatusCode::FORBIDDEN, "role_not_governed", "This role is not yours to govern")

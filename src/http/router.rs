@@ -36,6 +36,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::operations::show))
         .routes(routes!(platform::operations::events))
         .routes(routes!(platform::operations::retry))
+        // /platform/v1/operation-groups/{id}
+        .routes(routes!(platform::operations::group))
         // /platform/v1/clusters
         .routes(routes!(platform::clusters::create, platform::clusters::list))
         // /api/v1/auth/...

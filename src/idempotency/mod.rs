@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 use thiserror::Error;
 
 use crate::ids::SuperAdminId;
@@ -73,7 +73,7 @@ impl<'a> Request<'a> {
         serde_json::from_str(text.expose_secret()).map(Some).map_err(|_| IdempotencyError::Unreadable)
     }
 
-    /// Keeps the answer, in the transaction of the work, and drops answers that are too old.
+    /// Keeps the answer, in the transaction of the work.
     pub async fn keep(
         &self,
         connection: &mut PgConnection,
@@ -84,7 +84,11 @@ impl<'a> Request<'a> {
         let text = serde_json::to_string(answer).map_err(|_| IdempotencyError::Unreadable)?;
         let sealed = keys.seal_platform(&self.location(), &SecretString::from(text));
         store::insert(connection, self.super_admin, self.key, &self.hash, sealed.as_bytes(), now).await?;
-        store::delete_older(connection, now - chrono::TimeDelta::hours(i64::from(KEPT_HOURS))).await?;
         Ok(())
     }
+}
+
+/// Drops answers that are too old to be asked for again.
+pub async fn prune(pool: &PgPool, now: chrono::DateTime<chrono::Utc>) -> Result<(), sqlx::Error> {
+    store::delete_older(pool, now - chrono::TimeDelta::hours(i64::from(KEPT_HOURS))).await
 }

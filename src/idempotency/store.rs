@@ -1,7 +1,7 @@
 //! SQL of `idempotency_keys`.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
+use sqlx::{PgConnection, PgPool};
 
 use crate::ids::SuperAdminId;
 
@@ -49,7 +49,7 @@ pub(super) async fn insert(
     Ok(())
 }
 
-pub(super) async fn delete_older(connection: &mut PgConnection, than: DateTime<Utc>) -> Result<(), sqlx::Error> {
-    sqlx::query!("DELETE FROM idempotency_keys WHERE created_at < $1", than).execute(connection).await?;
+pub(super) async fn delete_older(pool: &PgPool, than: DateTime<Utc>) -> Result<(), sqlx::Error> {
+    sqlx::query!("DELETE FROM idempotency_keys WHERE created_at < $1", than).execute(pool).await?;
     Ok(())
 }

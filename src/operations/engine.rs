@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use graphile_worker::{IntoTaskHandlerResult, TaskHandler, WorkerContext, WorkerOptions};
 use serde::{Deserialize, Serialize};
 use sqlx::pool::PoolConnection;
@@ -33,6 +33,11 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
 /// How often it looks whether the lock is free. Polling, for a blocked wait would hold a snapshot open.
 const LOCK_POLL: Duration = Duration::from_millis(100);
+
+/// How long a step that waits lies in the queue, at least and at most: whatever was asked, it is looked at again by
+/// then, for clocks differ and may be set.
+const SHORTEST_WAIT: TimeDelta = TimeDelta::milliseconds(200);
+const LONGEST_WAIT: TimeDelta = TimeDelta::minutes(10);
 
 /// Whether a step is carried out or taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +96,12 @@ pub enum RunError {
     /// Its kind or steps are unknown to this version of the server.
     #[error("the operation is of a kind or shape that this version does not know")]
     Unknown,
+    /// A step has to wait; the job is queued for that time.
+    #[error("a step waits until {0}")]
+    NotBefore(DateTime<Utc>),
+    /// The job could not be queued.
+    #[error("the job could not be queued")]
+    Queue(#[source] super::OperationError),
     /// The platform database failed.
     #[error("the platform database failed")]
     Database(#[from] sqlx::Error),
@@ -246,6 +257,20 @@ impl Engine {
         run.backward().await
     }
 
+    /// Queues the job of an operation for later. Its present job, which is locked while it runs, gets no second run by
+    /// this: the queue keeps a locked job and adds one of the same key. Should the server die in between, the present
+    /// job is found by others and the step is asked again when to go on.
+    async fn postpone(&self, id: OperationId, at: DateTime<Utc>) -> Result<(), RunError> {
+        // The queue compares with the database's clock, which a test's clock does not move.
+        let wait = (at - self.clock.now()).clamp(SHORTEST_WAIT, LONGEST_WAIT);
+        let mut connection = self.pool.acquire().await?;
+        let at = store::database_time(&mut connection).await? + wait;
+        store::enqueue_at(&mut connection, id, at).await.map_err(|error| match error {
+            super::OperationError::Database(error) => RunError::Database(error),
+            other => RunError::Queue(other),
+        })
+    }
+
     fn probe(&self, checkpoint: &Checkpoint) -> CheckpointAction {
         self.probe.as_ref().map_or(CheckpointAction::Continue, |probe| probe(checkpoint))
     }
@@ -333,6 +358,7 @@ impl Run<'_> {
         for tries in 1.. {
             let error = match self.work(index, step, direction).await? {
                 Ok(()) => break,
+                Err(StepError::NotBefore(at)) => return Err(RunError::NotBefore(at)),
                 Err(error) => error,
             };
             // The cause goes to the log only; the table and the client get text that is known to be safe.
@@ -375,7 +401,7 @@ impl Run<'_> {
         let step = usize::try_from(position - 1).ok().and_then(|index| self.definition.step(index)).unwrap_or("?");
         let (code, verb) = match (error, direction) {
             (StepError::Permanent { code, .. }, Direction::Run) => (*code, "failed"),
-            (StepError::Transient(..), Direction::Run) => ("step_failed", "kept failing"),
+            (StepError::Transient(..) | StepError::NotBefore(_), Direction::Run) => ("step_failed", "kept failing"),
             (_, Direction::Undo) => ("undo_failed", "could not be undone"),
         };
         (code, format!("step `{step}` {verb}: {error}; retry the operation when the cause is gone"))
@@ -442,7 +468,11 @@ impl TaskHandler for RunOperation {
         let Some(engine) = context.get_ext::<Arc<Engine>>() else {
             return Err("no engine".to_owned());
         };
-        engine.run(self.operation_id).await.map_err(|error| {
+        let result = match engine.run(self.operation_id).await {
+            Err(RunError::NotBefore(at)) => engine.postpone(self.operation_id, at).await,
+            other => other,
+        };
+        result.map_err(|error| {
             tracing::warn!(operation_id = %self.operation_id, causes = causes(&error), "run operation");
             error.to_string()
         })

@@ -21,7 +21,7 @@ use futures::future::BoxFuture;
 use sqlx::PgConnection;
 use thiserror::Error;
 
-pub use crate::api::platform::{OperationState, StepState};
+pub use crate::api::platform::{OperationProgress, OperationState, StepState};
 use crate::ids::{OperationId, TenantId};
 pub use engine::{Checkpoint, CheckpointAction, Direction, Engine, Moment, Probe, RunError, recover, start_worker};
 
@@ -36,9 +36,13 @@ pub struct StepContext {
     pub input: serde_json::Value,
 }
 
-/// Why a step could not be carried out or undone.
+/// Why a step could not be carried out or undone, or not yet.
 #[derive(Debug, Error)]
 pub enum StepError {
+    /// It has to wait until then. The worker goes on with other operations, and runs the step again at that time, or
+    /// earlier after a restart.
+    #[error("it waits until {0}")]
+    NotBefore(chrono::DateTime<chrono::Utc>),
     /// It may go better a moment later: a server that does not answer, a lock that is held.
     #[error("{0}")]
     Transient(&'static str, #[source] anyhow::Error),
@@ -107,6 +111,8 @@ pub struct NewOperation<'a> {
     pub steps: &'a [&'static str],
     /// Who asked.
     pub created_by: Option<uuid::Uuid>,
+    /// The group of operations that are asked for together, if it is of one.
+    pub group_id: Option<uuid::Uuid>,
 }
 
 /// An operation as it stands.
@@ -122,6 +128,10 @@ pub struct OperationRecord {
     pub tenant_slug: Option<String>,
     /// How far it is.
     pub state: OperationState,
+    /// How far the present step is, if it works on many things.
+    pub progress: Option<OperationProgress>,
+    /// The group of operations that were asked for together.
+    pub group_id: Option<uuid::Uuid>,
     /// A stable code of why it failed.
     pub error_code: Option<String>,
     /// Why it failed and what to do.
@@ -154,10 +164,10 @@ pub struct StepRecord {
 /// Why an operation could not be created or retried.
 #[derive(Debug, Error)]
 pub enum OperationError {
-    /// The tenant has an operation that is not settled.
-    #[error("the tenant is held by operation {holder}")]
+    /// The tenant, or the platform for one of this kind, has an operation that is not settled.
+    #[error("held by operation {holder}")]
     Conflict {
-        /// The operation that holds the tenant.
+        /// The operation that has to be settled first.
         holder: OperationId,
         /// Its kind.
         kind: String,

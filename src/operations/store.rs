@@ -2,10 +2,15 @@
 
 use chrono::{DateTime, Utc};
 use graphile_worker::{JobSpecBuilder, Schema};
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
-use super::{NewOperation, OperationError, OperationRecord, OperationState, StepContext, StepRecord, StepState};
+use super::{
+    NewOperation, OperationError, OperationProgress, OperationRecord, OperationState, StepContext, StepRecord,
+    StepState,
+};
+use crate::api::platform::OperationGroup;
 use crate::ids::{OperationId, TenantId};
 
 /// The name of the job that drives operations.
@@ -19,20 +24,20 @@ pub async fn create(
 ) -> Result<(), OperationError> {
     let tenant = operation.tenant_id.map(|id| id.as_uuid());
     let inserted = sqlx::query!(
-        "INSERT INTO operations (id, kind, tenant_id, input, state, created_by, created_at)
-         VALUES ($1, $2, $3, $4, 'queued', $5, $6)
-         ON CONFLICT (tenant_id) WHERE state IN ('queued', 'running', 'undoing', 'needs_operator') DO NOTHING",
+        "INSERT INTO operations (id, kind, tenant_id, input, state, created_by, created_at, group_id)
+         VALUES ($1, $2, $3, $4, 'queued', $5, $6, $7) ON CONFLICT DO NOTHING",
         operation.id.as_uuid(),
         operation.kind,
         tenant,
         operation.input,
         operation.created_by,
-        now
+        now,
+        operation.group_id
     )
     .execute(&mut *connection)
     .await?;
     if inserted.rows_affected() == 0 {
-        return Err(conflict(connection, tenant).await?);
+        return Err(conflict(connection, tenant, operation.kind).await?);
     }
     let names: Vec<String> = operation.steps.iter().map(|name| (*name).to_owned()).collect();
     sqlx::query!(
@@ -48,8 +53,30 @@ pub async fn create(
 
 /// Queues the job that drives an operation. Queuing it twice is harmless: the second finds nothing to do.
 pub(super) async fn enqueue(connection: &mut PgConnection, id: OperationId) -> Result<(), OperationError> {
+    enqueue_spec(connection, id, JobSpecBuilder::new()).await
+}
+
+/// Queues it for a later time.
+pub(super) async fn enqueue_at(
+    connection: &mut PgConnection,
+    id: OperationId,
+    at: DateTime<Utc>,
+) -> Result<(), OperationError> {
+    enqueue_spec(connection, id, JobSpecBuilder::new().run_at(at)).await
+}
+
+/// The time as the queue reads it.
+pub(super) async fn database_time(connection: &mut PgConnection) -> Result<DateTime<Utc>, sqlx::Error> {
+    sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(connection).await
+}
+
+async fn enqueue_spec(
+    connection: &mut PgConnection,
+    id: OperationId,
+    spec: JobSpecBuilder,
+) -> Result<(), OperationError> {
     // The key keeps restarts from piling up jobs: one that waits is replaced.
-    let spec = JobSpecBuilder::new().max_attempts(100).job_key(id.to_string()).build();
+    let spec = spec.max_attempts(100).job_key(id.to_string()).build();
     graphile_worker::sql::add_job::single::add_job(
         connection,
         &Schema::default(),
@@ -63,20 +90,29 @@ pub(super) async fn enqueue(connection: &mut PgConnection, id: OperationId) -> R
     Ok(())
 }
 
-async fn conflict(connection: &mut PgConnection, tenant: Option<Uuid>) -> Result<OperationError, sqlx::Error> {
+/// Who holds the tenant, or, for an operation on the platform as a whole, its kind.
+async fn conflict(
+    connection: &mut PgConnection,
+    tenant: Option<Uuid>,
+    kind: &str,
+) -> Result<OperationError, sqlx::Error> {
     let holder = sqlx::query!(
         "SELECT id, kind FROM operations
-         WHERE tenant_id = $1 AND state IN ('queued', 'running', 'undoing', 'needs_operator')",
-        tenant
+         WHERE (tenant_id = $1 OR ($1 IS NULL AND tenant_id IS NULL AND kind = $2))
+           AND state IN ('queued', 'running', 'undoing', 'needs_operator')",
+        tenant,
+        kind
     )
-    .fetch_one(connection)
+    .fetch_optional(connection)
     .await?;
+    // Whoever held it may have been settled since; then it is the caller's to try again.
+    let holder = holder.ok_or(sqlx::Error::RowNotFound)?;
     Ok(OperationError::Conflict { holder: OperationId::from_uuid(holder.id), kind: holder.kind })
 }
 
 /// Queues an operation that failed again, from its first step; one that needs an operator goes on undoing.
 pub async fn retry(connection: &mut PgConnection, id: OperationId) -> Result<(), OperationError> {
-    let row = sqlx::query!("SELECT state, tenant_id FROM operations WHERE id = $1 FOR UPDATE", id.as_uuid())
+    let row = sqlx::query!("SELECT state, kind, tenant_id FROM operations WHERE id = $1 FOR UPDATE", id.as_uuid())
         .fetch_optional(&mut *connection)
         .await?
         .ok_or(OperationError::NotFound)?;
@@ -84,8 +120,10 @@ pub async fn retry(connection: &mut PgConnection, id: OperationId) -> Result<(),
         OperationState::Failed => {
             let newer = sqlx::query!(
                 "SELECT id, kind FROM operations
-                 WHERE tenant_id = $1 AND state IN ('queued', 'running', 'undoing', 'needs_operator') LIMIT 1",
-                row.tenant_id
+                 WHERE (tenant_id = $1 OR ($1 IS NULL AND tenant_id IS NULL AND kind = $2))
+                   AND state IN ('queued', 'running', 'undoing', 'needs_operator') LIMIT 1",
+                row.tenant_id,
+                row.kind
             )
             .fetch_optional(&mut *connection)
             .await?;
@@ -100,7 +138,8 @@ pub async fn retry(connection: &mut PgConnection, id: OperationId) -> Result<(),
             .execute(&mut *connection)
             .await?;
             sqlx::query!(
-                "UPDATE operations SET state = 'queued', error_code = NULL, error_message = NULL, finished_at = NULL
+                "UPDATE operations SET state = 'queued', error_code = NULL, error_message = NULL,
+                        progress = NULL, finished_at = NULL
                  WHERE id = $1",
                 id.as_uuid()
             )
@@ -262,6 +301,8 @@ pub struct Filter {
     pub tenant_slug: Option<String>,
     /// Only in this state.
     pub state: Option<OperationState>,
+    /// Only of this group.
+    pub group_id: Option<Uuid>,
     /// Only older than this one.
     pub before: Option<OperationId>,
     /// At most so many.
@@ -272,16 +313,19 @@ pub struct Filter {
 pub async fn list(pool: &PgPool, filter: &Filter) -> Result<Vec<OperationRecord>, sqlx::Error> {
     let operations = sqlx::query!(
         r#"SELECT o.id, o.kind, o.tenant_id, t.slug AS "slug?", o.state, o.error_code, o.error_message,
-                o.created_at, o.started_at, o.finished_at
+                o.created_at, o.started_at, o.finished_at, o.group_id,
+                o.progress AS "progress: Json<OperationProgress>"
          FROM operations o LEFT JOIN chat_instances t ON t.id = o.tenant_id
          WHERE ($1::uuid IS NULL OR o.id = $1) AND ($2::text IS NULL OR t.slug = $2)
            AND ($3::text IS NULL OR o.state = $3) AND ($4::uuid IS NULL OR o.id < $4)
+           AND ($6::uuid IS NULL OR o.group_id = $6)
          ORDER BY o.id DESC LIMIT $5"#,
         filter.id.map(|id| id.as_uuid()),
         filter.tenant_slug,
         filter.state.map(OperationState::as_str),
         filter.before.map(|id| id.as_uuid()),
-        filter.limit
+        filter.limit,
+        filter.group_id
     )
     .fetch_all(pool)
     .await?;
@@ -301,6 +345,8 @@ pub async fn list(pool: &PgPool, filter: &Filter) -> Result<Vec<OperationRecord>
             tenant_id: row.tenant_id.map(TenantId::from_uuid),
             tenant_slug: row.slug,
             state: OperationState::parse(&row.state),
+            progress: row.progress.map(|progress| progress.0),
+            group_id: row.group_id,
             error_code: row.error_code,
             error_message: row.error_message,
             created_at: row.created_at,
@@ -324,4 +370,37 @@ pub async fn list(pool: &PgPool, filter: &Filter) -> Result<Vec<OperationRecord>
 /// One operation.
 pub async fn find(pool: &PgPool, id: OperationId) -> Result<Option<OperationRecord>, sqlx::Error> {
     Ok(list(pool, &Filter { id: Some(id), limit: 1, ..Filter::default() }).await?.pop())
+}
+
+/// Notes how far a long step is, for those who follow it.
+pub async fn note_progress(pool: &PgPool, id: OperationId, progress: &OperationProgress) -> Result<(), sqlx::Error> {
+    sqlx::query!("UPDATE operations SET progress = $2 WHERE id = $1", id.as_uuid(), Json(progress) as _)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+/// A group's operations, counted by state; nothing when there is no such group.
+pub async fn group(pool: &PgPool, id: Uuid) -> Result<Option<OperationGroup>, sqlx::Error> {
+    let row = sqlx::query!(
+        r#"SELECT count(*) AS "total!", count(*) FILTER (WHERE state = 'queued') AS "queued!",
+                count(*) FILTER (WHERE state IN ('running', 'undoing')) AS "running!",
+                count(*) FILTER (WHERE state = 'succeeded') AS "succeeded!",
+                count(*) FILTER (WHERE state = 'failed') AS "failed!",
+                count(*) FILTER (WHERE state = 'needs_operator') AS "needs_operator!"
+         FROM operations WHERE group_id = $1"#,
+        id
+    )
+    .fetch_one(pool)
+    .await?;
+    let count = i64::cast_unsigned;
+    Ok((row.total > 0).then(|| OperationGroup {
+        id,
+        total: count(row.total),
+        queued: count(row.queued),
+        running: count(row.running),
+        succeeded: count(row.succeeded),
+        failed: count(row.failed),
+        needs_operator: count(row.needs_operator),
+    }))
 }

@@ -9,7 +9,8 @@ use sqlx::PgPool;
 
 use super::TenantDbError;
 use super::store::{self, Key, SealedRecord};
-use crate::ids::{SigningKeyId, Slug, TenantId};
+use crate::api::platform::{TenantLimits, TenantState};
+use crate::ids::{ClusterId, SigningKeyId, Slug, TenantId};
 use crate::secrets::{DataKey, DatabaseUrl, Location, MasterKeyring, Sealed};
 
 /// What a server knows of a tenant while it serves it. Holds opened keys, and lives in memory only.
@@ -22,8 +23,16 @@ pub struct TenantRecord {
     pub name: String,
     /// Its plan.
     pub plan: String,
-    active: bool,
+    /// The state of its life.
+    pub state: TenantState,
+    /// The version of its database's schema.
+    pub schema_version: Option<i64>,
+    /// The cluster its database is on; none for a database of the client's own.
+    pub cluster_id: Option<ClusterId>,
+    /// What it may use, where that differs from the platform's settings.
+    pub limits: TenantLimits,
     database_url: Option<DatabaseUrl>,
+    next_database_url: Option<DatabaseUrl>,
     data_keys: Vec<DataKey>,
     signing_keys: Vec<SigningKey>,
 }
@@ -45,7 +54,7 @@ impl fmt::Debug for TenantRecord {
         f.debug_struct("TenantRecord")
             .field("id", &self.id)
             .field("slug", &self.slug)
-            .field("active", &self.active)
+            .field("state", &self.state)
             .finish_non_exhaustive()
     }
 }
@@ -59,12 +68,28 @@ impl fmt::Debug for SigningKey {
 impl TenantRecord {
     /// Whether the tenant is in service.
     pub fn is_active(&self) -> bool {
-        self.active
+        self.state == TenantState::Active
+    }
+
+    /// Nothing, if the tenant is in service, and otherwise why not.
+    pub fn in_service(&self) -> Result<(), TenantDbError> {
+        match self.state {
+            TenantState::Active => Ok(()),
+            TenantState::Suspended => Err(TenantDbError::Suspended),
+            TenantState::Deleting => Err(TenantDbError::Deleting),
+            _ => Err(TenantDbError::NotActive),
+        }
     }
 
     /// Where its database is, credentials included.
     pub(super) fn database_url(&self) -> Option<&DatabaseUrl> {
         self.database_url.as_ref()
+    }
+
+    /// The credential that is being brought in, while the one in use is being replaced.
+    #[expect(dead_code, reason = "rotation reads it")]
+    pub(super) fn next_database_url(&self) -> Option<&DatabaseUrl> {
+        self.next_database_url.as_ref()
     }
 
     /// The key that signs new tokens.
@@ -205,14 +230,14 @@ impl Directory {
             let key = data_keys.iter().find(|key| key.version() == value.key_version());
             key.ok_or(TenantDbError::Sealed)?.open(location, &value).map_err(|_| TenantDbError::Sealed)
         };
-        let database_url = match sealed.database_url {
-            None => None,
-            Some(bytes) => {
-                let text = open(bytes, &database_url_location(id))?;
-                let text = std::str::from_utf8(&text).map_err(|_| TenantDbError::Sealed)?;
-                Some(text.parse::<DatabaseUrl>().map_err(|_| TenantDbError::Sealed)?)
-            }
+        let open_url = |bytes: Option<Vec<u8>>, location: &Location| {
+            let Some(bytes) = bytes else { return Ok(None) };
+            let text = open(bytes, location)?;
+            let text = std::str::from_utf8(&text).map_err(|_| TenantDbError::Sealed)?;
+            text.parse::<DatabaseUrl>().map(Some).map_err(|_| TenantDbError::Sealed)
         };
+        let database_url = open_url(sealed.database_url, &database_url_location(id))?;
+        let next_database_url = open_url(sealed.next_database_url, &next_database_url_location(id))?;
         let mut signing_keys = Vec::new();
         for (key, secret, retired) in sealed.signing_keys {
             let key = SigningKeyId::from_uuid(key);
@@ -229,8 +254,12 @@ impl Directory {
             slug: sealed.slug.parse().map_err(|_| TenantDbError::Sealed)?,
             name: sealed.name,
             plan: sealed.plan,
-            active: sealed.state == "active",
+            state: TenantState::parse(&sealed.state),
+            schema_version: sealed.schema_version,
+            cluster_id: sealed.cluster_id.map(ClusterId::from_uuid),
+            limits: sealed.limits,
             database_url,
+            next_database_url,
             data_keys,
             signing_keys,
         })
@@ -262,6 +291,11 @@ impl Directory {
 /// Where a tenant's database URL is sealed.
 pub fn database_url_location(id: TenantId) -> Location {
     Location::tenant(id, "tenant_databases", "url_sealed", id.as_uuid())
+}
+
+/// Where the URL is sealed that is being brought in.
+pub fn next_database_url_location(id: TenantId) -> Location {
+    Location::tenant(id, "tenant_databases", "next_url_sealed", id.as_uuid())
 }
 
 /// Where a signing key is sealed.

@@ -11,23 +11,48 @@ mod directory;
 mod pools;
 mod store;
 
+use std::time::Duration;
+
 use thiserror::Error;
 
-pub use directory::{Directory, SigningKey, TenantRecord, database_url_location, signing_key_location};
+pub use directory::{
+    Directory, SigningKey, TenantRecord, database_url_location, next_database_url_location, signing_key_location,
+};
 pub use pools::{TenantDatabases, TenantDb};
 
 /// Why a tenant's database could not be had.
 #[derive(Debug, Error)]
 pub enum TenantDbError {
-    /// The tenant is not in service.
+    /// The tenant is not in service: not yet set up, or gone.
     #[error("the tenant is not active")]
     NotActive,
+    /// The tenant is suspended.
+    #[error("the tenant is suspended")]
+    Suspended,
+    /// The tenant is being deleted.
+    #[error("the tenant is being deleted")]
+    Deleting,
+    /// Its database has an older schema than this server speaks.
+    #[error("the tenant's database has an older schema than this server speaks")]
+    SchemaTooOld,
+    /// Its database has a newer schema than this server speaks.
+    #[error("the tenant's database has a newer schema than this server speaks")]
+    SchemaTooNew,
     /// Its database does not answer.
     #[error("the tenant's database cannot be reached")]
     Unreachable(#[source] anyhow::Error),
-    /// All connections were busy for too long.
+    /// No connection was free in time.
     #[error("no connection to the tenant's database was free in time")]
-    Busy,
+    NoConnectionFree {
+        /// When it may be worth trying again.
+        retry_after: Duration,
+    },
+    /// Its database has failed repeatedly, and is left alone for a moment.
+    #[error("the tenant's database has failed repeatedly and is left alone for a moment")]
+    CircuitOpen {
+        /// When it is tried again.
+        retry_after: Duration,
+    },
     /// The tenant's record could not be read.
     #[error("the tenant's record could not be read")]
     Platform(#[from] sqlx::Error),

@@ -44,9 +44,7 @@ impl TenantDatabases {
     /// The database of a tenant whose credential was verified. Opens no connection. Of several calls at once, one
     /// makes the pool: the map's entry is locked meanwhile, and making a pool waits for nothing.
     pub fn open(&self, record: Arc<TenantRecord>) -> Result<TenantDb, TenantDbError> {
-        if !record.is_active() {
-            return Err(TenantDbError::NotActive);
-        }
+        record.in_service()?;
         let pool = match self.pools.entry(record.id) {
             dashmap::Entry::Occupied(entry) => entry.get().pool.clone(),
             dashmap::Entry::Vacant(entry) => {
@@ -99,7 +97,9 @@ impl TenantDb {
     /// A connection. Give it back before anything slow, above all before a model speaks.
     pub async fn client(&self) -> Result<Object, TenantDbError> {
         self.pool.get().await.map_err(|error| match error {
-            PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => TenantDbError::Busy,
+            PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => {
+                TenantDbError::NoConnectionFree { retry_after: Duration::from_secs(1) }
+            }
             // Closed between the look at the record and now: the tenant was suspended or its credentials changed.
             PoolError::Closed => TenantDbError::NotActive,
             other => TenantDbError::Unreachable(other.into()),

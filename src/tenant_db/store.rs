@@ -1,7 +1,10 @@
 //! SQL that reads a tenant's record from the platform database.
 
 use sqlx::PgPool;
+use sqlx::types::Json;
 use uuid::Uuid;
+
+use crate::api::platform::TenantLimits;
 
 /// How a record is looked for.
 #[derive(Debug, Clone, Copy)]
@@ -18,7 +21,11 @@ pub(super) struct SealedRecord {
     pub(super) name: String,
     pub(super) plan: String,
     pub(super) state: String,
+    pub(super) schema_version: Option<i64>,
+    pub(super) cluster_id: Option<Uuid>,
+    pub(super) limits: TenantLimits,
     pub(super) database_url: Option<Vec<u8>>,
+    pub(super) next_database_url: Option<Vec<u8>>,
     pub(super) wrapped_keys: Vec<(i32, Vec<u8>)>,
     pub(super) signing_keys: Vec<(Uuid, Vec<u8>, bool)>,
 }
@@ -31,7 +38,8 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
     };
     let row = sqlx::query!(
         r#"SELECT t.id AS "id!", t.slug AS "slug!", t.name AS "name!", t.plan AS "plan!", t.state AS "state!",
-                d.url_sealed AS "url_sealed?",
+                t.schema_version, t.limits AS "limits!: Json<TenantLimits>", d.cluster_id AS "cluster_id?",
+                d.url_sealed AS "url_sealed?", d.next_url_sealed AS "next_url_sealed?",
                 ARRAY(SELECT version FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
                     AS "key_versions!",
                 ARRAY(SELECT wrapped_key FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
@@ -57,7 +65,11 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
         name: row.name,
         plan: row.plan,
         state: row.state,
+        schema_version: row.schema_version,
+        cluster_id: row.cluster_id,
+        limits: row.limits.0,
         database_url: row.url_sealed,
+        next_database_url: row.next_url_sealed,
         wrapped_keys: row.key_versions.into_iter().zip(row.wrapped_keys).collect(),
         signing_keys: row
             .signing_key_ids

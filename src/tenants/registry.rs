@@ -5,11 +5,13 @@ use std::sync::Arc;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
+use sqlx::types::Json;
 use uuid::Uuid;
 
 use super::provision::{self, ProvisionInput};
 use super::templates::Templates;
 use super::{TenantError, store};
+use crate::api::platform::TenantLimits;
 use crate::audit::{self, Actor, Event};
 use crate::clock::SharedClock;
 use crate::idempotency::Request;
@@ -72,8 +74,12 @@ pub struct TenantRow {
     pub updated_at: DateTime<Utc>,
     /// When it went into service.
     pub activated_at: Option<DateTime<Utc>>,
-    /// Its cluster's name.
-    pub cluster: String,
+    /// Whose server its database is on: `managed` or `own`.
+    pub database_mode: String,
+    /// Its cluster's name, if it is on a cluster of the owner's.
+    pub cluster: Option<String>,
+    /// What it may use, where that differs from the platform's settings.
+    pub limits: Json<TenantLimits>,
     /// Its database's name, once decided.
     pub database_name: Option<String>,
 }
@@ -183,6 +189,7 @@ impl Registry {
             input: serde_json::to_value(&input).map_err(|_| TenantError::Sealed)?,
             steps: &provision::DEFINITION.steps.iter().map(|step| step.name).collect::<Vec<_>>(),
             created_by: Some(admin.as_uuid()),
+            group_id: None,
         };
         operations::store::create(&mut transaction, &operation, now).await?;
         let event = Event {

@@ -1,11 +1,13 @@
 //! SQL of the registry: `chat_instances`, `clusters`, `tenant_databases`, `wrapped_keys` and `signing_keys`.
 
 use chrono::{DateTime, Utc};
+use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::clusters::ClusterRecord;
 use super::registry::{Filter, NewTenant, TenantRow};
+use crate::api::platform::TenantLimits;
 use crate::ids::{ClusterId, TenantId};
 
 pub(super) async fn insert_tenant(
@@ -41,8 +43,9 @@ pub(super) async fn list_tenants(
     sqlx::query_as!(
         TenantRow,
         r#"SELECT t.id, t.slug, t.name, t.plan, t.template, t.admin_email, t.state, t.schema_version, t.created_at,
-                t.updated_at, t.activated_at, c.name AS cluster, d.database_name AS "database_name?"
-         FROM chat_instances t JOIN clusters c ON c.id = t.cluster_id
+                t.updated_at, t.activated_at, t.database_mode, t.limits AS "limits: Json<TenantLimits>",
+                c.name AS "cluster?", d.database_name AS "database_name?"
+         FROM chat_instances t LEFT JOIN clusters c ON c.id = t.cluster_id
          LEFT JOIN tenant_databases d ON d.tenant_id = t.id
          WHERE ($1::text IS NULL OR (t.slug = $1 AND t.state <> 'deleted')) AND ($2::text IS NULL OR t.state = $2)
            AND ($3::uuid IS NULL OR t.id > $3)

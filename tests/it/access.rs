@@ -414,7 +414,7 @@ async fn a_suspended_tenant_is_told_to_its_own_users_only() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         answer = platform.get("/api/v1/me", &company.admin.access).await;
     }
-    assert_eq!(answer.expect_problem(StatusCode::FORBIDDEN), "tenant_not_active");
+    assert_eq!(answer.expect_problem(StatusCode::FORBIDDEN), "tenant_suspended");
     let (signed, _) = company.admin.access.rsplit_once('.').unwrap();
     let unsigned = format!("{signed}.AAAA");
     assert_eq!(me(&platform, &unsigned).await, StatusCode::UNAUTHORIZED);

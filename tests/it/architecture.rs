@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 /// Each module's level; a module may use its own level and those below. Features use each other only as listed.
 const LEVELS: &[(u8, &[&str])] = &[
-    (3, &["http", "app", "worker", "doctor", "main"]),
+    (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
     (2, &["tenants", "access", "configuration", "chat"]),
-    (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency"]),
+    (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule"]),
     (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api"]),
 ];
 

@@ -92,6 +92,7 @@ async fn a_second_operation_on_a_tenant_is_refused_and_told_who_holds_it() {
         input: json!({}),
         steps: &["one"],
         created_by: None,
+        group_id: None,
     };
     let error = freehold::operations::store::create(&mut connection, &second, platform.state.clock.now()).await;
     assert!(error.unwrap_err().to_string().contains(holder));

@@ -44,7 +44,8 @@ fn settled(context: &Context<'_>, operation: &Operation) -> Result<(), Failure> 
 }
 
 async fn list(context: &Context<'_>, client: &Client, args: OperationListArgs) -> Result<(), Failure> {
-    let filters = [("tenant", args.tenant), ("state", args.state)];
+    let group = args.group.map(|id| id.to_string());
+    let filters = [("tenant", args.tenant), ("state", args.state), ("group_id", group)];
     let listed = pages(&args.page, &filters, async |query| {
         let page: OperationPage = client.get(&["platform", "v1", "operations"], &query).await?;
         Ok((page.items, page.next_cursor))

@@ -177,7 +177,7 @@ async fn list(context: &Context<'_>, args: TenantListArgs) -> Result<(), Failure
                 tenant.name.clone(),
                 tenant.plan.clone(),
                 wire(&tenant.state),
-                tenant.database.cluster.clone(),
+                optional(tenant.database.cluster.as_ref()),
                 optional(tenant.schema_version),
                 instant(tenant.created_at),
             ]
@@ -230,7 +230,7 @@ fn shown(tenant: &Tenant) -> String {
         ("template", tenant.template.clone()),
         ("admin", tenant.admin_email.clone()),
         ("database", wire(&tenant.database.mode)),
-        ("cluster", tenant.database.cluster.clone()),
+        ("cluster", optional(tenant.database.cluster.as_ref())),
         ("database name", optional(tenant.database.name.as_ref())),
         ("schema version", optional(tenant.schema_version)),
         ("created", instant(tenant.created_at)),

@@ -13,7 +13,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use crate::api::Problem;
-use crate::api::platform::{Operation, OperationError, OperationPage, OperationState, OperationStep};
+use crate::api::platform::{Operation, OperationError, OperationGroup, OperationPage, OperationState, OperationStep};
 use crate::app::AppState;
 use crate::audit::{self, Actor};
 use crate::http::error::{ApiError, ApiResult};
@@ -30,6 +30,8 @@ pub struct Filter {
     tenant: Option<String>,
     /// Only in this state.
     state: Option<OperationState>,
+    /// Only of this group.
+    group_id: Option<uuid::Uuid>,
     /// How many at most, 1 to 100; 50 when left out.
     limit: Option<u16>,
     /// Where to go on: the `next_cursor` of the page before.
@@ -55,6 +57,7 @@ pub async fn list(
         id: None,
         tenant_slug: filter.tenant,
         state: filter.state,
+        group_id: filter.group_id,
         before: page.cursor.map(OperationId::from_uuid),
         limit: page.limit() as i64 + 1,
     };
@@ -78,6 +81,24 @@ pub async fn show(
     Path(id): Path<OperationId>,
 ) -> ApiResult<Json<Operation>> {
     Ok(Json(find(&state, id).await?))
+}
+
+/// Operations that were asked for together, counted by state.
+#[utoipa::path(
+    get,
+    path = "/platform/v1/operation-groups/{id}",
+    tag = "operations",
+    security(("super_admin" = [])),
+    params(("id" = uuid::Uuid, Path, description = "the group's id")),
+    responses((status = 200, body = OperationGroup), (status = 404, body = Problem))
+)]
+pub async fn group(
+    _: SuperAdmin,
+    State(state): State<AppState>,
+    Path(id): Path<uuid::Uuid>,
+) -> ApiResult<Json<OperationGroup>> {
+    let group = store::group(&state.pool, id).await?;
+    Ok(Json(group.ok_or_else(|| ApiError::not_found("operation group"))?))
 }
 
 /// Queues an operation that failed again, or goes on undoing one that needs an operator.
@@ -184,6 +205,8 @@ fn body(operation: OperationRecord) -> Operation {
         kind: operation.kind,
         tenant: operation.tenant_slug,
         state: operation.state,
+        progress: operation.progress,
+        group_id: operation.group_id,
         steps: operation
             .steps
             .into_iter()

@@ -212,39 +212,15 @@ fn body(row: TenantRow) -> Tenant {
         template: row.template,
         admin_email: row.admin_email,
         state: TenantState::parse(&row.state),
-        database: TenantDatabase { mode: DatabaseMode::Managed, cluster: row.cluster, name: row.database_name },
+        database: TenantDatabase {
+            mode: DatabaseMode::parse(&row.database_mode),
+            cluster: row.cluster,
+            name: row.database_name,
+        },
         schema_version: row.schema_version,
+        limits: row.limits.0,
         created_at: row.created_at,
         updated_at: row.updated_at,
         activated_at: row.activated_at,
-    }
-}
-
-impl TenantState {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Requested => "requested",
-            Self::Provisioning => "provisioning",
-            Self::WaitingForClient => "waiting_for_client",
-            Self::Active => "active",
-            Self::Suspended => "suspended",
-            Self::Deleting => "deleting",
-            Self::Deleted => "deleted",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// The column's CHECK knows the same names.
-    fn parse(text: &str) -> Self {
-        match text {
-            "requested" => Self::Requested,
-            "provisioning" => Self::Provisioning,
-            "waiting_for_client" => Self::WaitingForClient,
-            "active" => Self::Active,
-            "suspended" => Self::Suspended,
-            "deleting" => Self::Deleting,
-            "deleted" => Self::Deleted,
-            _ => Self::Failed,
-        }
     }
 }

@@ -10,9 +10,13 @@
 )]
 
 #[allow(dead_code, reason = "the tests' recording and inspection are not needed here")]
-#[path = "../tests/it/fake_model.rs"]
+#[path = "../../tests/it/fake_model.rs"]
 mod fake_model;
 
+mod chat;
+mod provisioning;
+
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -54,8 +58,8 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let bench = Bench::start().await?;
     match arguments.what {
-        What::Provisioning { tenants } => provisioning(&bench, tenants).await,
-        What::Chat { seconds } => chat(&bench, Duration::from_secs(seconds)).await,
+        What::Provisioning { tenants } => provisioning::run(&bench, tenants).await,
+        What::Chat { seconds } => chat::run(&bench, Duration::from_secs(seconds)).await,
     }
 }
 
@@ -79,7 +83,7 @@ impl Bench {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, rand::random::<[u8; 32]>());
         let command = |arguments: &[&str]| {
-            let mut command = Command::new("target/release/freehold-server");
+            let mut command = Command::new(server_binary());
             command
                 .args(arguments)
                 .env("PLATFORM_DATABASE_URL", platform.as_str())
@@ -157,6 +161,12 @@ impl Bench {
     }
 }
 
+/// The server that stands beside this program's own directory: of the same build, debug or release.
+fn server_binary() -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    own.parent().and_then(Path::parent).unwrap_or(Path::new("target/release")).join("freehold-server")
+}
+
 async fn connect(url: &str) -> Result<tokio_postgres::Client> {
     let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
@@ -165,6 +175,20 @@ async fn connect(url: &str) -> Result<tokio_postgres::Client> {
 
 fn text(value: &Value, field: &str) -> Result<String> {
     value[field].as_str().map(str::to_owned).with_context(|| format!("no `{field}`"))
+}
+
+/// Starts the fake model within this process, on threads of its own. Returns its base URL.
+fn start_model() -> Result<String> {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    listener.set_nonblocking(true)?;
+    let model = format!("http://{}/v1", listener.local_addr()?);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        runtime.map(|runtime| {
+            runtime.block_on(async { fake_model::serve(tokio::net::TcpListener::from_std(listener)?).await })
+        })
+    });
+    Ok(model)
 }
 
 /// Prints a line of figures.
@@ -179,80 +203,6 @@ fn report(what: &str, mut times: Vec<Duration>, wall: Duration) {
         ms(at(0.99)),
         times.len() as f64 / wall.as_secs_f64()
     );
-}
-
-async fn provisioning(bench: &Bench, tenants: usize) -> Result<()> {
-    bench.provision("warm-up").await?;
-    let admin = connect(&bench.postgres).await?;
-    let template: String = admin
-        .query_one("SELECT datname FROM pg_database WHERE datname ~ '^freehold_template_[0-9]+$'", &[])
-        .await?
-        .get(0);
-    let (mut bare, mut whole) = (Vec::new(), Vec::new());
-    let started = Instant::now();
-    for number in 0..tenants {
-        let (_, time) = bench.provision(&format!("serial-{number}")).await?;
-        whole.push(time);
-        // In turn with the other, so that both meet the same machine.
-        let began = Instant::now();
-        admin.batch_execute(&format!("CREATE DATABASE bare_{number} TEMPLATE {template}")).await?;
-        bare.push(began.elapsed());
-    }
-    let wall = started.elapsed();
-    report("bare CREATE DATABASE ... TEMPLATE", bare, wall);
-    report("tenant, request until active, one at a time", whole, wall);
-    let started = Instant::now();
-    let results: Vec<Result<Duration>> = futures::stream::iter(0..tenants)
-        .map(|number| async move { Ok(bench.provision(&format!("eight-{number}")).await?.1) })
-        .buffer_unordered(8)
-        .collect()
-        .await;
-    let wall = started.elapsed();
-    let failures = results.iter().filter(|result| result.is_err()).count();
-    report("tenant, request until active, 8 at a time", results.into_iter().filter_map(Result::ok).collect(), wall);
-    println!("failures: {failures}");
-    ensure!(failures == 0, "{failures} tenants failed");
-    Ok(())
-}
-
-async fn chat(bench: &Bench, time: Duration) -> Result<()> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-    listener.set_nonblocking(true)?;
-    let model = format!("http://{}/v1", listener.local_addr()?);
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        runtime.map(|runtime| {
-            runtime.block_on(async { fake_model::serve(tokio::net::TcpListener::from_std(listener)?).await })
-        })
-    });
-    let (invite, _) = bench.provision("chat").await?;
-    let body = json!({ "tenant": "chat", "token": invite["token"], "password": PASSWORD });
-    let token = text(&bench.post("/api/v1/auth/accept-invite", "", body).await?, "access_token")?;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": model, "api_key": "bench", "models": ["instant"],
-        "default_model": "instant"
-    });
-    bench.send(bench.client.put(format!("{}/api/v1/ai-keys/bench", bench.url)), &token, body).await?;
-    for clients in [1, 16] {
-        for stream in [false, true] {
-            let form = if stream { "streamed" } else { "JSON" };
-            let direct = json!({
-                "model": "instant", "stream": stream, "stream_options": stream.then(|| json!({ "include_usage": true })),
-                "messages": [{ "role": "user", "content": "hello" }]
-            });
-            let url = format!("{model}/chat/completions");
-            let (times, wall) = load(&bench.client, &url, "bench", &direct, clients, time).await?;
-            report(&format!("model alone, {form}, {clients} clients"), times, wall);
-            let question = json!({ "message": "hello", "stream": stream });
-            let url = format!("{}/api/v1/chat", bench.url);
-            let (times, wall) = load(&bench.client, &url, &token, &question, clients, time).await?;
-            report(&format!("chat turn, {form}, {clients} clients"), times, wall);
-        }
-    }
-    if let Some(memory) = bench.memory_mib() {
-        println!("server's resident memory at the end: {memory:.0} MiB");
-    }
-    Ok(())
 }
 
 /// Sends the same request from many clients, each as soon as its last was answered whole.

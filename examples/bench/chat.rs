@@ -1,0 +1,41 @@
+//! Chat turns with an instant model, next to the model alone.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::json;
+
+use crate::{Bench, PASSWORD, load, report, start_model, text};
+
+/// Runs it, for so long each measurement.
+pub(crate) async fn run(bench: &Bench, time: Duration) -> Result<()> {
+    let model = start_model()?;
+    let (invite, _) = bench.provision("chat").await?;
+    let body = json!({ "tenant": "chat", "token": invite["token"], "password": PASSWORD });
+    let token = text(&bench.post("/api/v1/auth/accept-invite", "", body).await?, "access_token")?;
+    let body = json!({
+        "provider": "openai_compatible", "base_url": model, "api_key": "bench", "models": ["instant"],
+        "default_model": "instant"
+    });
+    bench.send(bench.client.put(format!("{}/api/v1/ai-keys/bench", bench.url)), &token, body).await?;
+    for clients in [1, 16] {
+        for stream in [false, true] {
+            let form = if stream { "streamed" } else { "JSON" };
+            let direct = json!({
+                "model": "instant", "stream": stream, "stream_options": stream.then(|| json!({ "include_usage": true })),
+                "messages": [{ "role": "user", "content": "hello" }]
+            });
+            let url = format!("{model}/chat/completions");
+            let (times, wall) = load(&bench.client, &url, "bench", &direct, clients, time).await?;
+            report(&format!("model alone, {form}, {clients} clients"), times, wall);
+            let question = json!({ "message": "hello", "stream": stream });
+            let url = format!("{}/api/v1/chat", bench.url);
+            let (times, wall) = load(&bench.client, &url, &token, &question, clients, time).await?;
+            report(&format!("chat turn, {form}, {clients} clients"), times, wall);
+        }
+    }
+    if let Some(memory) = bench.memory_mib() {
+        println!("server's resident memory at the end: {memory:.0} MiB");
+    }
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! Every periodic task, one list. Each runs once a period, over all servers; see `schedule`.
+
+use chrono::TimeDelta;
+
+use crate::app::AppState;
+use crate::idempotency;
+use crate::schedule::Task;
+
+/// The tasks.
+pub static TASKS: &[Task<AppState>] = &[Task {
+    name: "prune_idempotency_keys",
+    period: TimeDelta::hours(1),
+    run: |state| Box::pin(async move { Ok(idempotency::prune(&state.pool, state.clock.now()).await?) }),
+}];

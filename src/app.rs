@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{SuperAdmins, Tokens, Users};
+use crate::backups::{BackupServices, Backups};
 use crate::chat::Chat;
 use crate::clock::SharedClock;
 use crate::config::Config;
@@ -58,6 +59,8 @@ pub struct AppState {
     pub registry: Registry,
     /// The registered clusters.
     pub clusters: ClusterRegistry,
+    /// Backups of tenants, and bringing them back.
+    pub backups: Backups,
     /// The cached registry.
     pub directory: Arc<Directory>,
     /// The tenants' pools.
@@ -105,10 +108,19 @@ impl AppState {
             templates: Arc::clone(&templates),
             clock: Arc::clone(&clock),
         });
+        let backup_services = Arc::new(BackupServices {
+            pool: pool.clone(),
+            master_keys: Arc::clone(&master_keys),
+            clusters: clusters.clone(),
+            clock: Arc::clone(&clock),
+            directory: config.backup_dir.clone(),
+            postgres_client_dir: config.postgres_client_dir.clone(),
+        });
+        let backups = Backups::new(Arc::clone(&backup_services), config.backup_upload_gib);
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
-        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning);
+        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning, backup_services);
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
@@ -140,6 +152,7 @@ impl AppState {
             ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock)),
             chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
             engine: Arc::new(engine),
+            backups,
             notifications: broadcast::Sender::new(1024),
             stop: CancellationToken::new(),
             give_up,

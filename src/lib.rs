@@ -10,6 +10,7 @@ pub mod api;
 pub mod app;
 pub mod audit;
 pub mod backup_archive;
+pub mod backups;
 pub mod chat;
 pub mod clock;
 pub mod config;

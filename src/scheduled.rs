@@ -7,8 +7,15 @@ use crate::idempotency;
 use crate::schedule::Task;
 
 /// The tasks.
-pub static TASKS: &[Task<AppState>] = &[Task {
-    name: "prune_idempotency_keys",
-    period: TimeDelta::hours(1),
-    run: |state| Box::pin(async move { Ok(idempotency::prune(&state.pool, state.clock.now()).await?) }),
-}];
+pub static TASKS: &[Task<AppState>] = &[
+    Task {
+        name: "prune_idempotency_keys",
+        period: TimeDelta::hours(1),
+        run: |state| Box::pin(async move { Ok(idempotency::prune(&state.pool, state.clock.now()).await?) }),
+    },
+    Task {
+        name: "prune_backup_uploads",
+        period: TimeDelta::hours(1),
+        run: |state| Box::pin(async move { Ok(state.backups.prune_uploads().await?) }),
+    },
+];

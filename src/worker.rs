@@ -5,11 +5,21 @@ use std::sync::Arc;
 
 use sqlx::PgPool;
 
+use crate::backups::{self, BackupServices};
 use crate::clock::SharedClock;
 use crate::operations::Engine;
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
-pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>) -> Engine {
-    Engine::new(pool, clock).register(&provision::DEFINITION, provisioning)
+pub fn engine(
+    pool: PgPool,
+    clock: SharedClock,
+    provisioning: Arc<Provisioning>,
+    backups: Arc<BackupServices>,
+) -> Engine {
+    Engine::new(pool, clock)
+        .register(&provision::DEFINITION, provisioning)
+        .register(&backups::BACKUP_TENANT, Arc::clone(&backups))
+        .register(&backups::RESTORE_TENANT, Arc::clone(&backups))
+        .register(&backups::DROP_REPLACED_DATABASE, backups)
 }

@@ -6,18 +6,37 @@ use std::path::{Path, PathBuf};
 /// Each module's level; a module may use its own level and those below. Features use each other only as listed.
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
-    (2, &["tenants", "access", "configuration", "chat"]),
-    (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule"]),
-    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api"]),
+    (2, &["tenants", "access", "configuration", "chat", "backups"]),
+    (
+        1,
+        &[
+            "operations",
+            "tenant_db",
+            "provisioning",
+            "providers",
+            "audit",
+            "idempotency",
+            "schedule",
+            "postgres_programs",
+        ],
+    ),
+    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api", "backup_archive"]),
 ];
 
 /// The only uses of one feature by another.
-const FEATURE_USES: &[(&str, &str)] =
-    &[("tenants", "access"), ("tenants", "configuration"), ("chat", "access"), ("chat", "configuration")];
+const FEATURE_USES: &[(&str, &str)] = &[
+    ("tenants", "access"),
+    ("tenants", "configuration"),
+    ("chat", "access"),
+    ("chat", "configuration"),
+    ("backups", "tenants"),
+    ("backups", "access"),
+];
 
 /// Files outside `store.rs` and `tenant_store.rs` with SQL, each for a reason.
 const SQL_ELSEWHERE: &[(&str, &str)] = &[
     ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
+    ("src/provisioning/contents.rs", "counts and compares tables it knows nothing of, with quoted identifiers"),
     ("src/provisioning/template.rs", "builds the template database"),
     ("src/platform_db.rs", "looks at the migrator's own table"),
     ("src/doctor.rs", "looks at everything and changes nothing"),
@@ -123,6 +142,20 @@ fn a_tenants_pool_is_opened_only_where_a_credential_was_verified() {
             let opens = code.contains("databases.open(") || code.contains("postgres_pool::build(");
             let home = path.starts_with("src/tenant_db") || path.starts_with("src/provisioning");
             opens && !home && !allowed.iter().any(|allowed| path.starts_with(allowed))
+        })
+        .map(|(path, _)| path)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn a_data_key_leaves_the_memory_only_into_a_sealed_backup() {
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| {
+            let code = code(text);
+            let exports = code.contains(".export()") || code.contains("DataKey::import(");
+            exports && !path.starts_with("src/backups") && !path.starts_with("src/secrets")
         })
         .map(|(path, _)| path)
         .collect();

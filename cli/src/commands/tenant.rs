@@ -9,7 +9,7 @@ use freehold::api::platform::{
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{Context, note_more, pages};
+use super::{Context, backup, note_more, pages};
 use crate::args::{ConfigFileArgs, TenantCommand, TenantCreateArgs, TenantInviteArgs, TenantListArgs, TenantSetArgs};
 use crate::client::Client;
 use crate::config_file::{self, Reserved};
@@ -30,6 +30,8 @@ pub async fn run(context: &Context<'_>, command: TenantCommand) -> Result<(), Fa
         }
         TenantCommand::Set(args) => set(context, args).await,
         TenantCommand::Invite(args) => invite(context, args).await,
+        TenantCommand::Backup(args) => backup::create(context, args).await,
+        TenantCommand::Restore(args) => backup::restore(context, *args).await,
     }
 }
 

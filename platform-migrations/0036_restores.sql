@@ -21,6 +21,9 @@ CREATE TABLE restores (
     url_sealed            bytea,
     signing_key_id        uuid,
     signing_secret_sealed bytea,
+    -- Noted once the new database has the present schema.
+    schema_version         bigint,
+    schema_compatible_from bigint,
     created_at            timestamptz NOT NULL,
     settled_at            timestamptz
 );

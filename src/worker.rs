@@ -7,6 +7,7 @@ use sqlx::PgPool;
 
 use crate::backups::{self, BackupServices};
 use crate::clock::SharedClock;
+use crate::fleet::{self, Fleet};
 use crate::operations::Engine;
 use crate::tenants::provision::{self, Provisioning};
 
@@ -15,10 +16,13 @@ pub fn engine(
     pool: PgPool,
     clock: SharedClock,
     provisioning: Arc<Provisioning>,
+    fleet: Arc<Fleet>,
     backups: Arc<BackupServices>,
 ) -> Engine {
     Engine::new(pool, clock)
         .register(&provision::DEFINITION, provisioning)
+        .register(&fleet::migrate::DEFINITION, Arc::clone(&fleet))
+        .register(&fleet::verify::DEFINITION, fleet)
         .register(&backups::BACKUP_TENANT, Arc::clone(&backups))
         .register(&backups::RESTORE_TENANT, Arc::clone(&backups))
         .register(&backups::DROP_REPLACED_DATABASE, backups)

@@ -172,15 +172,29 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+/// What a 404 says of things that can be listed, and the command that does.
+const LISTED: [(&str, &str); 3] = [
+    ("no such tenant", "freehold tenant list"),
+    ("no such operation", "freehold operation list"),
+    ("no such session", "freehold session list"),
+];
+/// The code of every 404 of the platform's; what it does not find stands in the detail.
+const NOT_FOUND: &str = "not_found";
+/// The code of a request with refused fields, and the field that names a cluster.
+const INVALID: (&str, &str) = ("invalid_request", "database.cluster");
+
 /// What usually helps against a problem.
 fn hint_for(problem: &Problem, server: &Server) -> Option<String> {
     match (problem.status, problem.code.as_str(), problem.operation_id) {
         (401, _, _) => Some(format!("freehold login {server}")),
         (409, _, Some(operation)) => Some(format!("freehold operation follow {operation}")),
-        (404, "tenant_not_found", _) => Some("freehold tenant list".into()),
-        (404, "operation_not_found", _) => Some("freehold operation list".into()),
-        (404, "session_not_found", _) => Some("freehold session list".into()),
-        (_, "cluster_not_found", _) => Some("freehold cluster list".into()),
+        (404, NOT_FOUND, _) => {
+            let listed = LISTED.iter().find(|(detail, _)| problem.detail.as_deref() == Some(*detail))?;
+            Some(listed.1.into())
+        }
+        (_, code, _) if code == INVALID.0 && problem.errors.iter().any(|refused| refused.field == INVALID.1) => {
+            Some("freehold cluster list".into())
+        }
         (429, _, _) => Some("wait a little, then try again".into()),
         _ => None,
     }
@@ -236,10 +250,38 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_that_is_not_there_leads_to_the_list() {
+        let mut refused = problem(422, "invalid_request");
+        assert_eq!(Failure::problem(refused.clone(), &server()).lines().len(), 2);
+        refused.errors.push(FieldProblem { field: "database.cluster".into(), message: "is not registered".into() });
+        let lines = Failure::problem(refused, &server()).lines();
+        assert_eq!(lines.last().unwrap(), "hint: freehold cluster list");
+    }
+
+    #[test]
+    fn what_hints_are_matched_by_is_what_the_server_says() {
+        let edge = |path: &str| {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/http").join(path);
+            std::fs::read_to_string(path).unwrap()
+        };
+        let errors = edge("error.rs");
+        for code in [NOT_FOUND, INVALID.0, INVALID.1] {
+            assert!(errors.contains(&format!("\"{code}\"")), "the server has no `{code}`");
+        }
+        assert!(errors.contains("no such {what}"), "the server words it differently now");
+        let all = [errors, edge("platform/sessions.rs"), edge("platform/operations.rs")].concat();
+        for (detail, _) in LISTED {
+            let what = detail.strip_prefix("no such ").unwrap();
+            assert!(all.contains(&format!("not_found(\"{what}\")")), "the server never says `{detail}`");
+        }
+    }
+
+    #[test]
     fn the_document_is_one_object_with_error_and_what_came_about() {
-        let failure = Failure::problem(problem(404, "tenant_not_found"), &server()).with_result(json!({ "tenant": 1 }));
+        let absent = Problem { detail: Some("no such tenant".into()), ..problem(404, "not_found") };
+        let failure = Failure::problem(absent, &server()).with_result(json!({ "tenant": 1 }));
         let document = failure.document();
-        assert_eq!(document["error"]["code"], "tenant_not_found");
+        assert_eq!(document["error"]["code"], "not_found");
         assert_eq!(document["error"]["hint"], "freehold tenant list");
         assert_eq!(document["error"]["problem"]["status"], 404);
         assert_eq!(document["tenant"], 1);

@@ -19,7 +19,7 @@ const FREE_ATTEMPTS: usize = 5;
 /// The longest wait.
 const LONGEST_WAIT: Duration = Duration::from_secs(15 * 60);
 /// A count that nothing was added to for so long is forgotten: a person's slips over months are not an attack.
-const FORGOTTEN_AFTER: TimeDelta = TimeDelta::days(1);
+pub(super) const FORGOTTEN_AFTER: TimeDelta = TimeDelta::days(1);
 
 /// Seconds to wait after each number of failures, the first entry for one failure. The last holds for all beyond.
 pub(super) const WAITS: [i32; 15] = waits();
@@ -97,13 +97,19 @@ impl Attempt {
     }
 }
 
-/// Counts an attempt in the platform's database, or refuses it.
-pub(super) async fn admit(pool: &PgPool, subject: Subject, now: DateTime<Utc>) -> Result<(), AccessError> {
+/// Counts an attempt in the platform's database, or refuses it. Returns how many have failed in a row if this one
+/// does.
+pub(super) async fn admit(pool: &PgPool, subject: Subject, now: DateTime<Utc>) -> Result<i32, AccessError> {
     let attempt = Attempt::new(subject, now);
-    if store::count_attempt(pool, &attempt).await? {
-        return Ok(());
+    if let Some(failures) = store::count_attempt(pool, &attempt).await? {
+        return Ok(failures);
     }
     Err(attempt.refused(store::find_attempts(pool, subject).await?))
+}
+
+/// Whether so many failures in a row make the next attempt wait: from then on they are worth a record.
+pub(super) fn is_engaged(failures: i32) -> bool {
+    !wait_after(failures).is_zero()
 }
 
 /// Counts an attempt in a tenant's database, or refuses it.
@@ -131,6 +137,11 @@ mod tests {
         assert!(seconds[15..].iter().all(|wait| *wait == 900));
         assert_eq!(wait_after(i32::MAX), LONGEST_WAIT);
         assert_eq!(wait_after(-1), Duration::ZERO);
+    }
+
+    #[test]
+    fn it_engages_when_the_next_attempt_has_to_wait() {
+        assert_eq!([0, 1, 4, 5, 6, i32::MAX].map(is_engaged), [false, false, false, true, true, true]);
     }
 
     #[test]

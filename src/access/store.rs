@@ -172,23 +172,79 @@ pub(super) async fn revoke_session(
     Ok(true)
 }
 
-/// Counts an attempt unless the account is locked. Returns whether it was counted.
-pub(super) async fn count_attempt(pool: &PgPool, attempt: &Attempt) -> Result<bool, sqlx::Error> {
+/// Counts an attempt unless the account is locked. Returns the count if it was counted.
+pub(super) async fn count_attempt(pool: &PgPool, attempt: &Attempt) -> Result<Option<i32>, sqlx::Error> {
     // The same statement as in the tenants' databases: see `tenant_store::COUNT_ATTEMPT`.
-    let counted = sqlx::query!(
+    sqlx::query_scalar!(
         "INSERT INTO sign_in_attempts AS a (subject, failures, last_attempt) VALUES ($1, 1, $2)
          ON CONFLICT (subject) DO UPDATE
          SET failures = CASE WHEN a.last_attempt < $3 THEN 1 ELSE a.failures + 1 END, last_attempt = $2
          WHERE ($4::int[])[LEAST(a.failures, cardinality($4::int[]))] = 0
-            OR a.last_attempt + make_interval(secs => ($4::int[])[LEAST(a.failures, cardinality($4::int[]))]) <= $2",
+            OR a.last_attempt + make_interval(secs => ($4::int[])[LEAST(a.failures, cardinality($4::int[]))]) <= $2
+         RETURNING failures",
         attempt.subject.as_bytes(),
         attempt.now,
         attempt.forget_before,
         &WAITS[..]
     )
-    .execute(pool)
+    .fetch_optional(pool)
+    .await
+}
+
+/// Records that somebody keeps guessing at an account, unless `at_most` such events were recorded since `since`.
+pub(super) async fn record_guessing(
+    pool: &PgPool,
+    subject: Subject,
+    failures: i32,
+    (at_most, since): (i64, DateTime<Utc>),
+    now: DateTime<Utc>,
+) -> Result<(), sqlx::Error> {
+    let recorded = sqlx::query_scalar!(
+        r#"SELECT count(*) AS "count!" FROM (
+             SELECT FROM audit_events WHERE actor_kind = 'anonymous' AND at > $1 LIMIT $2
+         ) AS recent"#,
+        since,
+        at_most
+    )
+    .fetch_one(pool)
     .await?;
-    Ok(counted.rows_affected() == 1)
+    if recorded >= at_most {
+        return Ok(());
+    }
+    let detail = json!({ "address_sha256": hex::encode(subject.as_bytes()), "failures": failures });
+    let event = Event { actor: Actor::Anonymous, action: "session.refuse", tenant_id: None, detail };
+    audit::record(&mut *pool.acquire().await?, &event, now).await
+}
+
+/// Forgets counts that nothing was added to since `before`, which stand against nobody any more.
+pub(super) async fn prune_attempts(pool: &PgPool, before: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+    let pruned = sqlx::query!("DELETE FROM sign_in_attempts WHERE last_attempt < $1", before).execute(pool).await?;
+    Ok(pruned.rows_affected())
+}
+
+/// Forgets sessions that ended before `before`.
+pub(super) async fn prune_sessions(pool: &PgPool, before: DateTime<Utc>) -> Result<u64, sqlx::Error> {
+    let pruned = sqlx::query!("DELETE FROM user_sessions WHERE LEAST(revoked_at, expires_at) < $1", before)
+        .execute(pool)
+        .await?;
+    Ok(pruned.rows_affected())
+}
+
+/// Whether a session is in force.
+pub(super) async fn is_in_force(
+    pool: &PgPool,
+    session: PlatformSessionId,
+    now: DateTime<Utc>,
+) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+             SELECT FROM user_sessions WHERE id = $1 AND revoked_at IS NULL AND expires_at > $2
+         ) AS "in_force!""#,
+        session.as_uuid(),
+        now
+    )
+    .fetch_one(pool)
+    .await
 }
 
 /// The count that stands against an account, and when it was last raised.

@@ -14,6 +14,12 @@ use crate::secrets::{PasswordHasher, PlainToken, TokenPrefix, check_password_pol
 
 /// The most characters of a program's name for itself that are kept.
 const LONGEST_USER_AGENT: usize = 200;
+/// How long a session that has ended is kept, for whoever looks into what happened.
+const SESSIONS_KEPT: TimeDelta = TimeDelta::days(30);
+/// At most so many records of guessing are made in [`RECORDS_PERIOD`]: the log of what happened must not be flooded.
+const MOST_RECORDS: i64 = 100;
+/// See [`MOST_RECORDS`].
+const RECORDS_PERIOD: TimeDelta = TimeDelta::hours(1);
 
 /// Super admins and their sessions. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -109,13 +115,13 @@ impl SuperAdmins {
             return Err(AccessError::Unauthenticated);
         }
         let subject = Subject::account(&email);
-        sign_in_throttle::admit(&self.pool, subject, self.clock.now()).await?;
+        let failures = sign_in_throttle::admit(&self.pool, subject, self.clock.now()).await?;
         let Some((super_admin_id, hash)) = store::find_admin(&self.pool, &email).await? else {
             self.passwords.verify_absent(password).await?;
-            return Err(AccessError::Unauthenticated);
+            return self.refuse(subject, failures).await;
         };
         if !self.passwords.verify(password, &hash).await? {
-            return Err(AccessError::Unauthenticated);
+            return self.refuse(subject, failures).await;
         }
         let token = PlainToken::generate(TokenPrefix::SuperAdminSession)?;
         let user_agent = user_agent.map(|text| text.chars().take(LONGEST_USER_AGENT).collect::<String>());
@@ -144,6 +150,37 @@ impl SuperAdmins {
         let found = store::find_session(&self.pool, &token.hash(), self.clock.now()).await?;
         let (session_id, super_admin_id, email) = found.ok_or(AccessError::Unauthenticated)?;
         Ok(SuperAdminSession { super_admin_id, email, session_id })
+    }
+
+    /// Refuses a sign-in. From where guessing is slowed it is recorded, whether or not there is such an account:
+    /// neither the answer nor the time it takes may tell. Slowing bounds the records about one address, and a bound
+    /// over all holds however many addresses are tried.
+    async fn refuse(&self, subject: Subject, failures: i32) -> Result<NewSession, AccessError> {
+        if sign_in_throttle::is_engaged(failures) {
+            let now = self.clock.now();
+            store::record_guessing(&self.pool, subject, failures, (MOST_RECORDS, now - RECORDS_PERIOD), now).await?;
+        }
+        Err(AccessError::Unauthenticated)
+    }
+
+    /// Whether a session that was in force still is, for answers that last.
+    ///
+    /// # Errors
+    /// A failure of the platform's database.
+    pub async fn is_in_force(&self, session: PlatformSessionId) -> Result<bool, AccessError> {
+        Ok(store::is_in_force(&self.pool, session, self.clock.now()).await?)
+    }
+
+    /// Forgets what no longer counts: sessions that ended long ago, and counts of failed attempts that stand against
+    /// nobody. Returns how many of each.
+    ///
+    /// # Errors
+    /// A failure of the platform's database.
+    pub async fn prune(&self) -> Result<(u64, u64), AccessError> {
+        let now = self.clock.now();
+        let sessions = store::prune_sessions(&self.pool, now - SESSIONS_KEPT).await?;
+        let attempts = store::prune_attempts(&self.pool, now - sign_in_throttle::FORGOTTEN_AFTER).await?;
+        Ok((sessions, attempts))
     }
 
     /// The caller's own sessions in force, newest first.

@@ -4,10 +4,11 @@
 //! answered, and no feature or service may take or return them: a handler translates.
 
 pub mod backup;
+pub mod fleet;
 pub mod platform;
 pub mod tenant;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 /// An error as problem JSON (RFC 9457). Programs read `code`; people read `title` and `detail`.
@@ -20,7 +21,7 @@ pub struct Problem {
     pub title: String,
     /// The HTTP status.
     pub status: u16,
-    /// A stable, machine-readable code such as `tenant_not_found`.
+    /// A stable, machine-readable code such as `slug_taken`.
     pub code: String,
     /// What happened this time, and what to do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -33,6 +34,11 @@ pub struct Problem {
     pub operation_id: Option<uuid::Uuid>,
     /// Names this request in the server's log.
     pub request_id: String,
+}
+
+/// For `Option<Option<T>>` in a change: tells `null`, which clears, from a field that is left out.
+fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(deserializer).map(Some)
 }
 
 /// One refused field.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use garde::Validate;
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -182,9 +182,9 @@ pub struct Config {
     pub updated_at: DateTime<Utc>,
 }
 
-/// Chat settings, branding and feature flags of a tenant.
+/// Chat settings, branding and feature flags of a tenant. Reading them ignores what it does not know: a server that
+/// is about to be replaced reads rows that a newer one has written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Validate, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// What the model is told before every conversation.
     #[garde(length(chars, max = 20_000))]
@@ -218,9 +218,8 @@ pub struct Settings {
     pub features: BTreeMap<String, bool>,
 }
 
-/// How the client's pages look.
+/// How the client's pages look. Read as leniently as [`Settings`]; a request's is not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Validate, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub struct Branding {
     /// How the assistant calls itself.
     #[garde(length(chars, min = 1, max = 100))]
@@ -237,6 +236,42 @@ pub struct Branding {
     /// The tone, in a few words, for example `warm and brief`.
     #[garde(length(chars, max = 500))]
     pub voice: String,
+}
+
+/// [`Settings`] as people write them: a field that does not belong there is a mistake, and refused.
+#[derive(Debug, Clone, Deserialize)]
+pub struct StrictSettings(#[serde(with = "StrictFields")] pub Settings);
+
+#[derive(Deserialize)]
+#[serde(remote = "Settings", deny_unknown_fields)]
+struct StrictFields {
+    system_prompt: String,
+    models: Vec<String>,
+    temperature: Option<f32>,
+    max_tokens: u32,
+    history_length: u16,
+    max_message_length: u32,
+    welcome_message: String,
+    error_message: String,
+    #[serde(with = "StrictBranding")]
+    branding: Branding,
+    features: BTreeMap<String, bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(remote = "Branding", deny_unknown_fields)]
+struct StrictBranding {
+    assistant_name: String,
+    primary_color: String,
+    logo_url: Option<String>,
+    language: String,
+    voice: String,
+}
+
+fn strict_branding<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Branding>, D::Error> {
+    #[derive(Deserialize)]
+    struct Strict(#[serde(with = "StrictBranding")] Branding);
+    Ok(Option::<Strict>::deserialize(deserializer)?.map(|Strict(branding)| branding))
 }
 
 /// Names of feature switches are identifiers, and there is a bound on how many.
@@ -267,9 +302,10 @@ pub struct UpdateConfigRequest {
     /// See [`Settings::models`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub models: Option<Vec<String>>,
-    /// See [`Settings::temperature`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f32>,
+    /// See [`Settings::temperature`]; `null` clears it.
+    #[serde(default, deserialize_with = "super::given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<f32>)]
+    pub temperature: Option<Option<f32>>,
     /// See [`Settings::max_tokens`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
@@ -286,7 +322,7 @@ pub struct UpdateConfigRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
     /// Replaces the branding as a whole.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "strict_branding", skip_serializing_if = "Option::is_none")]
     pub branding: Option<Branding>,
     /// Sets these switches; others stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]

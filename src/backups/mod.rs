@@ -34,7 +34,7 @@ use crate::clock::SharedClock;
 use crate::ids::{BackupId, OperationId};
 use crate::operations::{OperationError, StepError};
 use crate::postgres_programs::{PostgresPrograms, ProgramError};
-use crate::provisioning::ProvisioningError;
+use crate::provisioning::{MigrateError, ProvisioningError};
 use crate::secrets::{Location, MasterKeyring, Sealed};
 use crate::tenants::TenantError;
 use crate::tenants::clusters::ClusterRegistry;
@@ -182,6 +182,9 @@ pub enum BackupError {
     /// A tenant's database could not be reached or refused something.
     #[error(transparent)]
     Provisioning(#[from] ProvisioningError),
+    /// The restored database could not be brought to the present schema.
+    #[error(transparent)]
+    Migration(MigrateError),
     /// The data is not what the manifest says.
     #[error("the restored tables differ from the backup's: {0}")]
     Differs(String),
@@ -226,6 +229,13 @@ impl From<BackupError> for StepError {
             BackupError::Differs(_) => permanent("checksum_mismatch", error),
             BackupError::SchemaNewer { .. } => permanent("backup_schema_newer", error),
             BackupError::NoDatabase { .. } => permanent("tenant_without_database", error),
+            BackupError::Migration(MigrateError::Unknown { .. }) => permanent("backup_schema_newer", error),
+            BackupError::Migration(MigrateError::Altered { .. } | MigrateError::Refused { .. }) => {
+                permanent("migration_failed", error)
+            }
+            BackupError::Migration(error) => {
+                Self::Transient("the restored database could not be brought up to date", error.into())
+            }
             BackupError::Io(error) => Self::Transient("the backup directory cannot be used", error.into()),
             other => Self::Transient("the platform database failed", other.into()),
         }

@@ -14,6 +14,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use chrono::{DateTime, Utc};
@@ -27,10 +28,13 @@ use crate::backup_archive::ArchiveKey;
 use crate::ids::{ClusterId, SigningKeyId, TenantId};
 use crate::operations::store::note_progress;
 use crate::operations::{Definition, OperationError, Outcome, SettleFuture, Step, StepContext};
-use crate::provisioning::{self, Cluster, DatabaseNames, ProvisioningError, checksums};
+use crate::provisioning::{self, Cluster, DatabaseNames, MigrateLimits, ProvisioningError, checksums};
 use crate::secrets::{DataKey, DatabaseUrl, Sealed, connect, generate_password};
 use crate::tenant_db::{database_url_location, signing_key_location};
 use crate::tenants::TenantError;
+
+/// How long one migration of a restored database may take: of a large one, an index takes its time.
+const MIGRATION_PATIENCE: Duration = Duration::from_secs(3600);
 
 /// The operation.
 pub static DEFINITION: Definition<BackupServices> = Definition {
@@ -206,7 +210,19 @@ async fn check_data(services: Arc<BackupServices>, context: StepContext) -> Resu
 async fn bring_up_to_date(services: Arc<BackupServices>, context: StepContext) -> Result<(), BackupError> {
     let task = task(&services, &context).await?;
     let url = task.url(&services)?;
-    provisioning::migrate_tenant(&url).await?;
+    let migrations = services.clusters.migrations();
+    let target = migrations.current_version();
+    // Nobody uses it yet, so nothing needs protection but ourselves.
+    let limits = MigrateLimits {
+        lock_timeout: MIGRATION_PATIENCE,
+        statement_timeout: MIGRATION_PATIENCE,
+        concurrent_timeout: MIGRATION_PATIENCE,
+        tries: 1,
+    };
+    provisioning::migrate_database(&url, migrations, target, &limits)
+        .await
+        .map_err(|failure| BackupError::Migration(failure.error))?;
+    store::note_schema(&services.pool, context.operation_id, target, migrations.compatible_from(target)).await?;
     // A session or an invite that ended after the backup was made would be alive again: all of them end.
     let client = sign_in(&url).await?;
     access::end_sessions_and_invites(&client, services.clock.now())
@@ -236,7 +252,7 @@ fn settle<'a>(
                         other => sqlx::Error::Encode(Box::new(other)),
                     })?;
                 }
-                store::switch(connection, id, provisioning::current_schema_version(), now).await?;
+                store::switch(connection, id, now).await?;
             }
             Outcome::Failed => store::give_up(connection, id, now).await?,
             Outcome::NeedsOperator => store::move_tenant(connection, id, "failed", now).await?,

@@ -25,7 +25,7 @@ use crate::audit::{self, Actor, Event};
 use crate::backup_archive::{ArchiveKey, ArchiveSecret, Derivation, Summary};
 use crate::ids::{BackupId, ClusterId, OperationId, Slug, SuperAdminId, TenantId};
 use crate::operations::{self, NewOperation};
-use crate::provisioning::{self, DatabaseNames};
+use crate::provisioning::DatabaseNames;
 use crate::tenants::TenantError;
 
 /// How many keys are derived at once: each takes 64 MiB, or what the header of a file asks for.
@@ -333,7 +333,7 @@ impl Backups {
         let key = self.derive(secret, header.derivation().clone()).await?;
         // Whether the rest is whole is the operation's first step: it may take long.
         let about = files::manifest(path, key.clone()).await?.about;
-        let ours = provisioning::current_schema_version();
+        let ours = self.services.clusters.migrations().current_version();
         if about.schema_version > ours {
             return Err(BackupError::SchemaNewer { archive: about.schema_version, ours });
         }

@@ -342,6 +342,24 @@ pub(super) async fn insert_secrets(pool: &PgPool, new: &NewSecrets<'_>) -> Resul
     Ok(())
 }
 
+/// Notes which schema the new database has, and the oldest program that can speak it.
+pub(super) async fn note_schema(
+    pool: &PgPool,
+    operation: OperationId,
+    version: i64,
+    compatible_from: i64,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE restores SET schema_version = $2, schema_compatible_from = $3 WHERE operation_id = $1",
+        operation.as_uuid(),
+        version,
+        compatible_from
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
 /// Forgets them.
 pub(super) async fn delete_secrets(connection: &mut PgConnection, operation: OperationId) -> Result<(), sqlx::Error> {
     sqlx::query!(
@@ -438,7 +456,6 @@ pub(super) async fn replaced(
 pub(super) async fn switch(
     connection: &mut PgConnection,
     operation: OperationId,
-    schema_version: i64,
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     let id = operation.as_uuid();
@@ -495,11 +512,11 @@ pub(super) async fn switch(
              limits = CASE WHEN r.replaces THEN t.limits ELSE r.registry -> 'limits' END,
              suspended_at = CASE WHEN r.replaces THEN t.suspended_at END,
              delete_after = CASE WHEN r.replaces THEN t.delete_after END,
-             database_mode = 'managed', cluster_id = r.cluster_id, schema_version = $2,
-             activated_at = COALESCE(t.activated_at, $3), updated_at = $3
+             database_mode = 'managed', cluster_id = r.cluster_id, schema_version = r.schema_version,
+             schema_compatible_from = r.schema_compatible_from,
+             activated_at = COALESCE(t.activated_at, $2), updated_at = $2
          FROM restores r WHERE r.operation_id = $1 AND t.id = r.tenant_id",
         id,
-        schema_version,
         now
     )
     .execute(&mut *connection)

@@ -32,8 +32,8 @@ pub struct SettingsChange {
     pub system_prompt: Option<String>,
     /// See [`Settings::models`].
     pub models: Option<Vec<String>>,
-    /// See [`Settings::temperature`].
-    pub temperature: Option<f32>,
+    /// See [`Settings::temperature`]; `Some(None)` clears it.
+    pub temperature: Option<Option<f32>>,
     /// See [`Settings::max_tokens`].
     pub max_tokens: Option<u32>,
     /// See [`Settings::history_length`].
@@ -60,7 +60,7 @@ impl SettingsChange {
         Settings {
             system_prompt: text(&self.system_prompt, &settings.system_prompt),
             models: self.models.as_ref().unwrap_or(&settings.models).clone(),
-            temperature: self.temperature.or(settings.temperature),
+            temperature: self.temperature.unwrap_or(settings.temperature),
             max_tokens: self.max_tokens.unwrap_or(settings.max_tokens),
             history_length: self.history_length.unwrap_or(settings.history_length),
             max_message_length: self.max_message_length.unwrap_or(settings.max_message_length),
@@ -180,7 +180,7 @@ mod tests {
         let old = settings();
         assert_eq!(SettingsChange::default().apply(&old), old);
         let change = SettingsChange {
-            temperature: Some(0.5),
+            temperature: Some(Some(0.5)),
             models: Some(vec!["m".to_owned()]),
             features: Some(BTreeMap::from([("files".to_owned(), true)])),
             ..SettingsChange::default()
@@ -188,18 +188,20 @@ mod tests {
         let new = change.apply(&old);
         assert_eq!((new.temperature, &*new.models), (Some(0.5), &["m".to_owned()][..]));
         assert_eq!(new.features.len(), 2);
+        let cleared = SettingsChange { temperature: Some(None), ..SettingsChange::default() };
+        assert_eq!(cleared.apply(&new).temperature, None);
         assert_eq!(Settings { temperature: None, models: vec![], features: old.features.clone(), ..new }, old);
     }
 
     #[test]
     fn the_result_is_checked_and_the_fields_named() {
         assert!(check(&settings()).is_ok());
-        let broken = SettingsChange { temperature: Some(2.5), max_tokens: Some(0), ..SettingsChange::default() };
+        let broken = SettingsChange { temperature: Some(Some(2.5)), max_tokens: Some(0), ..SettingsChange::default() };
         let Err(ConfigurationError::Invalid(report)) = check(&broken.apply(&settings())) else { panic!() };
         let mut fields: Vec<_> = report.iter().map(|(path, _)| path.to_string()).collect();
         fields.sort();
         assert_eq!(fields, ["max_tokens", "temperature"]);
-        let not_a_number = SettingsChange { temperature: Some(f32::NAN), ..SettingsChange::default() };
+        let not_a_number = SettingsChange { temperature: Some(Some(f32::NAN)), ..SettingsChange::default() };
         assert!(check(&not_a_number.apply(&settings())).is_err());
         let nul = SettingsChange { error_message: Some("a\0b".to_owned()), ..SettingsChange::default() };
         let Err(ConfigurationError::Refused { field, .. }) = check(&nul.apply(&settings())) else { panic!() };

@@ -15,6 +15,7 @@ use crate::backup_archive::ArchiveError;
 use crate::backups::BackupError;
 use crate::chat::ChatError;
 use crate::configuration::ConfigurationError;
+use crate::fleet::FleetError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
@@ -340,6 +341,7 @@ impl From<BackupError> for ApiError {
             | BackupError::Unreadable
             | BackupError::Program(_)
             | BackupError::Differs(_)
+            | BackupError::Migration(_)
             | BackupError::Task(_) => Self::internal(&error),
         }
     }
@@ -360,6 +362,19 @@ impl From<OperationError> for ApiError {
             }
             OperationError::Database(error) => error.into(),
             OperationError::Queue(error) => Self::internal(error.as_ref()),
+        }
+    }
+}
+
+impl From<FleetError> for ApiError {
+    fn from(error: FleetError) -> Self {
+        match error {
+            FleetError::UnknownTenants { slugs } => {
+                Self::invalid("tenants", format!("there is no tenant {}", slugs.join(", ")))
+            }
+            FleetError::UnknownVersion { .. } => Self::invalid("target_version", error.to_string()),
+            FleetError::Operation(error) => error.into(),
+            FleetError::Database(error) => error.into(),
         }
     }
 }

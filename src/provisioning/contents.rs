@@ -1,13 +1,11 @@
 //! What is in a tenant's database, counted and compared without knowing what it means.
 
 use postgres_protocol::escape::escape_identifier;
-use sqlx::{ConnectOptions, Connection};
 use tokio_postgres::Client;
 
 use super::ProvisioningError;
-use super::template::TENANT_MIGRATOR;
+use super::migrate::found_schema_version;
 use crate::backup_archive::TableChecksum;
-use crate::secrets::DatabaseUrl;
 
 /// How values are written as text, whatever the server's, the database's or the role's settings: two databases with the
 /// same rows must give the same checksums.
@@ -41,11 +39,7 @@ impl Snapshot {
         Ok(Self {
             name,
             server_version: server_version(client).await?,
-            schema_version: client
-                .query_one("SELECT max(version) FROM _sqlx_migrations", &[])
-                .await?
-                .get::<_, Option<i64>>(0)
-                .unwrap_or(0),
+            schema_version: found_schema_version(client).await?.unwrap_or(0),
             foreign_schemas: client.query(foreign, &[]).await?.iter().map(|row| row.get(0)).collect(),
             tables: sums(client).await?,
         })
@@ -83,15 +77,4 @@ async fn sums(client: &Client) -> Result<Vec<TableChecksum>, ProvisioningError> 
         tables.push(TableChecksum { table, rows: sum.get(0), checksum: sum.get(1) });
     }
     Ok(tables)
-}
-
-/// Brings a tenant's database that is not in service to the schema that this server speaks, as the tenant itself.
-pub async fn migrate_tenant(url: &DatabaseUrl) -> Result<(), ProvisioningError> {
-    let migrate = async || -> anyhow::Result<()> {
-        let mut connection = url.to_sqlx().disable_statement_logging().connect().await?;
-        TENANT_MIGRATOR.run_direct(None, &mut connection, false).await?;
-        connection.close().await?;
-        Ok(())
-    };
-    migrate().await.map_err(ProvisioningError::Migration)
 }

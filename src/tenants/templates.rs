@@ -7,7 +7,7 @@ use anyhow::Context;
 use garde::Validate;
 use serde::Deserialize;
 
-use crate::api::tenant::Settings;
+use crate::api::tenant::{Settings, StrictSettings};
 
 const PLANS: &str = include_str!("../../templates/plans.toml");
 const INSTANCES: &[(&str, &str)] = &[
@@ -23,7 +23,7 @@ pub struct InstanceTemplate {
     /// What it is for, in a sentence.
     pub description: String,
     /// The settings, in which `{{client_name}}` stands for the company's name.
-    settings: Settings,
+    settings: StrictSettings,
 }
 
 /// What a client pays for.
@@ -69,7 +69,7 @@ impl Templates {
         for (name, text) in sources {
             let template: InstanceTemplate =
                 toml::from_str(&text).with_context(|| format!("template `{name}` is not well formed"))?;
-            template.settings.validate().with_context(|| format!("template `{name}` breaks a limit"))?;
+            template.settings.0.validate().with_context(|| format!("template `{name}` breaks a limit"))?;
             instances.insert(name, template);
         }
         Ok(Self { instances, plans: toml::from_str(&plans).context("plans.toml is not well formed")? })
@@ -87,7 +87,7 @@ impl Templates {
 
     /// A template's settings for a client.
     pub fn settings(&self, template: &str, client_name: &str) -> Option<Settings> {
-        let mut settings = self.instances.get(template)?.settings.clone();
+        let mut settings = self.instances.get(template)?.settings.0.clone();
         let texts = [
             &mut settings.system_prompt,
             &mut settings.welcome_message,
@@ -125,7 +125,10 @@ mod tests {
         std::fs::write(instances.join("general.toml"), own).unwrap();
         let templates = Templates::load(Some(directory.path())).unwrap();
         assert!(templates.settings("general", "x").unwrap().system_prompt.contains("Thou art"));
-        std::fs::write(instances.join("bad.toml"), "description = 1").unwrap();
-        assert!(Templates::load(Some(directory.path())).is_err());
+        let misspelt = INSTANCES[0].1.replace("max_tokens", "temprature = 1.0\nmax_tokens");
+        for bad in ["description = 1", &misspelt] {
+            std::fs::write(instances.join("bad.toml"), bad).unwrap();
+            assert!(Templates::load(Some(directory.path())).is_err(), "{bad}");
+        }
     }
 }

@@ -451,3 +451,58 @@ async fn a_manager_cannot_void_an_admins_invite() {
     let accept = json!({ "tenant": tenant.slug, "token": invite["token"], "password": PASSWORD });
     platform.post("/api/v1/auth/accept-invite", "", accept).await.expect(StatusCode::OK);
 }
+
+/// Guessing is on record from where it is slowed, without the address, and however much there is, not without bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn guessing_at_super_admins_is_recorded_within_bounds() {
+    let (platform, clock) = platform().await;
+    let database = platform.platform_client().await;
+    let records = async || -> Vec<Value> {
+        let sql =
+            "SELECT detail FROM audit_events WHERE actor_kind = 'anonymous' AND action = 'session.refuse' ORDER BY id";
+        database.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+    };
+    let guess = async |email: String| {
+        let body = json!({ "email": email, "password": WRONG });
+        platform.post("/platform/v1/sessions", "", body).await.status
+    };
+    for _ in 0..4 {
+        assert_eq!(guess(ADMIN_EMAIL.to_owned()).await, StatusCode::UNAUTHORIZED);
+    }
+    assert_eq!(records().await, Vec::<Value>::new(), "slips are no guessing");
+    assert_eq!(guess(ADMIN_EMAIL.to_owned()).await, StatusCode::UNAUTHORIZED);
+    // What is refused unseen is not recorded: it could not be bounded.
+    assert_eq!(guess(ADMIN_EMAIL.to_owned()).await, StatusCode::TOO_MANY_REQUESTS);
+    let recorded = records().await;
+    assert_eq!(recorded.len(), 1);
+    assert_eq!(recorded[0]["failures"], 5);
+    assert!(!recorded[0].to_string().contains("owner@"), "{recorded:?}");
+    // As if a hundred addresses had been tried within the hour.
+    let flood =
+        "INSERT INTO audit_events (id, at, actor_kind, action) SELECT gen_random_uuid(), now(), 'anonymous', 'x'
+                 FROM generate_series(1, 99)";
+    database.execute(flood, &[]).await.unwrap();
+    clock.advance(TimeDelta::seconds(1));
+    assert_eq!(guess(ADMIN_EMAIL.to_owned()).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(records().await.len(), 1);
+    clock.advance(TimeDelta::hours(2));
+    assert_eq!(guess(ADMIN_EMAIL.to_owned()).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(records().await.len(), 2);
+    // Counts and sessions that mean nothing any more are forgotten.
+    clock.advance(TimeDelta::days(32));
+    assert_eq!(platform.state.super_admins.prune().await.unwrap(), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revoked_session_watches_no_operation_any_more() {
+    let settings = &[("FREEHOLD_WORKER_CONCURRENCY", "0")];
+    let platform = Platform::start_with(Options { settings, ..Options::default() }).await;
+    let answer = platform.request_tenant("watched").await.expect(StatusCode::ACCEPTED);
+    let path = format!("/platform/v1/operations/{}/events", answer["operation"]["id"].as_str().unwrap());
+    let watched = platform.client.get(format!("{}{path}", platform.url)).bearer_auth(&platform.token).send();
+    let watched = watched.await.unwrap();
+    platform.send(Method::DELETE, "/platform/v1/sessions/current", &platform.token, None).await.expect_success();
+    // Nothing happens to the operation, so only the end of the session can end the stream.
+    let rest = tokio::time::timeout(std::time::Duration::from_secs(10), watched.text()).await;
+    assert!(rest.expect("the stream goes on").unwrap().contains("queued"));
+}

@@ -82,7 +82,7 @@ async fn add_rows(platform: &Platform, tenant: &Tenant, rows: i64, length: i32) 
                    SELECT gen_random_uuid(), id, 'long', now(), now() FROM client_users LIMIT 1 RETURNING id)
                INSERT INTO chat_messages (id, session_id, role, content, state, created_at)
                SELECT gen_random_uuid(), session.id, 'user',
-                      (SELECT string_agg(md5(random()::text || n), '') FROM generate_series(1, $2)), 'complete', now()
+                      (SELECT string_agg(md5(random()::text || n || m), '') FROM generate_series(1, $2) AS m), 'complete', now()
                FROM session, generate_series(1, $1::bigint) AS n";
     client.execute(sql, &[&rows, &length]).await.unwrap();
 }

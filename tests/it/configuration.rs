@@ -42,6 +42,8 @@ async fn settings_are_merged_checked_and_versioned() {
     assert_eq!(patch(&platform, &tenant, change).await.expect_problem(StatusCode::CONFLICT), "version_conflict");
     assert_eq!(patch(&platform, &tenant, json!({})).await.expect(StatusCode::OK)["version"], 2);
 
+    let cleared = patch(&platform, &tenant, json!({ "temperature": null })).await.expect(StatusCode::OK);
+    assert_eq!(cleared["settings"]["temperature"], json!(null));
     let refused = patch(&platform, &tenant, json!({ "temperature": 3, "max_tokens": 0 })).await;
     let refused = refused.expect(StatusCode::UNPROCESSABLE_ENTITY);
     let mut fields: Vec<_> =
@@ -50,9 +52,29 @@ async fn settings_are_merged_checked_and_versioned() {
     assert_eq!(fields, ["max_tokens", "temperature"]);
     let nul = patch(&platform, &tenant, json!({ "system_prompt": "a\u{0}b" })).await;
     assert_eq!(nul.expect(StatusCode::UNPROCESSABLE_ENTITY)["errors"][0]["field"], "system_prompt");
-    assert_eq!(platform.get("/api/v1/config", &tenant.admin.access).await.expect(StatusCode::OK)["version"], 2);
+    assert_eq!(platform.get("/api/v1/config", &tenant.admin.access).await.expect(StatusCode::OK)["version"], 3);
     let as_user = platform.get("/api/v1/config", &tenant.user.access).await;
     assert_eq!(as_user.expect_problem(StatusCode::FORBIDDEN), "forbidden");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_of_a_newer_server_are_read_and_requests_stay_strict() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("newer").await;
+    let database = platform.tenant_database("newer").await;
+    let newer = "INSERT INTO live_configurations (version, settings, created_at)
+                 SELECT 2, jsonb_set(settings || '{\"of_tomorrow\": 1}', '{branding,of_tomorrow}', '2'), now()
+                 FROM live_configurations WHERE version = 1";
+    crate::harness::execute(&database, newer).await;
+    let read = platform.get("/api/v1/config", &tenant.admin.access).await.expect(StatusCode::OK);
+    assert_eq!(read["version"], 2);
+    let mut branding = read["settings"]["branding"].clone();
+    patch(&platform, &tenant, json!({ "branding": branding })).await.expect(StatusCode::OK);
+    branding["of_tomorrow"] = json!(2);
+    for body in [json!({ "branding": branding }), json!({ "of_tomorrow": 1 })] {
+        let refused = patch(&platform, &tenant, body).await;
+        assert_eq!(refused.expect_problem(StatusCode::UNPROCESSABLE_ENTITY), "invalid_request");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

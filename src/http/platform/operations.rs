@@ -18,7 +18,7 @@ use crate::app::AppState;
 use crate::audit::{self, Actor};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Page, Path, Query, SuperAdmin, next_cursor};
-use crate::ids::OperationId;
+use crate::ids::{OperationId, PlatformSessionId};
 use crate::operations::{OperationRecord, store};
 use crate::platform_db::Notification;
 
@@ -140,11 +140,15 @@ pub async fn retry(
         (status = 404, body = Problem)
     )
 )]
-pub async fn events(_: SuperAdmin, State(state): State<AppState>, Path(id): Path<OperationId>) -> ApiResult<Response> {
+pub async fn events(
+    SuperAdmin(admin): SuperAdmin,
+    State(state): State<AppState>,
+    Path(id): Path<OperationId>,
+) -> ApiResult<Response> {
     // Subscribed before the first look, so that no move in between is missed.
     let moves = state.notifications.subscribe();
     find(&state, id).await?;
-    let stream = progress(state, id, moves).map(|operation| {
+    let stream = progress(state, admin.session_id, id, moves).map(|operation| {
         let event = Event::default().json_data(operation).unwrap_or_else(|_| Event::default().comment("unreadable"));
         Ok::<_, Infallible>(event)
     });
@@ -156,6 +160,7 @@ pub async fn events(_: SuperAdmin, State(state): State<AppState>, Path(id): Path
 
 fn progress(
     state: AppState,
+    session: PlatformSessionId,
     id: OperationId,
     moves: tokio::sync::broadcast::Receiver<Notification>,
 ) -> impl Stream<Item = Operation> + Send {
@@ -168,6 +173,10 @@ fn progress(
                     () = state.stop.cancelled() => return None,
                     () = tokio::time::sleep(Duration::from_secs(2)) => {}
                     () = moved(&mut moves, id) => {}
+                }
+                // Whoever signed out, or was signed out, watches no longer.
+                if !state.super_admins.is_in_force(session).await.unwrap_or(false) {
+                    return None;
                 }
             }
             let Ok(operation) = find(&state, id).await else { return None };

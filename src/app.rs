@@ -28,7 +28,7 @@ use crate::provisioning::TenantMigrations;
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
-use crate::tenant_db::{Directory, TenantDatabases};
+use crate::tenant_db::{Directory, PoolSettings, Shares, TenantDatabases};
 use crate::tenants::clusters::ClusterRegistry;
 use crate::tenants::provision::Provisioning;
 use crate::tenants::registry::Registry;
@@ -41,6 +41,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 const WORKER_PAUSE: Duration = Duration::from_secs(1);
 /// How long a tenant's connection may lie unused.
 const IDLE: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const IDLE_CHECK: Duration = Duration::from_secs(5);
 
 /// Everything that handlers and jobs need. Cheap to clone.
 #[derive(Clone)]
@@ -108,7 +110,14 @@ impl AppState {
         let passwords = PasswordHasher::new();
         let directory = Directory::new(pool.clone(), Arc::clone(&master_keys));
         let directory = Arc::new(directory.speaking(migrations.spoken()));
-        let databases = Arc::new(TenantDatabases::new(config.tenant_pool_size));
+        let settings = PoolSettings {
+            tenant_connections: config.tenant_connections,
+            own_database_connections: config.own_database_connections,
+            tenant_pool_size: config.tenant_pool_size,
+            wait: config.tenant_connection_wait,
+        };
+        let shares = Shares::new(pool.clone());
+        let databases = Arc::new(TenantDatabases::new(settings, Arc::clone(&directory), shares));
         let clusters = ClusterRegistry::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock))
             .with_migrations(migrations);
         let provider_client = ProviderClient::new(&ProviderClientOptions {
@@ -199,6 +208,12 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     );
     tokio::spawn(platform_db::listen(state.pool.clone(), state.notifications.clone(), state.stop.clone()));
     tokio::spawn(follow_registry(state.clone()));
+    state.databases.serve_at(place(listener.local_addr()?));
+    let let_go = CancellationToken::new();
+    let shares = tokio::spawn({
+        let (databases, let_go) = (Arc::clone(&state.databases), let_go.clone());
+        async move { databases.keep_shares(let_go).await }
+    });
     let grace = state.config.shutdown_grace;
     let jobs = (state.config.worker_concurrency > 0).then(|| tokio::spawn(work(state.clone(), grace)));
     tokio::spawn(close_idle_connections(state.clone()));
@@ -246,9 +261,23 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     if let Some(jobs) = jobs {
         jobs.await.context("end the worker")?;
     }
+    // Nobody needs a tenant's connection any more. Others may want them at once.
+    let_go.cancel();
+    shares.await.context("give the connections back")?;
     state.pool.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Where this server serves, as no other one can at the same time: the machine since it was started, the name it has
+/// there (each container has one), and the address that it has bound.
+fn place(address: std::net::SocketAddr) -> String {
+    let read = |file: &str| std::fs::read_to_string(file).map(|text| text.trim().to_owned()).ok();
+    match (read("/proc/sys/kernel/random/boot_id"), read("/proc/sys/kernel/hostname")) {
+        (Some(boot), Some(host)) => format!("{host} {address} {boot}"),
+        // Nothing tells this machine from others, so nobody's place is taken.
+        _ => uuid::Uuid::now_v7().to_string(),
+    }
 }
 
 /// Carries operations out until the server stops. The queue's library ends when its database does not answer; then it
@@ -280,7 +309,7 @@ async fn close_idle_connections(state: AppState) {
     loop {
         tokio::select! {
             () = state.stop.cancelled() => return,
-            () = tokio::time::sleep(IDLE / 2) => state.databases.close_idle(IDLE),
+            () = tokio::time::sleep(IDLE_CHECK) => state.databases.close_idle(IDLE),
         }
     }
 }
@@ -296,14 +325,15 @@ async fn follow_registry(state: AppState) {
         match notification {
             Ok(Notification::Registry(id)) => {
                 let record = state.directory.refresh(id).await;
-                state.databases.follow(id, record.as_deref());
+                state.databases.follow(id, record.as_ref());
             }
             Ok(Notification::Operation(_)) => {}
+            Ok(Notification::Shares) => state.databases.look_at_shares(),
             Ok(Notification::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => {
                 state.directory.mark_all_stale();
                 for id in state.databases.tenants() {
                     let record = state.directory.refresh(id).await;
-                    state.databases.follow(id, record.as_deref());
+                    state.databases.follow(id, record.as_ref());
                 }
             }
             Err(broadcast::error::RecvError::Closed) => return,

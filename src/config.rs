@@ -78,7 +78,25 @@ pub const SETTINGS: &[Setting] = &[
         "tenant_pool_size",
         "FREEHOLD_TENANT_POOL_SIZE",
         Some("8"),
-        "connections to one tenant's database, at most",
+        "connections to one tenant's database from one server, at most; a tenant's limits may say otherwise",
+    ),
+    setting(
+        "tenant_connections",
+        "FREEHOLD_TENANT_CONNECTIONS",
+        Some("80"),
+        "connections to one cluster for tenants' requests, from all servers together, at most",
+    ),
+    setting(
+        "own_database_connections",
+        "FREEHOLD_OWN_DATABASE_CONNECTIONS",
+        Some("8"),
+        "connections to one database server of a client's own, from all servers together, at most",
+    ),
+    setting(
+        "tenant_connection_wait_ms",
+        "FREEHOLD_TENANT_CONNECTION_WAIT_MS",
+        Some("5000"),
+        "milliseconds a request waits for a connection before it is answered 503",
     ),
     setting(
         "worker_concurrency",
@@ -168,6 +186,12 @@ pub struct Config {
     pub platform_pool_size: u32,
     /// Connections to one tenant's database, at most.
     pub tenant_pool_size: usize,
+    /// Connections to one cluster, from all servers together.
+    pub tenant_connections: usize,
+    /// Connections to one database server of a client's own, from all servers together.
+    pub own_database_connections: usize,
+    /// How long a request waits for a connection.
+    pub tenant_connection_wait: Duration,
     /// Operations carried out at once.
     pub worker_concurrency: usize,
     /// How long a super-admin session lasts.
@@ -267,6 +291,9 @@ impl Config {
             allow_private_model_hosts: source.parse("allow_private_model_hosts")?,
             platform_pool_size: source.number("platform_pool_size", 2, 1000)? as u32,
             tenant_pool_size: source.number("tenant_pool_size", 1, 1000)? as usize,
+            tenant_connections: source.number("tenant_connections", 1, 10_000)? as usize,
+            own_database_connections: source.number("own_database_connections", 1, 1000)? as usize,
+            tenant_connection_wait: Duration::from_millis(source.number("tenant_connection_wait_ms", 10, 60_000)?),
             worker_concurrency: source.number("worker_concurrency", 0, 100)? as usize,
             session_lifetime: Duration::from_secs(3600 * source.number("session_hours", 1, 24 * 30)?),
             access_token_lifetime: Duration::from_secs(60 * source.number("access_token_minutes", 1, 24 * 60)?),

@@ -25,7 +25,7 @@ use std::ffi::OsString;
 use clap::Parser;
 
 use args::{Cli, Command};
-use commands::{Context, backup, cluster, completions, operation, session, tenant};
+use commands::{Context, backup, cluster, completions, connections, migrate, operation, session, tenant};
 use failure::{Exit, Failure};
 use output::{Output, Sinks};
 
@@ -69,6 +69,8 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Backup(command) => backup::run(&context, command).await?,
         Command::Operation(command) => operation::run(&context, command).await?,
         Command::Cluster(command) => cluster::run(&context, command).await?,
+        Command::Connections => connections::run(&context).await?,
+        Command::Migrate(args) => return migrate::run(&context, *args).await,
         Command::Completions(args) => completions::run(&context, &args)?,
         Command::Dev(args) => {
             let code = dev::run(args, json).await?;

@@ -48,6 +48,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::operations::group))
         // /platform/v1/clusters
         .routes(routes!(platform::clusters::create, platform::clusters::list))
+        // /platform/v1/connections
+        .routes(routes!(platform::connections::show))
         // /platform/v1/fleet/migrations, .../migrations/{operation_id}/tenants, /platform/v1/fleet/verifications
         .routes(routes!(platform::fleet::migrate))
         .routes(routes!(platform::fleet::tenants))

@@ -7,6 +7,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::harness::{self, Options, PASSWORD, Platform, Tenant, announce, connect, fake_model, server};
+use crate::kill_matrix::run_here;
 
 const PASSPHRASE: &str = "eleven blue herons by the river";
 /// A key that opens nothing but what tests seal.
@@ -107,6 +108,50 @@ pub async fn leftovers(platform: &Platform) -> Vec<String> {
         }
     }
     found
+}
+
+/// An operation of this capability, for the kill matrix. Nothing but what is asked for there is carried out here.
+pub async fn start(platform: &Platform, kind: &str, slug: &str) -> Value {
+    let run = async |operation: &Value| run_here(platform, operation["id"].as_str().unwrap(), None).await.unwrap();
+    run(&platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"]).await;
+    let path = format!("/platform/v1/tenants/{slug}/backups");
+    let asked = platform.post(&path, &platform.token, json!({ "key": KEY })).await.expect(StatusCode::ACCEPTED);
+    if kind == "backup_tenant" {
+        return asked["operation"].clone();
+    }
+    run(&asked["operation"]).await;
+    if kind == "restore_tenant" {
+        purge(platform, slug).await;
+        let accepted = ask_restore(platform, &asked["backup"], json!({ "key": KEY })).await;
+        return accepted.expect(StatusCode::ACCEPTED)["operation"].clone();
+    }
+    let accepted = ask_restore(platform, &asked["backup"], json!({ "key": KEY, "replace": slug })).await;
+    let restore = accepted.expect(StatusCode::ACCEPTED)["operation"].clone();
+    run(&restore).await;
+    let path = format!("/platform/v1/operations?group_id={}", restore["id"].as_str().unwrap());
+    platform.get(&path, &platform.token).await.expect(StatusCode::OK)["items"][0].clone()
+}
+
+/// Whether the tenant is in service after this operation however it ended.
+pub fn serves_anyway(kind: &str) -> bool {
+    matches!(kind, "backup_tenant" | "drop_replaced_database")
+}
+
+/// Asks for an operation again that has failed and forgot its key; nothing for others, which are retried.
+pub async fn ask_again(platform: &Platform, kind: &str, slug: &str) -> Option<Value> {
+    let accepted = match kind {
+        "backup_tenant" => {
+            let path = format!("/platform/v1/tenants/{slug}/backups");
+            platform.post(&path, &platform.token, json!({ "key": KEY })).await
+        }
+        "restore_tenant" => {
+            let path = format!("/platform/v1/backups?tenant={slug}");
+            let backups = platform.get(&path, &platform.token).await.expect(StatusCode::OK);
+            ask_restore(platform, &backups["items"][0], json!({ "key": KEY })).await
+        }
+        _ => return None,
+    };
+    Some(accepted.expect(StatusCode::ACCEPTED)["operation"].clone())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,8 @@ use freehold_cli::output::Sinks;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::{ADMIN_EMAIL, PASSWORD, Platform};
+use crate::fleet_migration;
+use crate::harness::{ADMIN_EMAIL, PASSWORD, Platform, execute};
 
 /// A super admin's terminal.
 struct Terminal {
@@ -130,4 +131,95 @@ async fn what_goes_wrong_says_what_to_do_and_exits_accordingly() {
     let output = terminal.run(&["tenant", "list"]).await;
     assert_eq!(output.exit, Exit::Usage, "{}", output.stderr);
     assert!(output.stderr.contains("hint: ") && output.stderr.contains("freehold login"), "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_fleet_is_planned_migrated_and_verified() {
+    let platform =
+        fleet_migration::moved(&["cli-a", "cli-b", "cli-c"], fleet_migration::and(fleet_migration::THINGS)).await;
+    let terminal = Terminal::signed_in(&platform).await;
+    let plan = terminal.run(&["migrate", "--all", "--dry-run", "--canary", "50%"]).await;
+    assert!(plan.stdout.contains("3 tenants") && plan.stdout.contains("2 of them first"), "{}", plan.stdout);
+    let broken = platform.tenant_database("cli-b").await;
+    execute(&broken, "CREATE TABLE things ()").await;
+    let migrate = ["migrate", "--all", "--on-error", "continue", "--canary", "0"];
+    let failed = terminal.run(&migrate).await;
+    assert_eq!(failed.exit, Exit::Failed);
+    assert!(failed.stdout.contains("2 migrated, 1 failed, 0 skipped"), "{}", failed.stdout);
+    assert!(failed.stdout.contains("already exists (42P07)"), "{}", failed.stdout);
+    assert!(failed.stderr.contains("hint: freehold operation retry"), "{}", failed.stderr);
+    assert!(!failed.stderr.contains("undone"), "{}", failed.stderr);
+    execute(&broken, "DROP TABLE things").await;
+    let again = terminal.run(&["migrate", "cli-b", "--json"]).await;
+    assert_eq!(again.exit, Exit::Done, "{}", again.stdout);
+    let events: Vec<Value> = again.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (report, moves) = events.split_last().unwrap();
+    assert_eq!((&report["event"], &report["operation"]["state"]), (&json!("report"), &json!("succeeded")));
+    assert!(!moves.is_empty() && moves.iter().all(|event| event["event"] == "operation"));
+    let nothing = terminal.run(&["migrate", "--all"]).await;
+    assert_eq!(nothing.exit, Exit::Done);
+    assert!(nothing.stdout.starts_with("Nothing to do"), "{}", nothing.stdout);
+    let well = terminal.run(&["migrate", "--all", "--verify"]).await;
+    assert_eq!(well.exit, Exit::Done, "{}", well.stdout);
+    assert!(well.stdout.contains("3 as they have to be"), "{}", well.stdout);
+    execute(&platform.tenant_database("cli-c").await, "DROP INDEX things_name").await;
+    let drifted = terminal.run(&["migrate", "--all", "--verify"]).await;
+    assert_eq!(drifted.exit, Exit::Failed);
+    assert!(drifted.stdout.contains("index things_name is missing"), "{}", drifted.stdout);
+    let status = terminal.run(&["migrate", "--status", "--json"]).await;
+    assert_eq!((status.exit, &status.json()["tenants"][0]["tenant"]), (Exit::Failed, &json!("cli-c")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_is_backed_up_to_a_file_and_comes_back_from_it() {
+    let platform = Platform::start().await;
+    let terminal = Terminal::signed_in(&platform).await;
+    let ours = platform.tenant("cli-backup").await;
+    let (key, file) = (terminal.path("key"), terminal.path("ours.fhbackup"));
+    let done = async |arguments: &[&str]| {
+        let output = terminal.run(arguments).await;
+        assert_eq!(output.exit, Exit::Done, "{arguments:?}: {}", output.stderr);
+        output
+    };
+    done(&["backup", "key", "generate", &key]).await;
+    assert_eq!(mode(&key), 0o600);
+    let secret = std::fs::read_to_string(&key).unwrap();
+    let made = done(&["tenant", "backup", "cli-backup", "--key-file", &key, "--output", &file, "--json"]).await;
+    assert_eq!((mode(&file), made.json()["backup"]["state"].as_str().unwrap()), (0o600, "complete"));
+    assert!(!made.stdout.contains(secret.trim()) && !made.stderr.contains(secret.trim()), "the key is shown");
+    let checked = done(&["backup", "verify", &file, "--key-file", &key, "--json"]).await;
+    assert_eq!((&checked.json()["slug"], &checked.json()["tenant_id"]), (&json!("cli-backup"), &json!(ours.id)));
+    assert!(!checked.stdout.contains("data_keys"), "{}", checked.stdout);
+    let listed = done(&["backup", "list", "--tenant", "cli-backup"]).await;
+    assert!(listed.stdout.contains("complete") && listed.stdout.contains("key_file"), "{}", listed.stdout);
+
+    // What is wrong is said, with the option that helps.
+    let weak = terminal.path("weak");
+    std::fs::write(&weak, "too short").unwrap();
+    let refused = terminal.run(&["tenant", "backup", "cli-backup", "--passphrase-file", &weak]).await;
+    assert!(refused.stderr.contains("at least 12 characters"), "{}", refused.stderr);
+    let other = terminal.run(&["backup", "verify", &file, "--passphrase-file", &weak]).await;
+    assert!(other.stderr.contains("--key-file"), "{}", other.stderr);
+    let mut damaged = std::fs::read(&file).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    let broken = terminal.path("broken.fhbackup");
+    std::fs::write(&broken, damaged).unwrap();
+    let refused = terminal.run(&["tenant", "restore", "--file", &broken, "--key-file", &key, "--json"]).await;
+    assert_eq!((refused.exit, refused.json()["error"]["code"].as_str().unwrap()), (Exit::Failed, "backup_damaged"));
+    let there = terminal.run(&["tenant", "restore", "--file", &file, "--key-file", &key, "--json"]).await;
+    assert_eq!(there.json()["error"]["code"], "tenant_exists");
+    let unasked = ["tenant", "restore", "--file", &file, "--key-file", &key, "--replace", "cli-backup"];
+    assert_eq!(terminal.run(&unasked).await.exit, Exit::Usage, "replacing asks first");
+
+    crate::backup::purge(&platform, "cli-backup").await;
+    done(&["tenant", "restore", "--file", &file, "--key-file", &key]).await;
+    platform.login("cli-backup", &ours.user_email).await;
+    // The uploaded copies are gone; the platform's own backup stays until it is deleted.
+    let listed = done(&["backup", "list", "--json"]).await.json();
+    let items = listed["items"].as_array().unwrap();
+    assert_eq!(items.len(), 1, "{listed}");
+    let id = items[0]["id"].as_str().unwrap();
+    done(&["tenant", "restore", "--backup", id, "--key-file", &key, "--replace", "cli-backup", "--yes"]).await;
+    platform.login("cli-backup", &ours.user_email).await;
+    done(&["backup", "delete", id]).await;
 }

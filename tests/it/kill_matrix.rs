@@ -13,11 +13,13 @@ use std::time::Duration;
 use freehold::app::AppState;
 use freehold::clock::SystemClock;
 use freehold::operations::{self, Checkpoint, CheckpointAction, Direction, Moment, Probe};
+use freehold::provisioning::TenantMigrations;
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::backup;
+use crate::fleet_migration;
 use crate::harness::{self, Options, Platform, announce, connect, server};
 
 /// What happens at a place.
@@ -98,72 +100,63 @@ fn cases(kinds: &[(&'static str, Vec<&'static str>)]) -> Vec<Case> {
 async fn start_operation(platform: &Platform, kind: &str, slug: &str) -> Value {
     match kind {
         "provision_tenant" => platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone(),
-        "backup_tenant" => {
-            provisioned(platform, slug).await;
-            ask_backup(platform, slug).await["operation"].clone()
-        }
-        "restore_tenant" => {
-            let backup = backed_up(platform, slug).await;
-            backup::purge(platform, slug).await;
-            ask_restore(platform, &backup, json!({ "key": BACKUP_KEY })).await
-        }
-        "drop_replaced_database" => {
-            let backup = backed_up(platform, slug).await;
-            let restore = ask_restore(platform, &backup, json!({ "key": BACKUP_KEY, "replace": slug })).await;
-            run_here(platform, restore["id"].as_str().unwrap(), None).await.unwrap();
-            let path = format!("/platform/v1/operations?group_id={}", restore["id"].as_str().unwrap());
-            platform.get(&path, &platform.token).await.expect(StatusCode::OK)["items"][0].clone()
-        }
+        "backup_tenant" | "restore_tenant" | "drop_replaced_database" => backup::start(platform, kind, slug).await,
+        "migrate_fleet" | "verify_fleet" => start_on_the_fleet(platform, kind, slug).await,
         other => panic!("the matrix does not know how to start {other}"),
     }
 }
 
-/// A tenant that was provisioned and is in service.
-async fn provisioned(platform: &Platform, slug: &str) {
-    let operation = platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone();
-    run_here(platform, operation["id"].as_str().unwrap(), None).await.unwrap();
+/// The migrations of the servers that come, when a fleet is moved.
+fn migrations() -> Arc<TenantMigrations> {
+    fleet_migration::and(fleet_migration::THINGS)
 }
 
-const BACKUP_KEY: &str = "q83vEjRWeJCrze8SNFZ4kJgfP2uR0dWmAxLpZyTcVbE=";
-
-async fn ask_backup(platform: &Platform, slug: &str) -> Value {
-    let path = format!("/platform/v1/tenants/{slug}/backups");
-    platform.post(&path, &platform.token, json!({ "key": BACKUP_KEY })).await.expect(StatusCode::ACCEPTED)
+/// The tenants of a case about the fleet.
+fn fleet_of(slug: &str) -> [String; 2] {
+    [format!("{slug}-a"), format!("{slug}-b")]
 }
 
-/// A tenant in service with a backup; returns that.
-async fn backed_up(platform: &Platform, slug: &str) -> Value {
-    provisioned(platform, slug).await;
-    let accepted = ask_backup(platform, slug).await;
-    run_here(platform, accepted["operation"]["id"].as_str().unwrap(), None).await.unwrap();
-    accepted["backup"].clone()
-}
-
-async fn ask_restore(platform: &Platform, backup: &Value, body: Value) -> Value {
-    let path = format!("/platform/v1/backups/{}/restore", backup["id"].as_str().unwrap());
-    platform.post(&path, &platform.token, body).await.expect(StatusCode::ACCEPTED)["operation"].clone()
-}
-
-/// Whether an operation can be tried again from its own row once it has failed. Those that need an archive's key have
-/// forgotten it by then, and are asked for again.
-fn is_retried(kind: &str) -> bool {
-    !matches!(kind, "backup_tenant" | "restore_tenant")
-}
-
-/// Asks for an operation again that has failed and forgot its key.
-async fn ask_again(platform: &Platform, kind: &str, slug: &str) -> Value {
-    if kind == "backup_tenant" {
-        return ask_backup(platform, slug).await["operation"].clone();
+/// Two tenants that are behind, and a run over them.
+async fn start_on_the_fleet(platform: &Platform, kind: &str, slug: &str) -> Value {
+    let slugs = fleet_of(slug);
+    for slug in &slugs {
+        let operation = platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone();
+        run_here(platform, operation["id"].as_str().unwrap(), None).await.unwrap();
+        fleet_migration::take_back(platform, slug).await;
     }
-    let path = format!("/platform/v1/backups?tenant={slug}");
-    let backups = platform.get(&path, &platform.token).await.expect(StatusCode::OK);
-    ask_restore(platform, &backups["items"][0], json!({ "key": BACKUP_KEY })).await
+    let tenants = serde_json::json!({ "tenants": slugs });
+    let begun = match kind {
+        "migrate_fleet" => platform.post("/platform/v1/fleet/migrations", &platform.token, tenants).await,
+        _ => platform.post("/platform/v1/fleet/verifications", &platform.token, tenants).await,
+    };
+    let begun = begun.expect(StatusCode::ACCEPTED);
+    if kind == "migrate_fleet" { begun["operation"].clone() } else { begun }
 }
 
-/// What the registry and the cluster hold of a tenant when an operation has failed and is undone: `true` for a tenant
-/// in service, `false` for none.
-fn serves_after_failure(kind: &str) -> bool {
-    matches!(kind, "backup_tenant" | "drop_replaced_database")
+/// A run over the fleet leaves each tenant as it was or as it has to be, never in between, and the registry never ahead
+/// of a database. Only a verification that is done has looked at all.
+async fn compare_fleet(platform: &Platform, kind: &str, id: &str, slug: &str, succeeded: bool) -> Result<(), String> {
+    for slug in fleet_of(slug) {
+        compare(platform, &slug, true).await?;
+        let (registered, noted, there) = fleet_migration::versions(platform, &slug).await;
+        let newest = fleet_migration::NEWEST;
+        let whole = there == (noted == newest) && registered <= noted;
+        if !whole || (kind == "migrate_fleet" && succeeded && registered != newest) {
+            return Err(format!("{slug}: registry {registered}, database {noted}, its table is there: {there}"));
+        }
+        if kind == "verify_fleet" && there {
+            return Err(format!("{slug}: a verification changed it"));
+        }
+    }
+    let registry = platform.platform_client().await;
+    let sql = "SELECT count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'pending'), count(*)
+               FROM fleet_migration_tenants WHERE operation_id = $1";
+    let row = registry.query_one(sql, &[&id.parse::<uuid::Uuid>().unwrap()]).await.unwrap();
+    let counts: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    if succeeded && counts != (0, 0, 2) {
+        return Err(format!("running, pending, all: {counts:?}"));
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,8 +164,15 @@ async fn no_death_at_any_step_of_any_operation_leaves_an_orphan() {
     // This platform carries nothing out: its operations are for the workers that die and those that come after.
     let database = Platform::start().await.database.clone();
     let settings = &[("FREEHOLD_WORKER_CONCURRENCY", "0")];
-    let platform =
-        Arc::new(Platform::start_with(Options { settings, database: Some(database), ..Options::default() }).await);
+    let platform = Arc::new(
+        Platform::start_with(Options {
+            settings,
+            database: Some(database),
+            migrations: Some(migrations()),
+            ..Options::default()
+        })
+        .await,
+    );
     let cases = cases(&platform.state.engine.kinds());
     let count = cases.len();
     let outcomes: Vec<Option<String>> = futures::stream::iter(cases.into_iter().enumerate())
@@ -193,8 +193,21 @@ async fn no_death_at_any_step_of_any_operation_leaves_an_orphan() {
 
 async fn run_case(platform: &Platform, number: usize, case: &Case) -> Result<(), String> {
     let slug = format!("case-{number}");
+    // Of runs over the fleet there is one at a time.
+    static FLEET: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let on_the_fleet = case.kind.ends_with("_fleet");
+    let _alone = if on_the_fleet { Some(FLEET.lock().await) } else { None };
     let operation = start_operation(platform, case.kind, &slug).await;
     let id = operation["id"].as_str().unwrap();
+    let compare = async |succeeded: bool| {
+        if on_the_fleet {
+            compare_fleet(platform, case.kind, id, &slug, succeeded).await
+        } else if backup::serves_anyway(case.kind) {
+            compare(platform, &slug, true).await
+        } else {
+            compare(platform, &slug, succeeded).await
+        }
+    };
     if case.dies() {
         let died = child(platform, id, case).await;
         if !died {
@@ -212,29 +225,28 @@ async fn run_case(platform: &Platform, number: usize, case: &Case) -> Result<(),
     run_here(platform, id, None).await?;
     let undone = case.direction == Direction::Undo || case.blow == Blow::Failure;
     expect_state(platform, id, if undone { "failed" } else { "succeeded" }).await?;
-    // What was to be dropped is dropped all the same, for the step fails after its work and has no undoing.
-    let expected = if undone && !serves_after_failure(case.kind) { Some(gone_state(case.kind)) } else { None };
-    compare(platform, &slug, expected).await?;
+    compare(!undone).await?;
     if undone {
-        // What was undone can be done again, from the same row.
-        let again = if is_retried(case.kind) {
-            let path = format!("/platform/v1/operations/{id}/retry");
-            platform.send(Method::POST, &path, &platform.token, None).await.expect(StatusCode::ACCEPTED);
-            id.to_owned()
-        } else {
-            ask_again(platform, case.kind, &slug).await["id"].as_str().unwrap().to_owned()
+        // What was undone can be done again, from the same row; or, where that has forgotten a key, from a new one.
+        let again = match backup::ask_again(platform, case.kind, &slug).await {
+            Some(operation) => operation["id"].as_str().unwrap().to_owned(),
+            None => {
+                let path = format!("/platform/v1/operations/{id}/retry");
+                platform.send(Method::POST, &path, &platform.token, None).await.expect(StatusCode::ACCEPTED);
+                id.to_owned()
+            }
         };
         run_here(platform, &again, None).await?;
         expect_state(platform, &again, "succeeded").await?;
-        compare(platform, &slug, None).await?;
+        compare(true).await?;
     }
     Ok(())
 }
 
 /// Carries the operation out in this process, as a server that comes after would.
-async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
+pub async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
     let config = harness::config(&server().await.url(&platform.database), &[]);
-    let state = AppState::build(config, SystemClock::shared(), probe).unwrap();
+    let state = AppState::build_with(config, SystemClock::shared(), probe, migrations()).unwrap();
     let result = state.engine.run(id.parse().unwrap()).await.map_err(|error| error.to_string());
     state.pool.close().await;
     result
@@ -245,14 +257,8 @@ async fn expect_state(platform: &Platform, id: &str, expected: &str) -> Result<(
     if now["state"] == expected { Ok(()) } else { Err(format!("expected {expected}, found {now}")) }
 }
 
-/// The state of a tenant that an operation was to bring into service, and did not.
-fn gone_state(kind: &str) -> &'static str {
-    if kind == "restore_tenant" { "deleted" } else { "failed" }
-}
-
-/// Compares what Postgres has of a tenant with what the registry says: a tenant in service, or one of which nothing is
-/// left but a row in the state given.
-async fn compare(platform: &Platform, slug: &str, gone: Option<&str>) -> Result<(), String> {
+/// Compares what Postgres has of a tenant with what the registry says.
+async fn compare(platform: &Platform, slug: &str, provisioned: bool) -> Result<(), String> {
     let registry = platform.platform_client().await;
     let sql = "SELECT t.state, d.database_name, d.owner_role, d.login_role,
                       (SELECT count(*) FROM wrapped_keys w WHERE w.tenant_id = t.id),
@@ -265,13 +271,15 @@ async fn compare(platform: &Platform, slug: &str, gone: Option<&str>) -> Result<
     let databases = cluster.query("SELECT datname FROM pg_database WHERE datname LIKE $1", &[&like]).await.unwrap();
     let roles = cluster.query("SELECT rolname FROM pg_roles WHERE rolname LIKE $1", &[&like]).await.unwrap();
     let seen = (state.as_str(), wrapped, signing, databases.len(), roles.len());
-    let expected = gone.map_or(("active", 1, 1, 1, 2), |state| (state, 0, 0, 0, 0));
+    // A tenant that was to come back from a backup is as gone as it was.
+    let gone = if state == "deleted" { "deleted" } else { "failed" };
+    let expected = if provisioned { ("active", 1, 1, 1, 2) } else { (gone, 0, 0, 0, 0) };
     if seen != expected {
         return Err(format!(
             "expected {expected:?} (state, data keys, signing keys, databases, roles), found {seen:?}"
         ));
     }
-    if gone.is_some() {
+    if !provisioned {
         return Ok(());
     }
     let (database, owner, login): (String, String, String) = (row.get(1), row.get(2), row.get(3));
@@ -359,7 +367,7 @@ async fn a_worker_that_dies() {
         case.unwrap().probe(die)
     };
     let kinds = AppState::build(harness::config(&database, &[]), SystemClock::shared(), None).unwrap().engine.kinds();
-    let state = AppState::build(config, SystemClock::shared(), Some(probe_of(&kinds))).unwrap();
+    let state = AppState::build_with(config, SystemClock::shared(), Some(probe_of(&kinds)), migrations()).unwrap();
     let run = state.engine.run(operation.parse().unwrap()).await;
     panic!("the worker lived on: {run:?}");
 }
@@ -409,7 +417,7 @@ async fn workers_killed_at_random_leave_nothing_behind() {
         assert!(kills < 300, "{left} operations are not done after {kills} kills");
     }
     for number in 0..8 {
-        compare(&platform, &format!("random-{number}"), None).await.unwrap();
+        compare(&platform, &format!("random-{number}"), true).await.unwrap();
     }
     let orphans = orphans(&platform).await;
     announce(&format!("random kills: {kills}, orphans {}", orphans.len()));
@@ -451,5 +459,5 @@ async fn one_operation_is_carried_out_by_one_of_many_workers() {
     let all = futures::future::join_all((0..4).map(|_| engine.run(id))).await;
     assert!(all.iter().all(Result::is_ok), "{all:?}");
     assert_eq!(runs.load(Ordering::SeqCst), 1);
-    compare(&platform, "raced-for", None).await.unwrap();
+    compare(&platform, "raced-for", true).await.unwrap();
 }

@@ -3,6 +3,8 @@
 pub mod backup;
 pub mod cluster;
 pub mod completions;
+pub mod connections;
+pub mod migrate;
 pub mod operation;
 pub mod session;
 pub mod tenant;

@@ -2,6 +2,7 @@
 
 pub mod backups;
 pub mod clusters;
+pub mod connections;
 pub mod fleet;
 pub mod operations;
 pub mod sessions;

@@ -13,6 +13,7 @@
 #[path = "../../tests/it/fake_model.rs"]
 mod fake_model;
 
+mod backup;
 mod chat;
 mod provisioning;
 
@@ -43,12 +44,23 @@ enum What {
         #[arg(long, default_value_t = 200)]
         tenants: usize,
     },
+    /// A tenant's backup and restore, next to bare `pg_dump` and `pg_restore`.
+    Backup {
+        /// How many mebibytes of messages the tenant has.
+        #[arg(long, default_value_t = 100)]
+        mebibytes: u32,
+    },
     /// Chat turns with an instant model, next to the model alone.
     Chat {
         /// How long each measurement takes, in seconds.
         #[arg(long, default_value_t = 8)]
         seconds: u64,
     },
+}
+
+/// The directory of the server's backups, which goes with the benchmark.
+fn backup_dir() -> PathBuf {
+    std::env::temp_dir().join(format!("freehold-bench-backups-{}", std::process::id()))
 }
 
 const PASSWORD: &str = "a password for the benchmark";
@@ -59,6 +71,7 @@ async fn main() -> Result<()> {
     let bench = Bench::start().await?;
     match arguments.what {
         What::Provisioning { tenants } => provisioning::run(&bench, tenants).await,
+        What::Backup { mebibytes } => backup::run(&bench, mebibytes).await,
         What::Chat { seconds } => chat::run(&bench, Duration::from_secs(seconds)).await,
     }
 }
@@ -72,6 +85,12 @@ struct Bench {
     server: Child,
 }
 
+impl Drop for Bench {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(backup_dir()));
+    }
+}
+
 impl Bench {
     async fn start() -> Result<Self> {
         let postgres = std::env::var("DATABASE_URL").context("DATABASE_URL names an administrator's database")?;
@@ -82,6 +101,7 @@ impl Bench {
         platform.set_path("freehold_bench");
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, rand::random::<[u8; 32]>());
+        std::fs::create_dir_all(backup_dir())?;
         let command = |arguments: &[&str]| {
             let mut command = Command::new(server_binary());
             command
@@ -91,6 +111,7 @@ impl Bench {
                 .env("FREEHOLD_LISTEN", format!("127.0.0.1:{port}"))
                 .env("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true")
                 .env("FREEHOLD_WORKER_CONCURRENCY", "8")
+                .env("FREEHOLD_BACKUP_DIR", backup_dir())
                 .env("FREEHOLD_TENANT_POOL_SIZE", "16")
                 .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned()))
                 .stdin(Stdio::null())
@@ -142,16 +163,22 @@ impl Bench {
         });
         let answer = self.post("/platform/v1/tenants", &self.token, body).await?;
         let id = text(&answer["operation"], "id")?;
+        self.succeeded(&id).await.with_context(|| format!("provision {slug}"))?;
+        Ok((answer["admin_invite"].clone(), started.elapsed()))
+    }
+
+    /// Waits until an operation has succeeded.
+    async fn succeeded(&self, id: &str) -> Result<()> {
         let url = format!("{}/platform/v1/operations/{id}/events", self.url);
         let mut events = self.client.get(url).bearer_auth(&self.token).send().await?.bytes_stream();
         let mut seen = String::new();
         while let Some(bytes) = events.next().await {
             seen.push_str(&String::from_utf8_lossy(&bytes?));
             if seen.contains("\"state\":\"succeeded\"") {
-                return Ok((answer["admin_invite"].clone(), started.elapsed()));
+                return Ok(());
             }
         }
-        anyhow::bail!("{slug} was not provisioned: {seen}")
+        anyhow::bail!("the operation did not succeed: {seen}")
     }
 
     fn memory_mib(&self) -> Option<f64> {

@@ -377,8 +377,8 @@ async fn a_tenant_in_service_is_replaced_under_load_without_mixing() {
 async fn a_backup_is_of_one_moment_while_the_tenant_writes() {
     let platform = Platform::start().await;
     let ours = platform.tenant("moment-ours").await;
-    // 20 MB, so that the dump takes a while.
-    add_rows(&platform, &ours, 10_000, 64).await;
+    // 10 MB, so that the dump takes a while.
+    add_rows(&platform, &ours, 5_000, 64).await;
     let writing = async {
         for number in 0..20 {
             chat(&platform, &ours.user.access, &format!("message {number}")).await;

@@ -30,6 +30,8 @@ use crate::scheduled;
 use crate::secrets::PasswordHasher;
 use crate::tenant_db::{Directory, PoolSettings, Shares, TenantDatabases};
 use crate::tenants::clusters::ClusterRegistry;
+use crate::tenants::database_checks::DatabaseChecks;
+use crate::tenants::own_database::OwnDatabases;
 use crate::tenants::provision::Provisioning;
 use crate::tenants::registry::Registry;
 use crate::tenants::templates::Templates;
@@ -61,6 +63,10 @@ pub struct AppState {
     pub users: Users,
     /// The registry of tenants.
     pub registry: Registry,
+    /// Checks of databases that somebody wants to use.
+    pub database_checks: DatabaseChecks,
+    /// Clients' own databases.
+    pub own_databases: OwnDatabases,
     /// The registered clusters.
     pub clusters: ClusterRegistry,
     /// Backups of tenants, and bringing them back.
@@ -152,7 +158,22 @@ impl AppState {
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
+        let database_checks = DatabaseChecks::new(
+            pool.clone(),
+            config.platform_database_url.clone(),
+            clusters.clone(),
+            Arc::clone(&clock),
+            config.allow_private_database_hosts,
+            u32::try_from(config.tenant_pool_size).unwrap_or(u32::MAX),
+        );
         let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
+        let registry = Registry::new(
+            pool.clone(),
+            Arc::clone(&master_keys),
+            templates,
+            Arc::clone(&clock),
+            delta(config.invite_lifetime)?,
+        );
         Ok(Self {
             super_admins: SuperAdmins::new(
                 pool.clone(),
@@ -170,13 +191,16 @@ impl AppState {
                 delta(config.refresh_token_lifetime)?,
             ),
             users: Users::new(passwords, Arc::clone(&clock), delta(config.invite_lifetime)?),
-            registry: Registry::new(
+            own_databases: OwnDatabases::new(
                 pool.clone(),
                 master_keys,
-                templates,
+                registry.clone(),
+                database_checks.clone(),
                 Arc::clone(&clock),
                 delta(config.invite_lifetime)?,
             ),
+            registry,
+            database_checks,
             ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock)),
             chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
             engine: Arc::new(engine),

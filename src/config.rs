@@ -69,6 +69,12 @@ pub const SETTINGS: &[Setting] = &[
         "`true` lets AI keys point at loopback and private addresses",
     ),
     setting(
+        "allow_private_database_hosts",
+        "FREEHOLD_ALLOW_PRIVATE_DATABASE_HOSTS",
+        Some("false"),
+        "`true` lets clients give databases of their own at loopback and private addresses; the owner always may",
+    ),
+    setting(
         "platform_pool_size",
         "FREEHOLD_PLATFORM_POOL_SIZE",
         Some("16"),
@@ -182,6 +188,8 @@ pub struct Config {
     pub templates_dir: Option<PathBuf>,
     /// Whether AI keys may point at private addresses.
     pub allow_private_model_hosts: bool,
+    /// Whether clients may give databases at private addresses.
+    pub allow_private_database_hosts: bool,
     /// Connections to the platform's database, at most.
     pub platform_pool_size: u32,
     /// Connections to one tenant's database, at most.
@@ -289,6 +297,7 @@ impl Config {
             log_format: source.parse("log_format")?,
             templates_dir,
             allow_private_model_hosts: source.parse("allow_private_model_hosts")?,
+            allow_private_database_hosts: source.parse("allow_private_database_hosts")?,
             platform_pool_size: source.number("platform_pool_size", 2, 1000)? as u32,
             tenant_pool_size: source.number("tenant_pool_size", 1, 1000)? as usize,
             tenant_connections: source.number("tenant_connections", 1, 10_000)? as usize,

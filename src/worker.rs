@@ -9,6 +9,7 @@ use crate::backups::{self, BackupServices};
 use crate::clock::SharedClock;
 use crate::fleet::{self, Fleet};
 use crate::operations::Engine;
+use crate::tenants::own_database;
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
@@ -20,7 +21,8 @@ pub fn engine(
     backups: Arc<BackupServices>,
 ) -> Engine {
     Engine::new(pool, clock)
-        .register(&provision::DEFINITION, provisioning)
+        .register(&provision::DEFINITION, Arc::clone(&provisioning))
+        .register(&own_database::provision::DEFINITION, provisioning)
         .register(&fleet::migrate::DEFINITION, Arc::clone(&fleet))
         .register(&fleet::verify::DEFINITION, fleet)
         .register(&backups::BACKUP_TENANT, Arc::clone(&backups))

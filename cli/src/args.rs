@@ -88,6 +88,11 @@ pub enum Command {
     Connections,
     /// Bring the databases of tenants up to date, or verify them
     Migrate(Box<MigrateArgs>),
+    /// Databases that clients bring
+    #[command(subcommand)]
+    Database(DatabaseCommand),
+    /// Look at everything the platform stands on, and say what to do about what is wrong
+    Doctor(DoctorArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Run the whole platform on this machine, with two demo clients
@@ -140,6 +145,8 @@ pub enum TenantCommand {
     Backup(TenantBackupArgs),
     /// Bring a tenant back from a backup, with all it held and the id it had
     Restore(Box<TenantRestoreArgs>),
+    /// Make a new token with which the client gives its own database, or new credentials for it
+    DatabaseToken(TenantDatabaseTokenArgs),
 }
 
 /// `freehold tenant create`.
@@ -163,6 +170,15 @@ pub struct TenantCreateArgs {
     /// The cluster for its database; may be left out when there is exactly one
     #[arg(long, value_name = "NAME")]
     pub cluster: Option<String>,
+    /// The database is the client's own. Without --database-url-file the tenant waits until the client gives it
+    #[arg(long, conflicts_with = "cluster")]
+    pub own_database: bool,
+    /// A file that holds the URL of the client's own database, or - for stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "cluster")]
+    pub database_url_file: Option<PathBuf>,
+    /// A file with certificates, in PEM format, that are trusted for that database besides the public authorities
+    #[arg(long, value_name = "FILE", requires = "database_url_file")]
+    pub database_ca_file: Option<PathBuf>,
     /// Where the client's configuration goes
     #[command(flatten)]
     pub config: ConfigFileArgs,
@@ -348,6 +364,17 @@ pub enum BackupKeyCommand {
     },
 }
 
+/// `freehold tenant database-token`.
+#[derive(Debug, Args)]
+pub struct TenantDatabaseTokenArgs {
+    /// The tenant's slug
+    #[arg(value_parser = slug)]
+    pub slug: String,
+    /// Where the token goes
+    #[command(flatten)]
+    pub config: ConfigFileArgs,
+}
+
 /// `freehold operation`.
 #[derive(Debug, Subcommand)]
 pub enum OperationCommand {
@@ -474,6 +501,28 @@ fn on_error(text: &str) -> Result<OnError, String> {
         "continue" => Ok(OnError::Continue),
         _ => Err("stop or continue".into()),
     }
+}
+
+/// `freehold database`.
+#[derive(Debug, Subcommand)]
+pub enum DatabaseCommand {
+    /// Check from the server whether a database can be a client's own. Nothing is stored
+    Check {
+        /// A file that holds the database's URL, or - for stdin
+        #[arg(long, value_name = "FILE")]
+        url_file: PathBuf,
+        /// A file with certificates, in PEM format, that are trusted besides the public authorities
+        #[arg(long, value_name = "FILE")]
+        ca_file: Option<PathBuf>,
+    },
+}
+
+/// `freehold doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Check the clients' own databases too
+    #[arg(long)]
+    pub tenants: bool,
 }
 
 /// `freehold completions`.

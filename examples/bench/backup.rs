@@ -33,8 +33,8 @@ pub(crate) async fn run(bench: &Bench, mebibytes: u32) -> Result<()> {
 
     let programs = std::env::var("FREEHOLD_POSTGRES_CLIENT_DIR").map(PathBuf::from).unwrap_or_default();
     let dump = backup_dir().join("bare.dump");
-    let bare_dump = timed(Command::new(programs.join("pg_dump")).args(["-Fc", "-d", url.as_str(), "-f"]).arg(&dump));
-    let bare_dump = bare_dump.await?;
+    let mut command = Command::new(programs.join("pg_dump"));
+    let bare_dump = timed(command.args(["-Fc", "-d", url.as_str(), "-f"]).arg(&dump)).await?;
     let admin = connect(&bench.postgres).await?;
     admin.batch_execute("CREATE DATABASE bare_restore TEMPLATE template0").await?;
     let mut target = url.clone();

@@ -15,6 +15,7 @@ mod fake_model;
 
 mod backup;
 mod chat;
+mod fleet;
 mod provisioning;
 
 use std::path::{Path, PathBuf};
@@ -56,6 +57,15 @@ enum What {
         #[arg(long, default_value_t = 8)]
         seconds: u64,
     },
+    /// Migrations of a whole fleet, next to a plain loop of `psql -f`.
+    Fleet {
+        /// How many tenants.
+        #[arg(long, default_value_t = 2000)]
+        tenants: usize,
+    },
+    /// Not a benchmark: the server that `fleet` starts.
+    #[command(hide = true)]
+    FleetServer,
 }
 
 /// The directory of the server's backups, which goes with the benchmark.
@@ -68,12 +78,19 @@ const PASSWORD: &str = "a password for the benchmark";
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if matches!(arguments.what, What::FleetServer) {
+        return fleet::serve().await;
+    }
     let bench = Bench::start().await?;
-    match arguments.what {
+    let result = match arguments.what {
         What::Provisioning { tenants } => provisioning::run(&bench, tenants).await,
         What::Backup { mebibytes } => backup::run(&bench, mebibytes).await,
+        What::Fleet { tenants } => fleet::run(bench, tenants).await,
+        What::FleetServer => Ok(()),
         What::Chat { seconds } => chat::run(&bench, Duration::from_secs(seconds)).await,
-    }
+    };
+    drop(std::fs::remove_dir_all(backup_dir()));
+    result
 }
 
 /// A server on a fresh platform database, with a signed-in super admin.
@@ -82,13 +99,9 @@ struct Bench {
     url: String,
     postgres: String,
     token: String,
+    /// What the server was told, for another one in its place.
+    environment: Vec<(&'static str, String)>,
     server: Child,
-}
-
-impl Drop for Bench {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(backup_dir()));
-    }
 }
 
 impl Bench {
@@ -102,20 +115,19 @@ impl Bench {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, rand::random::<[u8; 32]>());
         std::fs::create_dir_all(backup_dir())?;
+        let environment = vec![
+            ("PLATFORM_DATABASE_URL", platform.to_string()),
+            ("FREEHOLD_MASTER_KEYS", format!("1:{key}")),
+            ("FREEHOLD_LISTEN", format!("127.0.0.1:{port}")),
+            ("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true".to_owned()),
+            ("FREEHOLD_WORKER_CONCURRENCY", "8".to_owned()),
+            ("FREEHOLD_BACKUP_DIR", backup_dir().display().to_string()),
+            ("FREEHOLD_TENANT_POOL_SIZE", "16".to_owned()),
+            ("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned())),
+        ];
         let command = |arguments: &[&str]| {
             let mut command = Command::new(server_binary());
-            command
-                .args(arguments)
-                .env("PLATFORM_DATABASE_URL", platform.as_str())
-                .env("FREEHOLD_MASTER_KEYS", format!("1:{key}"))
-                .env("FREEHOLD_LISTEN", format!("127.0.0.1:{port}"))
-                .env("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true")
-                .env("FREEHOLD_WORKER_CONCURRENCY", "8")
-                .env("FREEHOLD_BACKUP_DIR", backup_dir())
-                .env("FREEHOLD_TENANT_POOL_SIZE", "16")
-                .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned()))
-                .stdin(Stdio::null())
-                .kill_on_drop(true);
+            command.args(arguments).envs(environment.clone()).stdin(Stdio::null()).kill_on_drop(true);
             command
         };
         ensure!(command(&["migrate"]).status().await.context("build with --release first")?.success(), "migrate");
@@ -134,7 +146,7 @@ impl Bench {
             ensure!(tries < 200, "the server did not start");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let mut bench = Self { client, url, postgres, token: String::new(), server };
+        let mut bench = Self { client, url, postgres, token: String::new(), environment, server };
         let body = json!({ "email": "owner@bench.example", "password": PASSWORD });
         bench.token = text(&bench.post("/platform/v1/sessions", "", body).await?, "token")?;
         let body = json!({ "name": "local", "admin_url": bench.postgres });

@@ -5,6 +5,8 @@
 
 pub mod backup;
 pub mod connections;
+pub mod database;
+pub mod doctor;
 pub mod fleet;
 pub mod platform;
 pub mod tenant;
@@ -30,6 +32,9 @@ pub struct Problem {
     /// The fields that were refused, if the request was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldProblem>,
+    /// What a check of a database found, if that is why the request was refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<database::DatabaseFinding>,
     /// The operation that holds the tenant, if that is why the request was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation_id: Option<uuid::Uuid>,

@@ -22,7 +22,7 @@ use crate::operations::{
     Definition, OperationProgress, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture,
     store::note_progress,
 };
-use crate::provisioning::{ProvisioningError, Snapshot};
+use crate::provisioning::{self, ProvisioningError, Snapshot};
 use crate::secrets::{DataKey, DatabaseUrl, Sealed, connect};
 use crate::tenant_db::database_url_location;
 use crate::tenants::TenantError;
@@ -122,7 +122,7 @@ async fn write_archive(services: Arc<BackupServices>, context: StepContext) -> R
             .collect(),
     };
     let derivation = Derivation::from_bytes(&task.pending.key_derivation)?;
-    let mut dump = programs.dump(&url, &snapshot.name, &snapshot.foreign_schemas)?;
+    let mut dump = programs.dump(&url, &snapshot.name, &snapshot.foreign_schemas, provisioning::INSTANCE_TABLE)?;
     let writing = Writing::begin(task.path, derivation, task.key, manifest);
     let (mut done, mut told) = (0_u64, 0);
     while let Some(piece) = dump.next_piece().await? {

@@ -180,14 +180,22 @@ impl PostgresPrograms {
         Ok(file)
     }
 
-    /// Begins to dump a database as of a snapshot that another session exported. Schemas named are left out.
-    pub fn dump(&self, url: &DatabaseUrl, snapshot: &str, leave_out: &[String]) -> Result<Dump, ProgramError> {
+    /// Begins to dump a database as of a snapshot that another session exported. Of what is in it, the schemas and the
+    /// table of the schema `public` that are named are left out.
+    pub fn dump(
+        &self,
+        url: &DatabaseUrl,
+        snapshot: &str,
+        schemas: &[String],
+        table: &str,
+    ) -> Result<Dump, ProgramError> {
         let mut command = self.command(DUMP, url);
         command.args(["--format=custom", "--no-owner", "--no-acl", "--no-comments", "--lock-wait-timeout=60000"]);
         command.args(["--no-publications", "--no-subscriptions", "--no-security-labels", "--extension=plpgsql"]);
         command.arg(format!("--snapshot={snapshot}"));
-        for schema in leave_out {
-            // A pattern; in double quotes it means itself.
+        // Patterns; in double quotes they mean themselves.
+        command.arg(format!("--exclude-table=public.\"{table}\""));
+        for schema in schemas {
             command.arg(format!("--exclude-schema=\"{}\"", schema.replace('"', "\"\"")));
         }
         command.env("PGPASSFILE", "/dev/stdin").stdin(self.password_file(DUMP, url)?).stdout(Stdio::piped());

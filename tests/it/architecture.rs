@@ -18,9 +18,24 @@ const LEVELS: &[(u8, &[&str])] = &[
             "idempotency",
             "schedule",
             "postgres_programs",
+            "database_check",
         ],
     ),
-    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api", "backup_archive"]),
+    (
+        0,
+        &[
+            "config",
+            "ids",
+            "clock",
+            "platform_db",
+            "postgres_pool",
+            "telemetry",
+            "secrets",
+            "api",
+            "addresses",
+            "backup_archive",
+        ],
+    ),
 ];
 
 /// The only uses of one feature by another.
@@ -38,6 +53,10 @@ const FEATURE_USES: &[(&str, &str)] = &[
 const SQL_ELSEWHERE: &[(&str, &str)] = &[
     ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
     ("src/provisioning/contents.rs", "counts and compares tables it knows nothing of, with quoted identifiers"),
+    ("src/provisioning/own.rs", "claims, fills and leaves databases that clients bring"),
+    ("src/database_check/facts.rs", "asks the catalogs of a server that is nobody's yet"),
+    ("src/database_check/mod.rs", "asks a server for its identifier"),
+    ("src/database_check/pooler.rs", "asks two sessions for their process"),
     ("src/provisioning/catalog.rs", "reads the catalog, whatever the tables mean"),
     ("src/provisioning/migrate.rs", "locks and migrates a database, whatever its tables mean"),
     ("src/provisioning/template.rs", "builds the template database"),

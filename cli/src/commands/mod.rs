@@ -4,6 +4,8 @@ pub mod backup;
 pub mod cluster;
 pub mod completions;
 pub mod connections;
+pub mod database;
+pub mod doctor;
 pub mod migrate;
 pub mod operation;
 pub mod session;

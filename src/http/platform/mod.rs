@@ -3,6 +3,8 @@
 pub mod backups;
 pub mod clusters;
 pub mod connections;
+pub mod databases;
+pub mod doctor;
 pub mod fleet;
 pub mod operations;
 pub mod sessions;

@@ -12,12 +12,15 @@ use super::context::request_id;
 use crate::access::AccessError;
 use crate::api::database::DatabaseFinding;
 use crate::api::{FieldProblem, Problem};
+use crate::backup_archive::ArchiveError;
+use crate::backups::BackupError;
 use crate::chat::ChatError;
 use crate::configuration::ConfigurationError;
 use crate::fleet::FleetError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
+use crate::postgres_programs::ProgramError;
 use crate::rotation::RotationError;
 use crate::secrets::PasswordError;
 use crate::telemetry::causes;
@@ -296,6 +299,64 @@ impl From<ChatError> for ApiError {
             ChatError::TenantDb(error) => error.into(),
             ChatError::Database(error) => Self::tenant_database(&error),
             ChatError::TaskLost => Self::internal(&error),
+        }
+    }
+}
+
+impl From<BackupError> for ApiError {
+    fn from(error: BackupError) -> Self {
+        let text = error.to_string();
+        let refused = |code| Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, "The backup cannot be used");
+        match error {
+            BackupError::NoDirectory => Self::conflict("backup_dir_missing", "Backups are not set up").detail(text),
+            BackupError::OneSecret => Self::invalid("passphrase", text),
+            BackupError::Passphrase(_) => Self::invalid("passphrase", text),
+            BackupError::KeyFile(_) => Self::invalid("key", text),
+            BackupError::NotFound => Self::not_found("backup"),
+            BackupError::NotComplete => Self::conflict("backup_not_complete", "The backup is not complete"),
+            BackupError::FileMissing => Self::conflict("backup_file_missing", "The backup's file is not here").detail(
+                "it was removed, or the backup directory is not shared by all servers: ask the one that has the file",
+            ),
+            BackupError::InUse(operation) => {
+                let mut conflict = Self::conflict("backup_in_use", "An operation works on the backup").detail(text);
+                conflict.operation_id = Some(operation);
+                conflict
+            }
+            BackupError::TooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The file is too large")
+                    .detail(format!("{text}; the setting is FREEHOLD_BACKUP_UPLOAD_GIB"))
+            }
+            BackupError::BrokenOff => Self::new(StatusCode::BAD_REQUEST, "upload_broken_off", "The upload broke off"),
+            BackupError::Archive(ArchiveError::Io(_)) | BackupError::Io(_) => {
+                Self::unavailable("backup_dir_unusable", "The backup directory cannot be used", &error)
+            }
+            BackupError::Archive(archive) => refused(archive.code()).detail(text),
+            BackupError::SchemaNewer { .. } => {
+                refused("backup_schema_newer").detail(format!("{text}; restore it with a newer version of Freehold"))
+            }
+            BackupError::NoDatabase { .. } => {
+                Self::conflict("tenant_without_database", "There is nothing to back up").detail(text)
+            }
+            BackupError::TenantExists { .. } => Self::conflict("tenant_exists", "The tenant is there").detail(format!(
+                "{text}; one in service is replaced if `replace` names it, one being deleted has to be undeleted first"
+            )),
+            BackupError::OtherTenant(_) => refused("backup_of_another_tenant").detail(text),
+            BackupError::OwnDatabase => refused("backup_of_own_database").detail(text),
+            BackupError::Busy => Self::unavailable("busy", "Too many backups are asked for at once", &error),
+            BackupError::Program(ProgramError::Missing { .. } | ProgramError::Unsuitable { .. }) => {
+                log("postgres_client_missing", &error);
+                Self::conflict("postgres_client_missing", "The PostgreSQL client programs are missing").detail(text)
+            }
+            BackupError::Provisioning(error) => TenantError::from(error).into(),
+            BackupError::Tenant(error) => error.into(),
+            BackupError::Operation(error) => error.into(),
+            BackupError::Database(error) => error.into(),
+            BackupError::KeyGone
+            | BackupError::Unreadable
+            | BackupError::Program(_)
+            | BackupError::Differs(_)
+            | BackupError::Migration(_)
+            | BackupError::Task(_) => Self::internal(&error),
         }
     }
 }

@@ -24,11 +24,14 @@ use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
 use crate::provisioning::TenantMigrations;
+use crate::rotation::{Rotations, Rotator};
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
 use crate::tenant_db::{Directory, PoolSettings, Shares, TenantDatabases};
 use crate::tenants::clusters::ClusterRegistry;
+use crate::tenants::database_checks::DatabaseChecks;
+use crate::tenants::own_database::OwnDatabases;
 use crate::tenants::provision::Provisioning;
 use crate::tenants::registry::Registry;
 use crate::tenants::templates::Templates;
@@ -60,8 +63,16 @@ pub struct AppState {
     pub users: Users,
     /// The registry of tenants.
     pub registry: Registry,
+    /// Checks of databases that somebody wants to use.
+    pub database_checks: DatabaseChecks,
+    /// Clients' own databases.
+    pub own_databases: OwnDatabases,
     /// The registered clusters.
     pub clusters: ClusterRegistry,
+    /// Asks for rotations of credentials and keys.
+    pub rotations: Rotations,
+    /// Carries them out.
+    pub rotator: Arc<Rotator>,
     /// Runs over all tenants.
     pub fleet: Fleet,
     /// The cached registry.
@@ -131,15 +142,39 @@ impl AppState {
             templates: Arc::clone(&templates),
             clock: Arc::clone(&clock),
         });
+        let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
+        let rotator = Arc::new(Rotator {
+            pool: pool.clone(),
+            master_keys: Arc::clone(&master_keys),
+            clusters: clusters.clone(),
+            clock: Arc::clone(&clock),
+            grace: delta(config.rotation_grace)?,
+            token_lifetime: delta(config.access_token_lifetime)?,
+        });
         let fleet = Fleet::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock));
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
-        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning, Arc::new(fleet.clone()));
+        let mut engine =
+            worker::engine(worker_pool, Arc::clone(&clock), provisioning, Arc::new(fleet.clone()), &rotator);
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
-        let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
+        let database_checks = DatabaseChecks::new(
+            pool.clone(),
+            config.platform_database_url.clone(),
+            clusters.clone(),
+            Arc::clone(&clock),
+            config.allow_private_database_hosts,
+            u32::try_from(config.tenant_pool_size).unwrap_or(u32::MAX),
+        );
+        let registry = Registry::new(
+            pool.clone(),
+            Arc::clone(&master_keys),
+            templates,
+            Arc::clone(&clock),
+            delta(config.invite_lifetime)?,
+        );
         Ok(Self {
             super_admins: SuperAdmins::new(
                 pool.clone(),
@@ -157,14 +192,19 @@ impl AppState {
                 delta(config.refresh_token_lifetime)?,
             ),
             users: Users::new(passwords, Arc::clone(&clock), delta(config.invite_lifetime)?),
-            registry: Registry::new(
+            rotations: Rotations::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock)),
+            rotator,
+            own_databases: OwnDatabases::new(
                 pool.clone(),
                 master_keys,
-                templates,
+                registry.clone(),
+                database_checks.clone(),
                 Arc::clone(&clock),
                 delta(config.invite_lifetime)?,
             ),
-            ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock)),
+            registry,
+            database_checks,
+            ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock), Arc::clone(&directory)),
             chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
             engine: Arc::new(engine),
             notifications: broadcast::Sender::new(1024),

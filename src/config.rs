@@ -69,6 +69,12 @@ pub const SETTINGS: &[Setting] = &[
         "`true` lets AI keys point at loopback and private addresses",
     ),
     setting(
+        "allow_private_database_hosts",
+        "FREEHOLD_ALLOW_PRIVATE_DATABASE_HOSTS",
+        Some("false"),
+        "`true` lets clients give databases of their own at loopback and private addresses; the owner always may",
+    ),
+    setting(
         "platform_pool_size",
         "FREEHOLD_PLATFORM_POOL_SIZE",
         Some("16"),
@@ -119,6 +125,12 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("invite_days", "FREEHOLD_INVITE_DAYS", Some("7"), "days an invite can be accepted"),
     setting(
+        "rotation_grace_seconds",
+        "FREEHOLD_ROTATION_GRACE_SECONDS",
+        Some("30"),
+        "seconds that a replaced credential or key stays good, so that every server hears of the new one",
+    ),
+    setting(
         "shutdown_seconds",
         "FREEHOLD_SHUTDOWN_SECONDS",
         Some("30"),
@@ -164,6 +176,8 @@ pub struct Config {
     pub templates_dir: Option<PathBuf>,
     /// Whether AI keys may point at private addresses.
     pub allow_private_model_hosts: bool,
+    /// Whether clients may give databases at private addresses.
+    pub allow_private_database_hosts: bool,
     /// Connections to the platform's database, at most.
     pub platform_pool_size: u32,
     /// Connections to one tenant's database, at most.
@@ -184,6 +198,8 @@ pub struct Config {
     pub refresh_token_lifetime: Duration,
     /// How long an invite can be accepted.
     pub invite_lifetime: Duration,
+    /// How long a replaced credential or key stays good.
+    pub rotation_grace: Duration,
     /// How long answers under way have to end.
     pub shutdown_grace: Duration,
 }
@@ -270,6 +286,7 @@ impl Config {
             log_format: source.parse("log_format")?,
             templates_dir,
             allow_private_model_hosts: source.parse("allow_private_model_hosts")?,
+            allow_private_database_hosts: source.parse("allow_private_database_hosts")?,
             platform_pool_size: source.number("platform_pool_size", 2, 1000)? as u32,
             tenant_pool_size: source.number("tenant_pool_size", 1, 1000)? as usize,
             tenant_connections: source.number("tenant_connections", 1, 10_000)? as usize,
@@ -280,6 +297,7 @@ impl Config {
             access_token_lifetime: Duration::from_secs(60 * source.number("access_token_minutes", 1, 24 * 60)?),
             refresh_token_lifetime: Duration::from_secs(86_400 * source.number("refresh_token_days", 1, 365)?),
             invite_lifetime: Duration::from_secs(86_400 * source.number("invite_days", 1, 90)?),
+            rotation_grace: Duration::from_secs(source.number("rotation_grace_seconds", 0, 86_400)?),
             shutdown_grace: Duration::from_secs(source.number("shutdown_seconds", 0, 3600)?),
         })
     }

@@ -6,6 +6,7 @@
 //! `clock`, `platform_db`, `postgres_pool`, `telemetry`).
 
 pub mod access;
+pub mod addresses;
 pub mod api;
 pub mod app;
 pub mod audit;
@@ -13,6 +14,7 @@ pub mod chat;
 pub mod clock;
 pub mod config;
 pub mod configuration;
+pub mod database_check;
 pub mod doctor;
 pub mod fleet;
 pub mod http;
@@ -23,6 +25,7 @@ pub mod platform_db;
 pub mod postgres_pool;
 pub mod providers;
 pub mod provisioning;
+pub mod rotation;
 pub mod schedule;
 pub mod scheduled;
 pub mod secrets;

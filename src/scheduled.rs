@@ -7,8 +7,28 @@ use crate::idempotency;
 use crate::schedule::Task;
 
 /// The tasks.
-pub static TASKS: &[Task<AppState>] = &[Task {
-    name: "prune_idempotency_keys",
-    period: TimeDelta::hours(1),
-    run: |state| Box::pin(async move { Ok(idempotency::prune(&state.pool, state.clock.now()).await?) }),
-}];
+pub static TASKS: &[Task<AppState>] = &[
+    Task {
+        name: "prune_idempotency_keys",
+        period: TimeDelta::hours(1),
+        run: |state| Box::pin(async move { Ok(idempotency::prune(&state.pool, state.clock.now()).await?) }),
+    },
+    Task {
+        name: "begin_due_rotations",
+        period: TimeDelta::minutes(1),
+        run: |state| {
+            Box::pin(async move {
+                let begun = state.rotations.begin_due().await?;
+                if begun > 0 {
+                    tracing::info!(begun, "begin scheduled rotations");
+                }
+                Ok(())
+            })
+        },
+    },
+    Task {
+        name: "forget_retired_signing_keys",
+        period: TimeDelta::hours(1),
+        run: |state| Box::pin(async move { Ok(state.rotator.forget_retired_signing_keys().await.map(drop)?) }),
+    },
+];

@@ -8,12 +8,25 @@ use sqlx::PgPool;
 use crate::clock::SharedClock;
 use crate::fleet::{self, Fleet};
 use crate::operations::Engine;
+use crate::rotation::{self, Rotator};
+use crate::tenants::own_database;
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
-pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>, fleet: Arc<Fleet>) -> Engine {
+pub fn engine(
+    pool: PgPool,
+    clock: SharedClock,
+    provisioning: Arc<Provisioning>,
+    fleet: Arc<Fleet>,
+    rotator: &Arc<Rotator>,
+) -> Engine {
     Engine::new(pool, clock)
-        .register(&provision::DEFINITION, provisioning)
+        .register(&provision::DEFINITION, Arc::clone(&provisioning))
+        .register(&own_database::provision::DEFINITION, provisioning)
         .register(&fleet::migrate::DEFINITION, Arc::clone(&fleet))
         .register(&fleet::verify::DEFINITION, fleet)
+        .register(&rotation::database::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::signing_key::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::data_key::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::master_key::DEFINITION, Arc::clone(rotator))
 }

@@ -1,5 +1,6 @@
 //! The command line: names, options and help. Knows nothing of how a command is carried out.
 
+use crate::commands::rotate::RotateArgs;
 use crate::dev::DevArgs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -85,6 +86,13 @@ pub enum Command {
     Connections,
     /// Bring the databases of tenants up to date, or verify them
     Migrate(Box<MigrateArgs>),
+    /// Databases that clients bring
+    #[command(subcommand)]
+    Database(DatabaseCommand),
+    /// Look at everything the platform stands on, and say what to do about what is wrong
+    Doctor(DoctorArgs),
+    /// Replace credentials and keys by new ones, while everybody goes on working
+    Rotate(RotateArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Run the whole platform on this machine, with two demo clients
@@ -133,6 +141,8 @@ pub enum TenantCommand {
     Set(TenantSetArgs),
     /// Make a new one-time invite for a client admin
     Invite(TenantInviteArgs),
+    /// Make a new token with which the client gives its own database, or new credentials for it
+    DatabaseToken(TenantDatabaseTokenArgs),
 }
 
 /// `freehold tenant create`.
@@ -156,6 +166,15 @@ pub struct TenantCreateArgs {
     /// The cluster for its database; may be left out when there is exactly one
     #[arg(long, value_name = "NAME")]
     pub cluster: Option<String>,
+    /// The database is the client's own. Without --database-url-file the tenant waits until the client gives it
+    #[arg(long, conflicts_with = "cluster")]
+    pub own_database: bool,
+    /// A file that holds the URL of the client's own database, or - for stdin
+    #[arg(long, value_name = "FILE", conflicts_with = "cluster")]
+    pub database_url_file: Option<PathBuf>,
+    /// A file with certificates, in PEM format, that are trusted for that database besides the public authorities
+    #[arg(long, value_name = "FILE", requires = "database_url_file")]
+    pub database_ca_file: Option<PathBuf>,
     /// Where the client's configuration goes
     #[command(flatten)]
     pub config: ConfigFileArgs,
@@ -231,6 +250,17 @@ pub struct TenantInviteArgs {
     #[arg(long)]
     pub email: Option<String>,
     /// Where the client's configuration goes
+    #[command(flatten)]
+    pub config: ConfigFileArgs,
+}
+
+/// `freehold tenant database-token`.
+#[derive(Debug, Args)]
+pub struct TenantDatabaseTokenArgs {
+    /// The tenant's slug
+    #[arg(value_parser = slug)]
+    pub slug: String,
+    /// Where the token goes
     #[command(flatten)]
     pub config: ConfigFileArgs,
 }
@@ -363,6 +393,28 @@ fn on_error(text: &str) -> Result<OnError, String> {
     }
 }
 
+/// `freehold database`.
+#[derive(Debug, Subcommand)]
+pub enum DatabaseCommand {
+    /// Check from the server whether a database can be a client's own. Nothing is stored
+    Check {
+        /// A file that holds the database's URL, or - for stdin
+        #[arg(long, value_name = "FILE")]
+        url_file: PathBuf,
+        /// A file with certificates, in PEM format, that are trusted besides the public authorities
+        #[arg(long, value_name = "FILE")]
+        ca_file: Option<PathBuf>,
+    },
+}
+
+/// `freehold doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Check the clients' own databases too
+    #[arg(long)]
+    pub tenants: bool,
+}
+
 /// `freehold completions`.
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
@@ -371,7 +423,7 @@ pub struct CompletionsArgs {
 }
 
 /// A slug goes into a path and into a file's name: nothing else may get there.
-fn slug(text: &str) -> Result<String, String> {
+pub(crate) fn slug(text: &str) -> Result<String, String> {
     let begins_well = text.starts_with(|c: char| c.is_ascii_lowercase());
     let is_plain = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     if begins_well && is_plain && (3..=40).contains(&text.len()) {

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::context::request_id;
 use crate::access::AccessError;
+use crate::api::database::DatabaseFinding;
 use crate::api::{FieldProblem, Problem};
 use crate::chat::ChatError;
 use crate::configuration::ConfigurationError;
@@ -17,6 +18,7 @@ use crate::fleet::FleetError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
+use crate::rotation::RotationError;
 use crate::secrets::PasswordError;
 use crate::telemetry::causes;
 use crate::tenant_db::TenantDbError;
@@ -30,6 +32,8 @@ pub struct ApiError {
     title: &'static str,
     detail: Option<String>,
     errors: Vec<FieldProblem>,
+    /// Boxed, for it is seldom there and an error travels by value.
+    findings: Option<Box<Vec<DatabaseFinding>>>,
     operation_id: Option<OperationId>,
     retry_after: Option<Duration>,
 }
@@ -40,7 +44,16 @@ pub type ApiResult<T> = Result<T, ApiError>;
 impl ApiError {
     /// An error with a status, a stable code and a title that does not vary.
     pub fn new(status: StatusCode, code: &'static str, title: &'static str) -> Self {
-        Self { status, code, title, detail: None, errors: Vec::new(), operation_id: None, retry_after: None }
+        Self {
+            status,
+            code,
+            title,
+            detail: None,
+            errors: Vec::new(),
+            findings: None,
+            operation_id: None,
+            retry_after: None,
+        }
     }
 
     /// Says what happened this time and what to do about it.
@@ -135,6 +148,7 @@ impl IntoResponse for ApiError {
             code: self.code.to_owned(),
             detail: self.detail,
             errors: self.errors,
+            findings: self.findings.map(|findings| *findings).unwrap_or_default(),
             operation_id: self.operation_id.map(|id| id.as_uuid()),
             request_id: request_id(),
         };
@@ -350,6 +364,20 @@ impl From<TenantError> for ApiError {
                 Self::conflict("cluster_name_taken", "A cluster of this name is registered")
             }
             TenantError::UnsuitableCluster(reason) => Self::invalid("admin_url", reason),
+            TenantError::UnsuitableDatabase(report) => {
+                let mut refused = Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "database_unsuitable",
+                    "The database cannot be used like this",
+                );
+                refused.findings = Some(Box::new(report.findings));
+                refused
+            }
+            TenantError::NotOwnDatabase => {
+                Self::conflict("database_managed", "The platform manages this tenant's database")
+            }
+            TenantError::NotWaiting => Self::conflict("tenant_not_active", "The tenant takes no database now")
+                .detail("it is being set up, suspended for good, or removed"),
             TenantError::NotFound => Self::not_found("tenant"),
             TenantError::Operation(error) => error.into(),
             TenantError::Idempotency(error) => error.into(),
@@ -358,6 +386,34 @@ impl From<TenantError> for ApiError {
             }
             TenantError::Sealed | TenantError::Random => Self::internal(&error),
             TenantError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<RotationError> for ApiError {
+    fn from(error: RotationError) -> Self {
+        match error {
+            RotationError::UnknownTenant(_) => Self::invalid("tenants", error.to_string()),
+            RotationError::Targets(reason) => Self::invalid("tenants", reason),
+            RotationError::Period => Self::invalid("schedule", error.to_string()),
+            RotationError::NotActive => Self::conflict("tenant_not_active", "The tenant is not in service"),
+            RotationError::NotManaged => {
+                Self::conflict("database_not_managed", "The client keeps this database itself")
+                    .detail("the client's admin gives new credentials: PUT /api/v1/database")
+            }
+            RotationError::MasterKeyMissing(version) => {
+                Self::conflict("master_key_missing", "This server does not hold a master key that is in use")
+                    .detail(format!("give every server version {version} in FREEHOLD_MASTER_KEYS, and restart them"))
+            }
+            RotationError::NothingToRotate(version) => {
+                Self::conflict("nothing_to_rotate", "Everything is under the newest master key that this server holds")
+                    .detail(format!(
+                        "it is version {version}; add one with a higher version to FREEHOLD_MASTER_KEYS on every \
+                         server, and restart them first"
+                    ))
+            }
+            RotationError::Operation(error) => error.into(),
+            RotationError::Database(error) => error.into(),
         }
     }
 }

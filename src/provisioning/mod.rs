@@ -3,13 +3,15 @@
 //! It knows clusters and the SQL of roles and databases. It knows nothing of the registry, of operations or of what a
 //! tenant's tables mean. Everything here is safe to repeat: `create` finds what is there, `drop` accepts what is not.
 //!
-//! What keeps tenants apart on one server: each database belongs to a NOLOGIN role of its own, one LOGIN role acts for
-//! it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
+//! What keeps tenants apart on one server: each database belongs to a NOLOGIN role of its own, one of two LOGIN roles,
+//! which take turns, acts for it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
 
 mod admin;
 mod catalog;
+mod logins;
 mod migrate;
 mod migrations;
+pub mod own;
 mod template;
 
 use std::sync::Arc;
@@ -19,10 +21,12 @@ use deadpool_postgres::Pool;
 use secrecy::SecretString;
 use thiserror::Error;
 
-pub use admin::{ClusterCheck, DatabaseNames, check_cluster, hash_password};
+pub use admin::{DatabaseNames, hash_password};
 pub use catalog::{AppliedMigration, Catalog, Differences, Inspection, SchemaObject, inspect, read as read_catalog};
+pub use logins::check_login;
 pub use migrate::{MigrateError, MigrateFailure, MigrateLimits, Migrated, found_schema_version, migrate_database};
 pub use migrations::{OLDEST_SPOKEN_SCHEMA, TENANT_MIGRATOR, TenantMigrations};
+pub use own::{INSTANCE_TABLE, OwnDatabaseError, tenant_tables};
 
 use crate::ids::ClusterId;
 use crate::postgres_pool;
@@ -120,6 +124,16 @@ impl Cluster {
         template::catalog(&admin, &self.url, &self.migrations).await
     }
 
+    /// What Postgres calls the server's data directory; a managed service may keep it to itself.
+    pub async fn system_identifier(&self) -> Result<Option<String>, ProvisioningError> {
+        Ok(crate::database_check::system_identifier(&**self.admin().await?).await?)
+    }
+
+    /// Which of the databases every server has let PUBLIC in, and so every tenant's role.
+    pub async fn open_to_public(&self) -> Result<Vec<String>, ProvisioningError> {
+        admin::open_to_public(&*self.admin().await?).await
+    }
+
     /// Shuts PUBLIC out of the databases every server has.
     pub async fn shut_public_out(&self) -> Result<(), ProvisioningError> {
         admin::shut_public_out(&*self.admin().await?).await
@@ -131,7 +145,18 @@ impl Cluster {
         admin::create_roles(&*self.admin().await?, names, verifier).await
     }
 
-    /// Removes both roles.
+    /// Lets the names' login role sign in with a password, of which `verifier` is the SCRAM verifier. The other login
+    /// role stays as it is.
+    pub async fn enable_login(&self, names: &DatabaseNames, verifier: &str) -> Result<(), ProvisioningError> {
+        logins::enable(&*self.admin().await?, names, verifier).await
+    }
+
+    /// Shuts the names' login role out and ends its sessions.
+    pub async fn disable_login(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+        logins::disable(&*self.admin().await?, names).await
+    }
+
+    /// Removes the owner role and whichever login roles there are.
     pub async fn drop_roles(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
         admin::drop_roles(&*self.admin().await?, names).await
     }

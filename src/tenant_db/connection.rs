@@ -3,6 +3,7 @@
 //! Knows nothing of tenants and budgets.
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,7 @@ use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
 use tokio_postgres::{CancelToken, Config, NoTls};
 
 use super::client::Session;
-use crate::secrets::{Connector, DatabaseUrl, connector};
+use crate::secrets::{Connector, DatabaseUrl, ResolveError, connector};
 use crate::telemetry::causes;
 
 /// How long a connection may be in use without a break. Everything a request does between two waits for something
@@ -48,6 +49,8 @@ pub(super) enum OpenError {
     TimedOut(Duration),
     #[error("the host was not reached")]
     Unreached(#[from] io::Error),
+    #[error("the host's address cannot be connected to")]
+    Address(#[from] ResolveError),
     #[error("prepare the connection")]
     Prepare(#[source] anyhow::Error),
     #[error("the database refused the connection")]
@@ -97,9 +100,9 @@ impl Target {
     pub(super) async fn open(self: &Arc<Self>, limit: Duration) -> Result<Connection, OpenError> {
         let opening = async {
             let line = self.dial().await?;
-            match &self.connector {
-                Connector::Plain => self.start(line, NoTls).await,
-                Connector::Tls(tls) => {
+            match self.connector.tls() {
+                None => self.start(line, NoTls).await,
+                Some(tls) => {
                     let tls = MakeTlsConnect::<Line>::make_tls_connect(&mut tls.clone(), self.server_name());
                     let tls = tls.map_err(|never| OpenError::Prepare(anyhow::Error::new(never)))?;
                     self.start(line, tls).await
@@ -117,9 +120,15 @@ impl Target {
     }
 
     async fn dial(&self) -> Result<Line, OpenError> {
-        let port = self.config.get_ports().first().copied().unwrap_or(5432);
-        let stream = match self.config.get_hosts().first() {
-            Some(Host::Tcp(name)) => TcpStream::connect((name.as_str(), port)).await?,
+        // What was judged is what is connected to, whatever the name leads to a moment later.
+        let bound = self.connector.resolve(&self.config).await?;
+        let port = bound.get_ports().first().copied().unwrap_or(5432);
+        let stream = match bound.get_hosts().first() {
+            Some(Host::Tcp(_)) => {
+                let addresses: Vec<_> =
+                    bound.get_hostaddrs().iter().map(|address| SocketAddr::new(*address, port)).collect();
+                TcpStream::connect(addresses.as_slice()).await?
+            }
             Some(Host::Unix(directory)) => {
                 let stream = UnixStream::connect(directory.join(format!(".s.PGSQL.{port}"))).await?;
                 return Ok(Line { wire: Wire::Unix(stream), half_closed: false });
@@ -149,9 +158,9 @@ impl Target {
     async fn cancel(&self, token: &CancelToken) {
         let cancelling = async {
             let line = self.dial().await.ok()?;
-            match &self.connector {
-                Connector::Plain => token.cancel_query_raw(line, NoTls).await.ok(),
-                Connector::Tls(tls) => {
+            match self.connector.tls() {
+                None => token.cancel_query_raw(line, NoTls).await.ok(),
+                Some(tls) => {
                     let tls = MakeTlsConnect::<Line>::make_tls_connect(&mut tls.clone(), self.server_name()).ok()?;
                     token.cancel_query_raw(line, tls).await.ok()
                 }

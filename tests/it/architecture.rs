@@ -6,9 +6,12 @@ use std::path::{Path, PathBuf};
 /// Each module's level; a module may use its own level and those below. Features use each other only as listed.
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
-    (2, &["tenants", "access", "configuration", "chat", "fleet"]),
-    (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule"]),
-    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api"]),
+    (2, &["tenants", "access", "configuration", "chat", "fleet", "rotation"]),
+    (
+        1,
+        &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule", "database_check"],
+    ),
+    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api", "addresses"]),
 ];
 
 /// The only uses of one feature by another.
@@ -18,11 +21,18 @@ const FEATURE_USES: &[(&str, &str)] = &[
     ("tenants", "configuration"),
     ("chat", "access"),
     ("chat", "configuration"),
+    ("rotation", "tenants"),
+    ("rotation", "configuration"),
 ];
 
 /// Files outside `store.rs` and `tenant_store.rs` with SQL, each for a reason.
 const SQL_ELSEWHERE: &[(&str, &str)] = &[
     ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
+    ("src/provisioning/logins.rs", "the administrator's SQL, with quoted identifiers"),
+    ("src/provisioning/own.rs", "claims, fills and leaves databases that clients bring"),
+    ("src/database_check/facts.rs", "asks the catalogs of a server that is nobody's yet"),
+    ("src/database_check/mod.rs", "asks a server for its identifier"),
+    ("src/database_check/pooler.rs", "asks two sessions for their process"),
     ("src/provisioning/catalog.rs", "reads the catalog, whatever the tables mean"),
     ("src/provisioning/migrate.rs", "locks and migrates a database, whatever its tables mean"),
     ("src/provisioning/template.rs", "builds the template database"),

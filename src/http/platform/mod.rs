@@ -2,7 +2,10 @@
 
 pub mod clusters;
 pub mod connections;
+pub mod databases;
+pub mod doctor;
 pub mod fleet;
 pub mod operations;
+pub mod rotations;
 pub mod sessions;
 pub mod tenants;

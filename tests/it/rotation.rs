@@ -326,7 +326,7 @@ async fn a_server_that_missed_the_news_seals_with_the_key_in_force() {
     let db = deaf.databases.open(record).unwrap();
     let new = freehold::configuration::NewAiKey {
         provider: "openai_compatible".to_owned(),
-        base_url: Some(fake_model().await.base_url().to_owned()),
+        base_url: Some(fake_model().await.base_url()),
         api_key: SecretString::from("unheard"),
         models: vec!["m".to_owned()],
         default_model: "m".to_owned(),

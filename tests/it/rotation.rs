@@ -74,6 +74,8 @@ impl Load {
                             failures.push(format!("{}: {}", response.status(), response.text().await.unwrap()));
                         }
                         sent.fetch_add(1, Ordering::SeqCst);
+                        // The load is there to be met by the rotation, not to starve a small machine.
+                        tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                     failures
                 })

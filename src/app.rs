@@ -25,6 +25,7 @@ use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
 use crate::provisioning::TenantMigrations;
+use crate::rotation::{Rotations, Rotator};
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
@@ -71,6 +72,10 @@ pub struct AppState {
     pub clusters: ClusterRegistry,
     /// Backups of tenants, and bringing them back.
     pub backups: Backups,
+    /// Asks for rotations of credentials and keys.
+    pub rotations: Rotations,
+    /// Carries them out.
+    pub rotator: Arc<Rotator>,
     /// Runs over all tenants.
     pub fleet: Fleet,
     /// The cached registry.
@@ -140,6 +145,15 @@ impl AppState {
             templates: Arc::clone(&templates),
             clock: Arc::clone(&clock),
         });
+        let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
+        let rotator = Arc::new(Rotator {
+            pool: pool.clone(),
+            master_keys: Arc::clone(&master_keys),
+            clusters: clusters.clone(),
+            clock: Arc::clone(&clock),
+            grace: delta(config.rotation_grace)?,
+            token_lifetime: delta(config.access_token_lifetime)?,
+        });
         let backup_services = Arc::new(BackupServices {
             pool: pool.clone(),
             master_keys: Arc::clone(&master_keys),
@@ -153,8 +167,14 @@ impl AppState {
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
-        let mut engine =
-            worker::engine(worker_pool, Arc::clone(&clock), provisioning, Arc::new(fleet.clone()), backup_services);
+        let mut engine = worker::engine(
+            worker_pool,
+            Arc::clone(&clock),
+            provisioning,
+            Arc::new(fleet.clone()),
+            backup_services,
+            &rotator,
+        );
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
@@ -166,7 +186,6 @@ impl AppState {
             config.allow_private_database_hosts,
             u32::try_from(config.tenant_pool_size).unwrap_or(u32::MAX),
         );
-        let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
         let registry = Registry::new(
             pool.clone(),
             Arc::clone(&master_keys),
@@ -191,6 +210,8 @@ impl AppState {
                 delta(config.refresh_token_lifetime)?,
             ),
             users: Users::new(passwords, Arc::clone(&clock), delta(config.invite_lifetime)?),
+            rotations: Rotations::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock)),
+            rotator,
             own_databases: OwnDatabases::new(
                 pool.clone(),
                 master_keys,
@@ -201,7 +222,7 @@ impl AppState {
             ),
             registry,
             database_checks,
-            ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock)),
+            ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock), Arc::clone(&directory)),
             chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
             engine: Arc::new(engine),
             backups,

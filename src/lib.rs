@@ -28,6 +28,7 @@ pub mod postgres_pool;
 pub mod postgres_programs;
 pub mod providers;
 pub mod provisioning;
+pub mod rotation;
 pub mod schedule;
 pub mod scheduled;
 pub mod secrets;

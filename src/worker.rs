@@ -9,6 +9,7 @@ use crate::backups::{self, BackupServices};
 use crate::clock::SharedClock;
 use crate::fleet::{self, Fleet};
 use crate::operations::Engine;
+use crate::rotation::{self, Rotator};
 use crate::tenants::own_database;
 use crate::tenants::provision::{self, Provisioning};
 
@@ -19,6 +20,7 @@ pub fn engine(
     provisioning: Arc<Provisioning>,
     fleet: Arc<Fleet>,
     backups: Arc<BackupServices>,
+    rotator: &Arc<Rotator>,
 ) -> Engine {
     Engine::new(pool, clock)
         .register(&provision::DEFINITION, Arc::clone(&provisioning))
@@ -28,4 +30,8 @@ pub fn engine(
         .register(&backups::BACKUP_TENANT, Arc::clone(&backups))
         .register(&backups::RESTORE_TENANT, Arc::clone(&backups))
         .register(&backups::DROP_REPLACED_DATABASE, backups)
+        .register(&rotation::database::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::signing_key::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::data_key::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::master_key::DEFINITION, Arc::clone(rotator))
 }

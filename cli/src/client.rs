@@ -102,6 +102,11 @@ impl Client {
             .map(move |piece| piece.map(|piece| piece.to_vec()).map_err(|error| unreachable(&server, error))))
     }
 
+    /// `PUT` with a body.
+    pub async fn put<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Failure> {
+        self.read(self.send(self.request(Method::PUT, path, &[]).json(body)).await?).await
+    }
+
     /// `DELETE`, whose answer has no body.
     pub async fn delete(&self, path: &[&str]) -> Result<(), Failure> {
         self.send(self.request(Method::DELETE, path, &[])).await.map(drop)

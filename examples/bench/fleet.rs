@@ -267,7 +267,7 @@ fn peak_mib(bench: &Bench) -> Option<f64> {
 async fn replace_server(bench: &mut Bench) -> Result<()> {
     bench.server.kill().await?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("fleet-server").envs(bench.environment.clone()).stdin(Stdio::null()).kill_on_drop(true);
+    command.arg("fleet-server").envs(bench.settings.environment()).stdin(Stdio::null()).kill_on_drop(true);
     bench.server = command.spawn()?;
     let mut tries = 0;
     while bench.client.get(format!("{}/api/health", bench.url)).send().await.is_err() {

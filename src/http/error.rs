@@ -21,6 +21,7 @@ use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
 use crate::postgres_programs::ProgramError;
+use crate::rotation::RotationError;
 use crate::secrets::PasswordError;
 use crate::telemetry::causes;
 use crate::tenant_db::TenantDbError;
@@ -446,6 +447,34 @@ impl From<TenantError> for ApiError {
             }
             TenantError::Sealed | TenantError::Random => Self::internal(&error),
             TenantError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<RotationError> for ApiError {
+    fn from(error: RotationError) -> Self {
+        match error {
+            RotationError::UnknownTenant(_) => Self::invalid("tenants", error.to_string()),
+            RotationError::Targets(reason) => Self::invalid("tenants", reason),
+            RotationError::Period => Self::invalid("schedule", error.to_string()),
+            RotationError::NotActive => Self::conflict("tenant_not_active", "The tenant is not in service"),
+            RotationError::NotManaged => {
+                Self::conflict("database_not_managed", "The client keeps this database itself")
+                    .detail("the client's admin gives new credentials: PUT /api/v1/database")
+            }
+            RotationError::MasterKeyMissing(version) => {
+                Self::conflict("master_key_missing", "This server does not hold a master key that is in use")
+                    .detail(format!("give every server version {version} in FREEHOLD_MASTER_KEYS, and restart them"))
+            }
+            RotationError::NothingToRotate(version) => {
+                Self::conflict("nothing_to_rotate", "Everything is under the newest master key that this server holds")
+                    .detail(format!(
+                        "it is version {version}; add one with a higher version to FREEHOLD_MASTER_KEYS on every \
+                         server, and restart them first"
+                    ))
+            }
+            RotationError::Operation(error) => error.into(),
+            RotationError::Database(error) => error.into(),
         }
     }
 }

@@ -51,7 +51,7 @@ impl<'a> Request<'a> {
     }
 
     fn location(&self) -> Location {
-        Location::platform("idempotency_keys", "response_sealed", format!("{}/{}", self.super_admin, self.key))
+        response_location(self.super_admin, self.key)
     }
 
     /// The answer that was given to this request, if any. Until the caller's transaction ends, other requests with
@@ -86,6 +86,11 @@ impl<'a> Request<'a> {
         store::insert(connection, self.super_admin, self.key, &self.hash, sealed.as_bytes(), now).await?;
         Ok(())
     }
+}
+
+/// Where an answer is sealed.
+pub fn response_location(admin: SuperAdminId, key: &str) -> Location {
+    Location::platform("idempotency_keys", "response_sealed", format!("{admin}/{key}"))
 }
 
 /// Drops answers that are too old to be asked for again.

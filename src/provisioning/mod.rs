@@ -3,12 +3,13 @@
 //! It knows clusters and the SQL of roles and databases. It knows nothing of the registry, of operations or of what a
 //! tenant's tables mean. Everything here is safe to repeat: `create` finds what is there, `drop` accepts what is not.
 //!
-//! What keeps tenants apart on one server: each database belongs to a NOLOGIN role of its own, one LOGIN role acts for
-//! it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
+//! What keeps tenants apart on one server: each database belongs to a NOLOGIN role of its own, one of two LOGIN roles,
+//! which take turns, acts for it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
 
 mod admin;
 mod catalog;
 mod contents;
+mod logins;
 mod migrate;
 mod migrations;
 pub mod own;
@@ -24,6 +25,7 @@ use thiserror::Error;
 pub use admin::{DatabaseNames, hash_password};
 pub use catalog::{AppliedMigration, Catalog, Differences, Inspection, SchemaObject, inspect, read as read_catalog};
 pub use contents::{Snapshot, checksums, server_version};
+pub use logins::check_login;
 pub use migrate::{MigrateError, MigrateFailure, MigrateLimits, Migrated, found_schema_version, migrate_database};
 pub use migrations::{OLDEST_SPOKEN_SCHEMA, TENANT_MIGRATOR, TenantMigrations};
 pub use own::{INSTANCE_TABLE, OwnDatabaseError, tenant_tables};
@@ -145,7 +147,18 @@ impl Cluster {
         admin::create_roles(&*self.admin().await?, names, verifier).await
     }
 
-    /// Removes both roles.
+    /// Lets the names' login role sign in with a password, of which `verifier` is the SCRAM verifier. The other login
+    /// role stays as it is.
+    pub async fn enable_login(&self, names: &DatabaseNames, verifier: &str) -> Result<(), ProvisioningError> {
+        logins::enable(&*self.admin().await?, names, verifier).await
+    }
+
+    /// Shuts the names' login role out and ends its sessions.
+    pub async fn disable_login(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+        logins::disable(&*self.admin().await?, names).await
+    }
+
+    /// Removes the owner role and whichever login roles there are.
     pub async fn drop_roles(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
         admin::drop_roles(&*self.admin().await?, names).await
     }

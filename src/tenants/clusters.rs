@@ -172,6 +172,7 @@ impl ClusterRegistry {
     }
 }
 
-fn admin_url_location(id: ClusterId) -> Location {
+/// Where a cluster's admin URL is sealed.
+pub fn admin_url_location(id: ClusterId) -> Location {
     Location::platform("clusters", "admin_url_sealed", id)
 }

@@ -8,6 +8,7 @@ pub mod database;
 pub mod doctor;
 pub mod migrate;
 pub mod operation;
+pub mod rotate;
 pub mod session;
 pub mod tenant;
 

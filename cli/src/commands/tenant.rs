@@ -276,7 +276,7 @@ async fn invite(context: &Context<'_>, args: TenantInviteArgs) -> Result<(), Fai
 }
 
 fn shown(tenant: &Tenant) -> String {
-    fields(&[
+    let shown = fields(&[
         ("slug", tenant.slug.clone()),
         ("name", tenant.name.clone()),
         ("id", tenant.id.to_string()),
@@ -290,5 +290,21 @@ fn shown(tenant: &Tenant) -> String {
         ("schema version", optional(tenant.schema_version)),
         ("created", instant(tenant.created_at)),
         ("active since", optional(tenant.activated_at.map(instant))),
-    ])
+    ]);
+    if tenant.rotations.is_empty() {
+        return shown;
+    }
+    let rows: Vec<Vec<String>> = tenant
+        .rotations
+        .iter()
+        .map(|rotation| {
+            vec![
+                wire(&rotation.kind),
+                optional(rotation.last_at.map(instant)),
+                optional(rotation.next_at.map(instant)),
+                rotation.every_days.map_or_else(|| "-".to_owned(), |days| format!("every {days} days")),
+            ]
+        })
+        .collect();
+    format!("{shown}\n\n{}", table(&["rotation", "last", "next", "schedule"], &rows, ""))
 }

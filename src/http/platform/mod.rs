@@ -7,5 +7,6 @@ pub mod databases;
 pub mod doctor;
 pub mod fleet;
 pub mod operations;
+pub mod rotations;
 pub mod sessions;
 pub mod tenants;

@@ -14,19 +14,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{SuperAdmins, Tokens, Users};
+use crate::api::platform::TenantState;
 use crate::chat::Chat;
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::configuration::AiKeys;
 use crate::http::router;
+use crate::ids::TenantId;
 use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
-use crate::tenant_db::{Directory, TenantDatabases};
+use crate::tenant_db::{Directory, TenantDatabases, TenantRecord};
 use crate::tenants::clusters::ClusterRegistry;
+use crate::tenants::life::Life;
 use crate::tenants::provision::Provisioning;
 use crate::tenants::registry::Registry;
 use crate::tenants::templates::Templates;
@@ -56,6 +59,8 @@ pub struct AppState {
     pub users: Users,
     /// The registry of tenants.
     pub registry: Registry,
+    /// Suspends, resumes, deletes and takes back.
+    pub life: Arc<Life>,
     /// The registered clusters.
     pub clusters: ClusterRegistry,
     /// The cached registry.
@@ -108,7 +113,8 @@ impl AppState {
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
-        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning);
+        let life = Arc::new(Life::new(pool.clone(), clusters.clone(), Arc::clone(&clock)));
+        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning, &life);
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
@@ -147,6 +153,7 @@ impl AppState {
             config,
             pool,
             clock,
+            life,
             clusters,
             directory,
             databases,
@@ -262,8 +269,12 @@ async fn follow_registry(state: AppState) {
         };
         match notification {
             Ok(Notification::Registry(id)) => {
+                let known = state.directory.knows_tenant(id);
                 let record = state.directory.refresh(id).await;
                 state.databases.follow(id, record.as_deref());
+                if known {
+                    follow_life(&state, id, record.as_deref());
+                }
             }
             Ok(Notification::Operation(_)) => {}
             Ok(Notification::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => {
@@ -271,9 +282,33 @@ async fn follow_registry(state: AppState) {
                 for id in state.databases.tenants() {
                     let record = state.directory.refresh(id).await;
                     state.databases.follow(id, record.as_deref());
+                    follow_life(&state, id, record.as_deref());
                 }
+                forget_gone(&state).await;
             }
             Err(broadcast::error::RecvError::Closed) => return,
         }
+    }
+}
+
+/// What follows from a tenant's life beside its connections: answers under way end when it goes out of service, and
+/// nothing opened is kept of one that is gone.
+fn follow_life(state: &AppState, id: TenantId, record: Option<&TenantRecord>) {
+    match record {
+        Some(record) if record.is_active() => state.chat.reopen(id),
+        Some(record) => state.chat.close(id, record.state),
+        None => {
+            state.chat.close(id, TenantState::Deleted);
+            state.chat.reopen(id);
+            state.directory.forget(id);
+        }
+    }
+}
+
+/// Forgets the tenants that were deleted while nobody listened.
+async fn forget_gone(state: &AppState) {
+    match state.directory.gone().await {
+        Ok(gone) => gone.into_iter().for_each(|id| follow_life(state, id, None)),
+        Err(error) => tracing::warn!(%error, "look for deleted tenants"),
     }
 }

@@ -7,8 +7,34 @@ use crate::idempotency;
 use crate::schedule::Task;
 
 /// The tasks.
-pub static TASKS: &[Task<AppState>] = &[Task {
-    name: "prune_idempotency_keys",
-    period: TimeDelta::hours(1),
-    run: |state| Box::pin(async move { Ok(idempotency::prune(&state.pool, state.clock.now()).await?) }),
-}];
+pub static TASKS: &[Task<AppState>] = &[
+    Task {
+        name: "prune_idempotency_keys",
+        period: TimeDelta::hours(1),
+        run: |state| Box::pin(async move { Ok(idempotency::prune(&state.pool, state.clock.now()).await?) }),
+    },
+    Task {
+        name: "prune_sign_ins",
+        period: TimeDelta::hours(1),
+        run: |state| {
+            Box::pin(async move {
+                let (sessions, attempts) = state.super_admins.prune().await?;
+                tracing::debug!(sessions, attempts, "prune sign-ins");
+                Ok(())
+            })
+        },
+    },
+    Task {
+        name: "purge_deleted_tenants",
+        period: TimeDelta::minutes(1),
+        run: |state| {
+            Box::pin(async move {
+                let begun = state.life.purge_due().await?;
+                if begun > 0 {
+                    tracing::info!(begun, "purge deleted tenants");
+                }
+                Ok(())
+            })
+        },
+    },
+];

@@ -7,9 +7,16 @@ use sqlx::PgPool;
 
 use crate::clock::SharedClock;
 use crate::operations::Engine;
+use crate::tenants::life::{Life, delete, purge, resume, suspend, undelete};
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
-pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>) -> Engine {
-    Engine::new(pool, clock).register(&provision::DEFINITION, provisioning)
+pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>, life: &Arc<Life>) -> Engine {
+    Engine::new(pool, clock)
+        .register(&provision::DEFINITION, provisioning)
+        .register(&suspend::DEFINITION, Arc::clone(life))
+        .register(&resume::DEFINITION, Arc::clone(life))
+        .register(&delete::DEFINITION, Arc::clone(life))
+        .register(&undelete::DEFINITION, Arc::clone(life))
+        .register(&purge::DEFINITION, Arc::clone(life))
 }

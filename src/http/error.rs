@@ -295,6 +295,8 @@ impl From<OperationError> for ApiError {
                 conflict
             }
             OperationError::NotFound => Self::not_found("operation"),
+            OperationError::TenantGone => Self::conflict("tenant_gone", "The tenant was deleted for good")
+                .detail("nothing is done to it any more"),
             OperationError::NotRetryable => {
                 Self::conflict("operation_not_failed", "Only an operation that failed can be retried")
             }
@@ -337,6 +339,14 @@ impl From<TenantError> for ApiError {
             }
             TenantError::UnsuitableCluster(reason) => Self::invalid("admin_url", reason),
             TenantError::NotFound => Self::not_found("tenant"),
+            TenantError::WrongState { .. } => {
+                Self::conflict("wrong_tenant_state", "The tenant is not in a state for this").detail(error.to_string())
+            }
+            TenantError::PurgeBegun => Self::conflict("purge_begun", "The tenant is being removed for good")
+                .detail("its database may be gone already: only a backup of its own brings it back"),
+            TenantError::Contended => {
+                Self::conflict("tenant_contended", "The tenant kept changing meanwhile").detail("try again")
+            }
             TenantError::Operation(error) => error.into(),
             TenantError::Idempotency(error) => error.into(),
             TenantError::Provisioning(error) => {

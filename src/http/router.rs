@@ -29,8 +29,12 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::sessions::revoke))
         // /platform/v1/tenants, /platform/v1/tenants/{slug}, /platform/v1/tenants/{slug}/invites
         .routes(routes!(platform::tenants::create, platform::tenants::list))
-        .routes(routes!(platform::tenants::show, platform::tenants::update))
+        .routes(routes!(platform::tenants::show, platform::tenants::update, platform::lives::delete))
         .routes(routes!(platform::tenants::invite))
+        // /platform/v1/tenants/{slug}/suspend, .../resume, .../undelete
+        .routes(routes!(platform::lives::suspend))
+        .routes(routes!(platform::lives::resume))
+        .routes(routes!(platform::lives::undelete))
         // /platform/v1/operations, /platform/v1/operations/{id}, .../events, .../retry
         .routes(routes!(platform::operations::list))
         .routes(routes!(platform::operations::show))

@@ -7,6 +7,8 @@
 //! it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
 
 mod admin;
+mod inventory;
+mod logins;
 mod template;
 
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use secrecy::SecretString;
 use thiserror::Error;
 
 pub use admin::{ClusterCheck, DatabaseNames, check_cluster, hash_password};
+pub use inventory::{DatabaseEntry, Inventory, RoleEntry};
+pub use logins::TenantRoles;
 pub use template::{TENANT_MIGRATOR, current_schema_version};
 
 use crate::ids::ClusterId;
@@ -35,6 +39,9 @@ pub enum ProvisioningError {
     /// The template database could not be migrated.
     #[error("the template database could not be migrated")]
     Migration(#[source] anyhow::Error),
+    /// Sessions that were told to end are still there.
+    #[error("sessions of the tenant's roles do not end")]
+    SessionsLeft,
     /// A tenant's role can connect where it must not.
     #[error("the tenant's role may connect to other databases: {0}")]
     NotIsolated(String),
@@ -118,6 +125,27 @@ impl Cluster {
     /// Removes the tenant's database, whoever is connected.
     pub async fn drop_database(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
         admin::drop_database(&*self.admin().await?, names).await
+    }
+
+    /// Lets none of a tenant's roles sign in any more and ends their sessions: not even a server that has not heard of
+    /// it goes on.
+    pub async fn lock_logins(&self, roles: &TenantRoles) -> Result<(), ProvisioningError> {
+        logins::lock(&*self.admin().await?, &roles.logins).await
+    }
+
+    /// Lets a login role sign in again, with the password it had.
+    pub async fn unlock_login(&self, login: &str) -> Result<(), ProvisioningError> {
+        logins::unlock(&*self.admin().await?, login).await
+    }
+
+    /// Removes every role of a tenant that is there.
+    pub async fn drop_all_roles(&self, roles: &TenantRoles) -> Result<(), ProvisioningError> {
+        logins::drop_all(&*self.admin().await?, roles).await
+    }
+
+    /// What the cluster has of ours.
+    pub async fn inventory(&self) -> Result<Inventory, ProvisioningError> {
+        inventory::take(&*self.admin().await?).await
     }
 
     /// Gives everything in the tenant's database to its owner role.

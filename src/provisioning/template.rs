@@ -21,7 +21,7 @@ pub static TENANT_MIGRATOR: Migrator = sqlx::migrate!("./tenant-migrations");
 pub(super) const OWNER_ROLE: &str = "freehold_template_owner";
 const BUILDING: &str = "freehold_template_building";
 /// The advisory lock that keeps two servers from building at once; any number that nobody else uses.
-const LOCK: i64 = 0x6672_6565_686f_6c64;
+pub(super) const LOCK: i64 = 0x6672_6565_686f_6c64;
 
 /// How long a server waits for another one that builds the template.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -279,6 +279,22 @@ impl Directory {
         }
     }
 
+    /// Forgets a tenant that is gone, its opened keys included.
+    pub fn forget(&self, id: TenantId) {
+        self.records.remove(&id);
+        self.slugs.retain(|_, tenant| *tenant != id);
+        self.signing_keys.retain(|_, tenant| *tenant != id);
+    }
+
+    /// The tenants that are remembered here and are gone.
+    ///
+    /// # Errors
+    /// A failure of the platform's database.
+    pub async fn gone(&self) -> Result<Vec<TenantId>, TenantDbError> {
+        let known: Vec<_> = self.records.iter().map(|entry| entry.key().as_uuid()).collect();
+        Ok(store::gone(&self.pool, &known).await?.into_iter().map(TenantId::from_uuid).collect())
+    }
+
     /// Marks every record as perhaps outdated: notifications may have been missed.
     pub fn mark_all_stale(&self) {
         self.changes.fetch_add(1, Ordering::AcqRel);

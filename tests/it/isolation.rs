@@ -52,7 +52,9 @@ fn body(route: &Route) -> Option<Value> {
     let body = match (route.method.as_str(), route.path.as_str()) {
         ("POST", "/platform/v1/tenants") => harness::new_tenant("not-to-be-made"),
         ("POST", "/platform/v1/clusters") => json!({ "name": "x", "admin_url": "postgres://a:b@127.0.0.1:1/c" }),
-        ("POST", "/platform/v1/tenants/{slug}/invites") | ("PATCH", _) => json!({}),
+        ("POST", "/platform/v1/tenants/{slug}/invites" | "/platform/v1/tenants/{slug}/suspend") | ("PATCH", _) => {
+            json!({})
+        }
         ("PUT", "/api/v1/ai-keys/{name}") => json!({
             "provider": "openai_compatible", "base_url": "http://127.0.0.1:1/v1", "api_key": "stolen",
             "models": ["m"], "default_model": "m"

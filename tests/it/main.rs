@@ -23,6 +23,7 @@ mod fake_model;
 mod harness;
 mod isolation;
 mod kill_matrix;
+mod life;
 mod operations;
 mod providers;
 mod provisioning;

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod completions;
+pub mod life;
 pub mod operation;
 pub mod session;
 pub mod tenant;

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use freehold::api::platform::{
     AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseRequest, Operation, Tenant,
-    TenantPage, UpdateTenantRequest,
+    TenantLimitsChange, TenantPage, UpdateTenantRequest,
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{Context, note_more, pages};
-use crate::args::{ConfigFileArgs, TenantCommand, TenantCreateArgs, TenantInviteArgs, TenantListArgs, TenantSetArgs};
+use super::{Context, life, note_more, pages};
+use crate::args::{
+    ConfigFileArgs, Limit, LimitName, TenantCommand, TenantCreateArgs, TenantInviteArgs, TenantListArgs, TenantSetArgs,
+};
 use crate::client::Client;
 use crate::config_file::{self, Reserved};
 use crate::failure::{Exit, Failure};
@@ -30,10 +32,14 @@ pub async fn run(context: &Context<'_>, command: TenantCommand) -> Result<(), Fa
         }
         TenantCommand::Set(args) => set(context, args).await,
         TenantCommand::Invite(args) => invite(context, args).await,
+        TenantCommand::Suspend(args) => life::suspend(context, args).await,
+        TenantCommand::Resume(args) => life::resume(context, args).await,
+        TenantCommand::Delete(args) => life::delete(context, args).await,
+        TenantCommand::Undelete(args) => life::undelete(context, args).await,
     }
 }
 
-async fn fetch(client: &Client, slug: &str) -> Result<Tenant, Failure> {
+pub(super) async fn fetch(client: &Client, slug: &str) -> Result<Tenant, Failure> {
     client.get(&["platform", "v1", "tenants", slug], &[]).await
 }
 
@@ -191,7 +197,14 @@ async fn list(context: &Context<'_>, args: TenantListArgs) -> Result<(), Failure
 
 async fn set(context: &Context<'_>, args: TenantSetArgs) -> Result<(), Failure> {
     let client = context.client()?;
-    let change = UpdateTenantRequest { name: args.name, plan: args.plan, admin_email: args.admin_email };
+    let limits = (!args.limits.is_empty()).then(|| {
+        let mut change = TenantLimitsChange::default();
+        for Limit { name: LimitName::Connections, value } in &args.limits {
+            change.connections = Some(*value);
+        }
+        change
+    });
+    let change = UpdateTenantRequest { name: args.name, plan: args.plan, admin_email: args.admin_email, limits };
     let tenant: Tenant = client.patch(&["platform", "v1", "tenants", &args.slug], &change).await?;
     context.output.data(&tenant, || shown(&tenant))
 }
@@ -220,8 +233,8 @@ async fn invite(context: &Context<'_>, args: TenantInviteArgs) -> Result<(), Fai
     })
 }
 
-fn shown(tenant: &Tenant) -> String {
-    fields(&[
+pub(super) fn shown(tenant: &Tenant) -> String {
+    let mut pairs = vec![
         ("slug", tenant.slug.clone()),
         ("name", tenant.name.clone()),
         ("id", tenant.id.to_string()),
@@ -235,5 +248,18 @@ fn shown(tenant: &Tenant) -> String {
         ("schema version", optional(tenant.schema_version)),
         ("created", instant(tenant.created_at)),
         ("active since", optional(tenant.activated_at.map(instant))),
-    ])
+    ];
+    if let Some(connections) = tenant.limits.connections {
+        pairs.push(("connections", format!("at most {connections} on each server")));
+    }
+    if let Some(at) = tenant.suspended_at {
+        let reason = tenant.suspend_reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+        pairs.push(("suspended", format!("{}{reason}", instant(at))));
+    }
+    match (tenant.deleted_at, tenant.delete_after) {
+        (Some(at), _) => pairs.push(("deleted", instant(at))),
+        (None, Some(at)) => pairs.push(("deleted after", instant(at))),
+        (None, None) => {}
+    }
+    fields(&pairs)
 }

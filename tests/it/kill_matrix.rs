@@ -19,6 +19,8 @@ use serde_json::Value;
 
 use crate::harness::{self, Options, Platform, announce, connect, server};
 
+mod life;
+
 /// What happens at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Blow {
@@ -97,6 +99,7 @@ fn cases(kinds: &[(&'static str, Vec<&'static str>)]) -> Vec<Case> {
 async fn start_operation(platform: &Platform, kind: &str, slug: &str) -> Value {
     match kind {
         "provision_tenant" => platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone(),
+        kind if life::KINDS.contains(&kind) => life::start(platform, kind, slug).await,
         other => panic!("the matrix does not know how to start {other}"),
     }
 }
@@ -146,16 +149,24 @@ async fn run_case(platform: &Platform, number: usize, case: &Case) -> Result<(),
     run_here(platform, id, None).await?;
     let undone = case.direction == Direction::Undo || case.blow == Blow::Failure;
     expect_state(platform, id, if undone { "failed" } else { "succeeded" }).await?;
-    compare(platform, &slug, !undone).await?;
+    compare_after(platform, case.kind, &slug, !undone).await?;
     if undone {
         // What was undone can be done again, from the same row.
         let path = format!("/platform/v1/operations/{id}/retry");
         platform.send(Method::POST, &path, &platform.token, None).await.expect(StatusCode::ACCEPTED);
         run_here(platform, id, None).await?;
         expect_state(platform, id, "succeeded").await?;
-        compare(platform, &slug, true).await?;
+        compare_after(platform, case.kind, &slug, true).await?;
     }
     Ok(())
+}
+
+/// Compares what an operation of a kind leaves, done or undone.
+async fn compare_after(platform: &Platform, kind: &str, slug: &str, done: bool) -> Result<(), String> {
+    match kind {
+        kind if life::KINDS.contains(&kind) => life::compare(platform, kind, slug, done).await,
+        _ => compare(platform, slug, done).await,
+    }
 }
 
 /// Carries the operation out in this process, as a server that comes after would.
@@ -247,7 +258,7 @@ async fn orphans(platform: &Platform) -> Vec<String> {
 /// Starts a worker that dies as the case says; returns whether it did.
 async fn child(platform: &Platform, operation: &str, case: &Case) -> bool {
     let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
-    let place = format!("{}/{}/{:?}/{:?}", case.step, case.fails_first, case.direction, case.blow);
+    let place = format!("{}/{}/{}/{:?}/{:?}", case.kind, case.step, case.fails_first, case.direction, case.blow);
     let output = command
         .args(["--exact", "kill_matrix::a_worker_that_dies", "--ignored", "--nocapture"])
         .env("FREEHOLD_TEST_DATABASE", server().await.url(&platform.database))
@@ -275,7 +286,8 @@ async fn a_worker_that_dies() {
     let config = harness::config(&database, &[]);
     let probe_of = |kinds: &[(&'static str, Vec<&'static str>)]| {
         let case = cases(kinds).into_iter().find(|case| {
-            [case.step, case.fails_first, &format!("{:?}", case.direction), &format!("{:?}", case.blow)] == place[..]
+            [case.kind, case.step, case.fails_first, &format!("{:?}", case.direction), &format!("{:?}", case.blow)]
+                == place[..]
         });
         case.unwrap().probe(die)
     };

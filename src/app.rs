@@ -19,11 +19,13 @@ use crate::chat::Chat;
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::configuration::AiKeys;
+use crate::fleet::Fleet;
 use crate::http::router;
 use crate::ids::TenantId;
 use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
+use crate::provisioning::TenantMigrations;
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
@@ -63,6 +65,8 @@ pub struct AppState {
     pub life: Arc<Life>,
     /// The registered clusters.
     pub clusters: ClusterRegistry,
+    /// Runs over all tenants.
+    pub fleet: Fleet,
     /// The cached registry.
     pub directory: Arc<Directory>,
     /// The tenants' pools.
@@ -88,14 +92,27 @@ pub struct AppState {
 impl AppState {
     /// Builds everything. Opens no connection.
     pub fn build(config: Config, clock: SharedClock, probe: Option<Probe>) -> anyhow::Result<Self> {
+        Self::build_with(config, clock, probe, Arc::new(TenantMigrations::embedded()))
+    }
+
+    /// The same with other tenant migrations than the program's own: tests and benchmarks move a fleet to a version
+    /// that the program does not have yet.
+    pub fn build_with(
+        config: Config,
+        clock: SharedClock,
+        probe: Option<Probe>,
+        migrations: Arc<TenantMigrations>,
+    ) -> anyhow::Result<Self> {
         let config = Arc::new(config);
         let master_keys = Arc::clone(&config.master_keys);
         let pool = platform_db::pool(&config.platform_database_url, config.platform_pool_size);
         let templates = Arc::new(Templates::load(config.templates_dir.as_deref())?);
         let passwords = PasswordHasher::new();
-        let directory = Arc::new(Directory::new(pool.clone(), Arc::clone(&master_keys)));
+        let directory = Directory::new(pool.clone(), Arc::clone(&master_keys));
+        let directory = Arc::new(directory.speaking(migrations.spoken()));
         let databases = Arc::new(TenantDatabases::new(config.tenant_pool_size));
-        let clusters = ClusterRegistry::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock));
+        let clusters = ClusterRegistry::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock))
+            .with_migrations(migrations);
         let provider_client = ProviderClient::new(&ProviderClientOptions {
             allow_private_hosts: config.allow_private_model_hosts,
             ..ProviderClientOptions::default()
@@ -110,11 +127,12 @@ impl AppState {
             templates: Arc::clone(&templates),
             clock: Arc::clone(&clock),
         });
+        let fleet = Fleet::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock));
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
         let life = Arc::new(Life::new(pool.clone(), clusters.clone(), Arc::clone(&clock)));
-        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning, &life);
+        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning, Arc::new(fleet.clone()), &life);
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
@@ -155,6 +173,7 @@ impl AppState {
             clock,
             life,
             clusters,
+            fleet,
             directory,
             databases,
             tasks,

@@ -217,7 +217,7 @@ async fn examine_clusters(config: &Config, pool: &PgPool, report: &mut Report) {
                 let remedy = "check that the server runs, and the rights of the role in its admin URL";
                 report.add(check, Level::Failure, error.to_string(), Some(remedy));
             }
-            Ok(_) if cluster.template_schema_version != Some(provisioning::current_schema_version()) => {
+            Ok(_) if cluster.template_schema_version != Some(registry.migrations().current_version()) => {
                 let seen = "its template database is of another version; the next provisioning rebuilds it";
                 report.add(check, Level::Warning, seen, None);
             }

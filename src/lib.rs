@@ -14,6 +14,7 @@ pub mod clock;
 pub mod config;
 pub mod configuration;
 pub mod doctor;
+pub mod fleet;
 pub mod http;
 pub mod idempotency;
 pub mod ids;

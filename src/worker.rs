@@ -6,14 +6,23 @@ use std::sync::Arc;
 use sqlx::PgPool;
 
 use crate::clock::SharedClock;
+use crate::fleet::{self, Fleet};
 use crate::operations::Engine;
 use crate::tenants::life::{Life, delete, purge, resume, suspend, undelete};
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
-pub fn engine(pool: PgPool, clock: SharedClock, provisioning: Arc<Provisioning>, life: &Arc<Life>) -> Engine {
+pub fn engine(
+    pool: PgPool,
+    clock: SharedClock,
+    provisioning: Arc<Provisioning>,
+    fleet: Arc<Fleet>,
+    life: &Arc<Life>,
+) -> Engine {
     Engine::new(pool, clock)
         .register(&provision::DEFINITION, provisioning)
+        .register(&fleet::migrate::DEFINITION, Arc::clone(&fleet))
+        .register(&fleet::verify::DEFINITION, fleet)
         .register(&suspend::DEFINITION, Arc::clone(life))
         .register(&resume::DEFINITION, Arc::clone(life))
         .register(&delete::DEFINITION, Arc::clone(life))

@@ -13,6 +13,7 @@ use crate::access::AccessError;
 use crate::api::{FieldProblem, Problem};
 use crate::chat::ChatError;
 use crate::configuration::ConfigurationError;
+use crate::fleet::FleetError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
@@ -302,6 +303,19 @@ impl From<OperationError> for ApiError {
             }
             OperationError::Database(error) => error.into(),
             OperationError::Queue(error) => Self::internal(error.as_ref()),
+        }
+    }
+}
+
+impl From<FleetError> for ApiError {
+    fn from(error: FleetError) -> Self {
+        match error {
+            FleetError::UnknownTenants { slugs } => {
+                Self::invalid("tenants", format!("there is no tenant {}", slugs.join(", ")))
+            }
+            FleetError::UnknownVersion { .. } => Self::invalid("target_version", error.to_string()),
+            FleetError::Operation(error) => error.into(),
+            FleetError::Database(error) => error.into(),
         }
     }
 }

@@ -44,6 +44,10 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::operations::group))
         // /platform/v1/clusters
         .routes(routes!(platform::clusters::create, platform::clusters::list))
+        // /platform/v1/fleet/migrations, .../migrations/{operation_id}/tenants, /platform/v1/fleet/verifications
+        .routes(routes!(platform::fleet::migrate))
+        .routes(routes!(platform::fleet::tenants))
+        .routes(routes!(platform::fleet::verify))
         // /api/v1/auth/...
         .routes(routes!(tenant::auth::accept_invite))
         .routes(routes!(tenant::auth::login))

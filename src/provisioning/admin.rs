@@ -120,12 +120,16 @@ pub(super) async fn drop_roles(admin: &Client, names: &DatabaseNames) -> Result<
     Ok(admin.batch_execute(&sql).await?)
 }
 
-pub(super) async fn create_database(admin: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+pub(super) async fn create_database(
+    admin: &Client,
+    names: &DatabaseNames,
+    template: &str,
+) -> Result<(), ProvisioningError> {
     let database = escape_identifier(&names.database);
     // Nobody can connect before PUBLIC is shut out: a new database lets PUBLIC in by default.
     let create = format!(
         "CREATE DATABASE {database} TEMPLATE {} OWNER {} ALLOW_CONNECTIONS false",
-        escape_identifier(&template::name()),
+        escape_identifier(template),
         escape_identifier(&names.owner_role)
     );
     match admin.batch_execute(&create).await {
@@ -154,12 +158,11 @@ pub(super) async fn assign_ownership(database: &Client, names: &DatabaseNames) -
         escape_identifier(&names.owner_role)
     );
     database.batch_execute(&sql).await?;
-    // A server of another version may have made the clone and died: what is registered must be what is there.
-    let version: Option<i64> = database.query_one("SELECT max(version) FROM _sqlx_migrations", &[]).await?.get(0);
-    if version != Some(template::current_schema_version()) {
-        return Err(ProvisioningError::Unsuitable(
-            "a server of another version cloned the database from its own template; retry the operation".to_owned(),
-        ));
+    // From version 15 on a database's owner may create in it anyway; before that, only whom PUBLIC's right was left to.
+    let may_create = "SELECT has_schema_privilege($1::name, 'public', 'CREATE')";
+    if !database.query_one(may_create, &[&names.owner_role]).await?.get::<_, bool>(0) {
+        let grant = format!("GRANT ALL ON SCHEMA public TO {}", escape_identifier(&names.owner_role));
+        database.batch_execute(&grant).await?;
     }
     let reachable: Option<String> = database
         .query_one(

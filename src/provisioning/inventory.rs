@@ -78,7 +78,7 @@ const BUILDING: &str = "\
         SELECT FROM pg_locks WHERE locktype = 'advisory' AND objsubid = 1
            AND classid::bigint = ($1::bigint >> 32) AND objid::bigint = ($1::bigint & 4294967295))";
 
-pub(super) async fn take(admin: &Client) -> Result<Inventory, ProvisioningError> {
+pub(super) async fn take(admin: &Client, current_template: String) -> Result<Inventory, ProvisioningError> {
     let row = admin.query_one(BUILDING, &[&template::LOCK]).await?;
     let (role, building) = (row.get(0), row.get(1));
     let databases = admin.query(DATABASES, &[]).await?;
@@ -101,7 +101,7 @@ pub(super) async fn take(admin: &Client) -> Result<Inventory, ProvisioningError>
         admin: role,
         databases: databases.iter().map(database).collect(),
         roles: roles.iter().map(entry).collect(),
-        current_template: template::name(),
+        current_template,
         building,
     })
 }

@@ -7,8 +7,11 @@
 //! it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
 
 mod admin;
+mod catalog;
 mod inventory;
 mod logins;
+mod migrate;
+mod migrations;
 mod template;
 
 use std::sync::Arc;
@@ -19,13 +22,18 @@ use secrecy::SecretString;
 use thiserror::Error;
 
 pub use admin::{ClusterCheck, DatabaseNames, check_cluster, hash_password};
+pub use catalog::{AppliedMigration, Catalog, Differences, Inspection, SchemaObject, inspect, read as read_catalog};
 pub use inventory::{DatabaseEntry, Inventory, RoleEntry};
 pub use logins::TenantRoles;
-pub use template::{TENANT_MIGRATOR, current_schema_version};
+pub use migrate::{MigrateError, MigrateFailure, MigrateLimits, Migrated, found_schema_version, migrate_database};
+pub use migrations::{OLDEST_SPOKEN_SCHEMA, TENANT_MIGRATOR, TenantMigrations};
 
 use crate::ids::ClusterId;
 use crate::postgres_pool;
 use crate::secrets::{DatabaseUrl, connect};
+
+/// Where the migrator notes in each tenant's database what it has applied.
+const MIGRATIONS_TABLE: &str = "public._sqlx_migrations";
 
 /// Why a cluster did not do what was asked.
 #[derive(Debug, Error)]
@@ -54,6 +62,7 @@ pub enum ProvisioningError {
 #[derive(Debug, Default)]
 pub struct Clusters {
     pools: DashMap<ClusterId, Pool>,
+    migrations: Arc<TenantMigrations>,
 }
 
 /// A cluster's administration.
@@ -61,11 +70,22 @@ pub struct Clusters {
 pub struct Cluster {
     pool: Pool,
     url: DatabaseUrl,
+    migrations: Arc<TenantMigrations>,
 }
 
 impl Clusters {
     /// Connections to each cluster's maintenance database, at most. Creating databases is serial work for the server.
     const CONNECTIONS: usize = 4;
+
+    /// Clusters whose template databases hold the schema of these migrations.
+    pub fn new(migrations: Arc<TenantMigrations>) -> Self {
+        Self { pools: DashMap::new(), migrations }
+    }
+
+    /// The migrations of the tenants' databases.
+    pub fn migrations(&self) -> &Arc<TenantMigrations> {
+        &self.migrations
+    }
 
     /// Forgets a cluster that was not registered after all; its connections close.
     pub fn forget(&self, id: ClusterId) {
@@ -81,7 +101,7 @@ impl Clusters {
                 entry.insert(pool).clone()
             }
         };
-        Ok(Cluster { pool, url: url.clone() })
+        Ok(Cluster { pool, url: url.clone(), migrations: Arc::clone(&self.migrations) })
     }
 }
 
@@ -98,7 +118,13 @@ impl Cluster {
     /// Makes sure that the template database holds the current schema; returns its version.
     pub async fn ensure_template(&self) -> Result<i64, ProvisioningError> {
         let admin = self.admin().await?;
-        template::ensure(&admin, &self.url).await
+        template::ensure(&admin, &self.url, &self.migrations).await
+    }
+
+    /// What the template database's catalog holds; builds it first if it is not there.
+    pub async fn template_catalog(&self) -> Result<Catalog, ProvisioningError> {
+        let admin = self.admin().await?;
+        template::catalog(&admin, &self.url, &self.migrations).await
     }
 
     /// Shuts PUBLIC out of the databases every server has.
@@ -119,7 +145,7 @@ impl Cluster {
 
     /// Clones the template into the tenant's database and lets in only the tenant's login role.
     pub async fn create_database(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
-        admin::create_database(&*self.admin().await?, names).await
+        admin::create_database(&*self.admin().await?, names, &self.migrations.template_name()).await
     }
 
     /// Removes the tenant's database, whoever is connected.
@@ -145,7 +171,7 @@ impl Cluster {
 
     /// What the cluster has of ours.
     pub async fn inventory(&self) -> Result<Inventory, ProvisioningError> {
-        inventory::take(&*self.admin().await?).await
+        inventory::take(&*self.admin().await?, self.migrations.template_name()).await
     }
 
     /// Gives everything in the tenant's database to its owner role.

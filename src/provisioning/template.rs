@@ -6,41 +6,30 @@
 use std::time::{Duration, Instant};
 
 use postgres_protocol::escape::escape_identifier;
-use sqlx::migrate::Migrator;
+use sqlx::migrate::Migrate;
 use sqlx::{ConnectOptions, Connection};
 use tokio_postgres::Client;
 
-use super::ProvisioningError;
+use super::catalog::{self, Catalog};
+use super::migrations::TenantMigrations;
+use super::{MIGRATIONS_TABLE, ProvisioningError};
 use crate::secrets::{DatabaseUrl, connect};
-
-/// The migrations of every tenant's database.
-pub static TENANT_MIGRATOR: Migrator = sqlx::migrate!("./tenant-migrations");
 
 /// Owns the tables in the template. A role of its own, so that handing everything over to a tenant's owner can be
 /// one statement that touches nothing else.
 pub(super) const OWNER_ROLE: &str = "freehold_template_owner";
 const BUILDING: &str = "freehold_template_building";
+/// A clone of the template to read its catalog from: nobody may connect to the template itself.
+const READING: &str = "freehold_template_reading";
 /// The advisory lock that keeps two servers from building at once; any number that nobody else uses.
 pub(super) const LOCK: i64 = 0x6672_6565_686f_6c64;
 
 /// How long a server waits for another one that builds the template.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The version of the tenant schema that this server speaks.
-pub fn current_schema_version() -> i64 {
-    TENANT_MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or(0)
-}
-
-pub(super) fn name() -> String {
-    format!("freehold_template_{}", current_schema_version())
-}
-
-pub(super) async fn ensure(admin: &Client, url: &DatabaseUrl) -> Result<i64, ProvisioningError> {
-    if exists(admin).await? {
-        return Ok(current_schema_version());
-    }
-    // A connection of its own holds the lock: however this ends, a caller who leaves included, the connection goes and
-    // the lock with it. A pooled one would take the lock back to the pool.
+/// A connection of its own that holds the lock: however this ends, a caller who leaves included, the connection goes and
+/// the lock with it. A pooled one would take the lock back to the pool.
+async fn lock(url: &DatabaseUrl) -> Result<Client, ProvisioningError> {
     let (holder, _) = connect(url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
     let give_up = Instant::now() + PATIENCE;
     // Polled, not awaited: a session that waits for a lock holds a snapshot, which others would wait for in turn.
@@ -50,15 +39,53 @@ pub(super) async fn ensure(admin: &Client, url: &DatabaseUrl) -> Result<i64, Pro
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    if !exists(&holder).await? {
-        build(&holder, url).await?;
-    }
-    Ok(current_schema_version())
+    Ok(holder)
 }
 
-async fn exists(admin: &Client) -> Result<bool, ProvisioningError> {
+pub(super) async fn ensure(
+    admin: &Client,
+    url: &DatabaseUrl,
+    migrations: &TenantMigrations,
+) -> Result<i64, ProvisioningError> {
+    let name = migrations.template_name();
+    if !exists(admin, &name).await? {
+        let holder = lock(url).await?;
+        if !exists(&holder, &name).await? {
+            build(&holder, url, migrations).await?;
+        }
+    }
+    Ok(migrations.current_version())
+}
+
+/// What the template's catalog holds: what a tenant's has to hold as well.
+pub(super) async fn catalog(
+    admin: &Client,
+    url: &DatabaseUrl,
+    migrations: &TenantMigrations,
+) -> Result<Catalog, ProvisioningError> {
+    ensure(admin, url, migrations).await?;
+    let holder = lock(url).await?;
+    let reading = escape_identifier(READING);
+    // One that a killed server left behind is of no use: it may be of another version.
+    holder.batch_execute(&format!("DROP DATABASE IF EXISTS {reading} WITH (FORCE)")).await?;
+    let template = escape_identifier(&migrations.template_name());
+    // PUBLIC has to stay out of the clone as well, and a new database lets it in.
+    holder.batch_execute(&format!("CREATE DATABASE {reading} TEMPLATE {template} ALLOW_CONNECTIONS false")).await?;
+    holder.batch_execute(&format!("REVOKE ALL ON DATABASE {reading} FROM PUBLIC")).await?;
+    holder.batch_execute(&format!("ALTER DATABASE {reading} ALLOW_CONNECTIONS true")).await?;
+    let read = async {
+        let (client, _) =
+            connect(&url.with_database(READING)).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+        Ok(catalog::read(&client).await?)
+    };
+    let read = read.await;
+    holder.batch_execute(&format!("DROP DATABASE IF EXISTS {reading} WITH (FORCE)")).await?;
+    read
+}
+
+async fn exists(admin: &Client, name: &str) -> Result<bool, ProvisioningError> {
     let sql = "SELECT current_user::text, pg_has_role($2::name, 'USAGE') FROM pg_database WHERE datname = $1";
-    match admin.query_opt(sql, &[&name(), &OWNER_ROLE]).await? {
+    match admin.query_opt(sql, &[&name, &OWNER_ROLE]).await? {
         None => Ok(false),
         Some(row) if row.get(1) => Ok(true),
         Some(row) => Err(ProvisioningError::Unsuitable(format!(
@@ -68,7 +95,7 @@ async fn exists(admin: &Client) -> Result<bool, ProvisioningError> {
     }
 }
 
-async fn build(admin: &Client, url: &DatabaseUrl) -> Result<(), ProvisioningError> {
+async fn build(admin: &Client, url: &DatabaseUrl, migrations: &TenantMigrations) -> Result<(), ProvisioningError> {
     let (owner, building) = (escape_identifier(OWNER_ROLE), escape_identifier(BUILDING));
     admin
         .batch_execute(&format!(
@@ -89,13 +116,13 @@ async fn build(admin: &Client, url: &DatabaseUrl) -> Result<(), ProvisioningErro
     }
     admin.batch_execute(&format!("CREATE DATABASE {building} TEMPLATE template0 ENCODING 'UTF8'")).await?;
     admin.batch_execute(&format!("REVOKE ALL ON DATABASE {building} FROM PUBLIC")).await?;
-    migrate(url).await.map_err(ProvisioningError::Migration)?;
+    migrate(url, migrations).await.map_err(ProvisioningError::Migration)?;
     admin.batch_execute(&format!("ALTER DATABASE {building} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true")).await?;
-    let rename = format!("ALTER DATABASE {building} RENAME TO {}", escape_identifier(&name()));
+    let rename = format!("ALTER DATABASE {building} RENAME TO {}", escape_identifier(&migrations.template_name()));
     Ok(admin.batch_execute(&rename).await?)
 }
 
-async fn migrate(url: &DatabaseUrl) -> anyhow::Result<()> {
+async fn migrate(url: &DatabaseUrl, migrations: &TenantMigrations) -> anyhow::Result<()> {
     let options = url.with_database(BUILDING).to_sqlx();
     let mut connection = options.disable_statement_logging().connect().await?;
     let setup = format!(
@@ -103,8 +130,11 @@ async fn migrate(url: &DatabaseUrl) -> anyhow::Result<()> {
         escape_identifier(OWNER_ROLE)
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(setup)).execute(&mut connection).await?;
-    // `run` takes anything to acquire a connection from, and its future is for that reason not known to be `Send`.
-    TENANT_MIGRATOR.run_direct(None, &mut connection, false).await?;
+    // Nobody else knows this database: there is nothing to lock and nobody to be careful of.
+    connection.ensure_migrations_table(MIGRATIONS_TABLE).await?;
+    for migration in migrations.iter() {
+        connection.apply(MIGRATIONS_TABLE, migration).await?;
+    }
     connection.close().await?;
     Ok(())
 }

@@ -8,9 +8,11 @@ use dashmap::DashMap;
 use sqlx::PgPool;
 
 use super::TenantDbError;
+use super::schema::{SchemaMismatch, SpokenSchemas};
 use super::store::{self, Key, SealedRecord};
 use crate::api::platform::{TenantLimits, TenantState};
 use crate::ids::{ClusterId, SigningKeyId, Slug, TenantId};
+use crate::provisioning::TenantMigrations;
 use crate::secrets::{DataKey, DatabaseUrl, Location, MasterKeyring, Sealed};
 
 /// What a server knows of a tenant while it serves it. Holds opened keys, and lives in memory only.
@@ -31,6 +33,8 @@ pub struct TenantRecord {
     pub cluster_id: Option<ClusterId>,
     /// What it may use, where that differs from the platform's settings.
     pub limits: TenantLimits,
+    /// Whether this server speaks that version.
+    spoken: Result<(), SchemaMismatch>,
     database_url: Option<DatabaseUrl>,
     next_database_url: Option<DatabaseUrl>,
     data_keys: Vec<DataKey>,
@@ -71,10 +75,14 @@ impl TenantRecord {
         self.state == TenantState::Active
     }
 
-    /// Nothing, if the tenant is in service, and otherwise why not.
+    /// Nothing, if the tenant is in service and this server speaks its database's schema, and otherwise why not.
     pub fn in_service(&self) -> Result<(), TenantDbError> {
         match self.state {
-            TenantState::Active => Ok(()),
+            TenantState::Active => match self.spoken {
+                Ok(()) => Ok(()),
+                Err(SchemaMismatch::TooOld) => Err(TenantDbError::SchemaTooOld),
+                Err(SchemaMismatch::TooNew) => Err(TenantDbError::SchemaTooNew),
+            },
             TenantState::Suspended => Err(TenantDbError::Suspended),
             TenantState::Deleting => Err(TenantDbError::Deleting),
             _ => Err(TenantDbError::NotActive),
@@ -129,6 +137,8 @@ pub struct Directory {
     signing_keys: DashMap<SigningKeyId, TenantId>,
     /// Counts what was heard of changes: a record read before one was heard of must not pass for fresh after it.
     changes: AtomicU64,
+    /// The schemas this server speaks.
+    schemas: SpokenSchemas,
 }
 
 impl fmt::Debug for Directory {
@@ -147,7 +157,14 @@ impl Directory {
             slugs: DashMap::new(),
             signing_keys: DashMap::new(),
             changes: AtomicU64::new(0),
+            schemas: TenantMigrations::embedded().spoken(),
         }
+    }
+
+    /// The same for a server that speaks other schemas than those of the program's own migrations.
+    #[must_use]
+    pub fn speaking(self, schemas: SpokenSchemas) -> Self {
+        Self { schemas, ..self }
     }
 
     /// The tenant that owns a signing key: the first step of checking a token, whose signature is checked next.
@@ -256,6 +273,7 @@ impl Directory {
             plan: sealed.plan,
             state: TenantState::parse(&sealed.state),
             schema_version: sealed.schema_version,
+            spoken: self.schemas.check(sealed.schema_version, sealed.schema_compatible_from),
             cluster_id: sealed.cluster_id.map(ClusterId::from_uuid),
             limits: sealed.limits,
             database_url,

@@ -9,6 +9,7 @@
 
 mod directory;
 mod pools;
+mod schema;
 mod store;
 
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub use directory::{
     Directory, SigningKey, TenantRecord, database_url_location, next_database_url_location, signing_key_location,
 };
 pub use pools::{TenantDatabases, TenantDb};
+pub use schema::{SchemaMismatch, SpokenSchemas};
 
 /// Why a tenant's database could not be had.
 #[derive(Debug, Error)]

@@ -22,6 +22,7 @@ pub(super) struct SealedRecord {
     pub(super) plan: String,
     pub(super) state: String,
     pub(super) schema_version: Option<i64>,
+    pub(super) schema_compatible_from: Option<i64>,
     pub(super) cluster_id: Option<Uuid>,
     pub(super) limits: TenantLimits,
     pub(super) database_url: Option<Vec<u8>>,
@@ -38,7 +39,7 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
     };
     let row = sqlx::query!(
         r#"SELECT t.id AS "id!", t.slug AS "slug!", t.name AS "name!", t.plan AS "plan!", t.state AS "state!",
-                t.schema_version, t.limits AS "limits!: Json<TenantLimits>", d.cluster_id AS "cluster_id?",
+                t.schema_version, t.schema_compatible_from, t.limits AS "limits!: Json<TenantLimits>", d.cluster_id AS "cluster_id?",
                 d.url_sealed AS "url_sealed?", d.next_url_sealed AS "next_url_sealed?",
                 ARRAY(SELECT version FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
                     AS "key_versions!",
@@ -66,6 +67,7 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
         plan: row.plan,
         state: row.state,
         schema_version: row.schema_version,
+        schema_compatible_from: row.schema_compatible_from,
         cluster_id: row.cluster_id,
         limits: row.limits.0,
         database_url: row.url_sealed,

@@ -10,7 +10,7 @@ use super::{TenantError, store};
 use crate::audit::{self, Actor, Event};
 use crate::clock::SharedClock;
 use crate::ids::ClusterId;
-use crate::provisioning::{self, Cluster, Clusters, ProvisioningError};
+use crate::provisioning::{self, Cluster, Clusters, ProvisioningError, TenantMigrations};
 use crate::secrets::{DatabaseUrl, Host, Location, MasterKeyring, Sealed};
 
 /// A cluster as registered, without its credential.
@@ -59,6 +59,17 @@ impl ClusterRegistry {
     /// The registry over the platform's database.
     pub fn new(pool: PgPool, master_keys: Arc<MasterKeyring>, clock: SharedClock) -> Self {
         Self { pool, master_keys, clusters: Arc::default(), clock }
+    }
+
+    /// The same, with template databases of another set of migrations than the program's own.
+    #[must_use]
+    pub fn with_migrations(self, migrations: Arc<TenantMigrations>) -> Self {
+        Self { clusters: Arc::new(Clusters::new(migrations)), ..self }
+    }
+
+    /// The migrations of the tenants' databases.
+    pub fn migrations(&self) -> &Arc<TenantMigrations> {
+        self.clusters.migrations()
     }
 
     /// Registers a cluster: checks the URL, shuts PUBLIC out of what every server has, builds the template database.

@@ -6,9 +6,10 @@
 //! | `create_roles` | owner and login role, with that password | roles dropped |
 //! | `create_database` | cloned from the template, PUBLIC shut out | dropped |
 //! | `assign_ownership` | everything in it given to the owner role; isolation checked | - |
-//! | `apply_template` | as the tenant itself: first configuration, first admin's invite | - |
+//! | `apply_template` | as the tenant itself: a schema cloned from an older template brought up to date, first configuration, first admin's invite | - |
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use chrono::{DateTime, Utc};
@@ -23,10 +24,13 @@ use super::templates::Templates;
 use crate::clock::SharedClock;
 use crate::ids::{ClusterId, InviteId, SigningKeyId, Slug, TenantId};
 use crate::operations::{Definition, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture};
-use crate::provisioning::{self, Cluster, DatabaseNames, ProvisioningError};
+use crate::provisioning::{self, Cluster, DatabaseNames, MigrateError, MigrateLimits, ProvisioningError};
 use crate::secrets::{DataKey, DatabaseUrl, HashedToken, MasterKeyring, Sealed, connect, generate_password};
 use crate::tenant_db::{database_url_location, signing_key_location};
 use crate::{access, configuration};
+
+/// How long bringing a fresh clone up to date may take.
+const MIGRATION_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What the steps need.
 #[derive(Debug)]
@@ -67,9 +71,13 @@ pub static DEFINITION: Definition<Provisioning> = Definition {
             run: |s, c| boxed(create_database(s, c)),
             undo: |s, c| boxed(drop_database(s, c)),
         },
-        // The last two leave nothing outside the database, which goes as a whole.
+        // The last two leave nothing outside the database, which goes as a whole, but the note of its version.
         Step { name: "assign_ownership", run: |s, c| boxed(assign_ownership(s, c)), undo: |_, _| boxed(nothing()) },
-        Step { name: "apply_template", run: |s, c| boxed(apply_template(s, c)), undo: |_, _| boxed(nothing()) },
+        Step {
+            name: "apply_template",
+            run: |s, c| boxed(apply_template(s, c)),
+            undo: |s, c| boxed(forget_schema(s, c)),
+        },
     ],
     settle,
 };
@@ -229,6 +237,8 @@ async fn apply_template(services: Arc<Provisioning>, context: StepContext) -> Re
         .await
         .map_err(|error| StepError::Transient("the tenant cannot sign in to its database", error.into()))?;
     let refused = |error: anyhow::Error| StepError::Transient("the tenant's database refused a statement", error);
+    let found = provisioning::found_schema_version(&client).await.map_err(|error| refused(error.into()))?;
+    note_schema(&services, &task, &url, found).await?;
     let transaction = client.transaction().await.map_err(|error| refused(error.into()))?;
     configuration::insert_first(&transaction, &settings, services.clock.now())
         .await
@@ -245,6 +255,46 @@ async fn apply_template(services: Arc<Provisioning>, context: StepContext) -> Re
     transaction.commit().await.map_err(|error| refused(error.into()))
 }
 
+/// Notes which schema the database has. A server of another version may have made the clone and died, or the fleet may
+/// have been migrated since: then it is brought up to date first.
+async fn note_schema(
+    services: &Provisioning,
+    task: &Task,
+    url: &DatabaseUrl,
+    found: Option<i64>,
+) -> Result<(), StepError> {
+    let migrations = services.clusters.migrations();
+    let target = migrations.current_version();
+    if found != Some(target) {
+        // Nobody uses it yet, so nothing needs protection but ourselves.
+        let limits = MigrateLimits {
+            lock_timeout: MIGRATION_PATIENCE,
+            statement_timeout: MIGRATION_PATIENCE,
+            concurrent_timeout: MIGRATION_PATIENCE,
+            tries: 1,
+        };
+        provisioning::migrate_database(url, migrations, target, &limits).await.map_err(|failure| {
+            match failure.error {
+                MigrateError::Unknown { version } => permanent(
+                    "tenant_schema_too_new",
+                    &format!("a newer server cloned the database (migration {version}); let one of that version retry"),
+                ),
+                error @ (MigrateError::Altered { .. } | MigrateError::Refused { .. }) => {
+                    permanent("migration_failed", &error.to_string())
+                }
+                error => StepError::Transient("the new database could not be brought up to date", error.into()),
+            }
+        })?;
+    }
+    let schema = Some((target, migrations.compatible_from(target)));
+    Ok(store::set_schema(&services.pool, task.tenant, schema).await.map_err(TenantError::from)?)
+}
+
+async fn forget_schema(services: Arc<Provisioning>, context: StepContext) -> Result<(), StepError> {
+    let task = task(context)?;
+    Ok(store::set_schema(&services.pool, task.tenant, None).await.map_err(TenantError::from)?)
+}
+
 fn settle<'a>(
     connection: &'a mut PgConnection,
     context: &'a StepContext,
@@ -253,11 +303,11 @@ fn settle<'a>(
 ) -> SettleFuture<'a> {
     Box::pin(async move {
         let Some(tenant) = context.tenant_id else { return Ok(()) };
-        let (state, schema_version) = match outcome {
-            Outcome::Started => ("provisioning", None),
-            Outcome::Succeeded => ("active", Some(provisioning::current_schema_version())),
-            Outcome::Failed | Outcome::NeedsOperator => ("failed", None),
+        let state = match outcome {
+            Outcome::Started => "provisioning",
+            Outcome::Succeeded => "active",
+            Outcome::Failed | Outcome::NeedsOperator => "failed",
         };
-        store::set_state(connection, tenant, state, schema_version, now).await
+        store::set_state(connection, tenant, state, now).await
     })
 }

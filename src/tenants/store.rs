@@ -97,21 +97,34 @@ pub(super) async fn is_ending(pool: &PgPool, id: TenantId) -> Result<bool, sqlx:
     .await
 }
 
-/// Moves a tenant to a state, unless it is being deleted or gone; `active` also notes since when and with which schema.
+/// Notes the version of a tenant's schema, and the oldest program that can speak it.
+pub(super) async fn set_schema(pool: &PgPool, id: TenantId, schema: Option<(i64, i64)>) -> Result<(), sqlx::Error> {
+    let (version, compatible_from) = schema.unzip();
+    sqlx::query!(
+        "UPDATE chat_instances SET schema_version = $2, schema_compatible_from = $3
+         WHERE id = $1 AND (schema_version, schema_compatible_from) IS DISTINCT FROM ($2, $3)",
+        id.as_uuid(),
+        version,
+        compatible_from
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Moves a tenant to a state, unless it is being deleted or gone; `active` also notes since when.
 pub(super) async fn set_state(
     connection: &mut PgConnection,
     id: TenantId,
     state: &str,
-    schema_version: Option<i64>,
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "UPDATE chat_instances SET state = $2, updated_at = $4, schema_version = COALESCE($3, schema_version),
-                activated_at = CASE WHEN $2 = 'active' THEN COALESCE(activated_at, $4) ELSE activated_at END
+        "UPDATE chat_instances SET state = $2, updated_at = $3,
+                activated_at = CASE WHEN $2 = 'active' THEN COALESCE(activated_at, $3) ELSE activated_at END
          WHERE id = $1 AND state NOT IN ('deleting', 'deleted')",
         id.as_uuid(),
         state,
-        schema_version,
         now
     )
     .execute(connection)

@@ -9,6 +9,7 @@ use freehold::clock::{SharedClock, SystemClock};
 use freehold::config::Config;
 use freehold::operations::Probe;
 use freehold::platform_db;
+use freehold::provisioning::TenantMigrations;
 use freehold_cli::dev::postgres::{EmbeddedPostgres, EmbeddedPostgresOptions};
 use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
@@ -137,6 +138,8 @@ pub struct Options<'a> {
     pub settings: &'a [(&'a str, &'a str)],
     pub clock: Option<SharedClock>,
     pub probe: Option<Probe>,
+    /// Other tenant migrations than the program's own.
+    pub migrations: Option<Arc<TenantMigrations>>,
     /// A platform database that exists; a new one otherwise.
     pub database: Option<String>,
 }
@@ -155,7 +158,8 @@ impl Platform {
         };
         let config = config(&server.url(&database), options.settings);
         let clock = options.clock.unwrap_or_else(SystemClock::shared);
-        let state = AppState::build(config, clock, options.probe).unwrap();
+        let migrations = options.migrations.unwrap_or_default();
+        let state = AppState::build_with(config, clock, options.probe, migrations).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn({

@@ -375,7 +375,8 @@ async fn one_operation_is_carried_out_by_one_of_many_workers() {
         }
         CheckpointAction::Continue
     });
-    let options = Options { settings, probe: Some(probe), database: Some(platform.database.clone()), clock: None };
+    let options =
+        Options { settings, probe: Some(probe), database: Some(platform.database.clone()), ..Options::default() };
     let platform = Platform::start_with(options).await;
     let operation = start_operation(&platform, "provision_tenant", "raced-for").await;
     let id = operation["id"].as_str().unwrap().parse().unwrap();

@@ -1,6 +1,7 @@
 //! The platform API: super admins only, sign-in apart.
 
 pub mod clusters;
+pub mod fleet;
 pub mod lives;
 pub mod operations;
 pub mod sessions;

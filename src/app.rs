@@ -20,6 +20,7 @@ use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::configuration::AiKeys;
 use crate::fleet::Fleet;
+use crate::fleet_audit::FleetAudit;
 use crate::http::router;
 use crate::ids::TenantId;
 use crate::operations::{self, Engine, Probe};
@@ -67,6 +68,8 @@ pub struct AppState {
     pub clusters: ClusterRegistry,
     /// Runs over all tenants.
     pub fleet: Fleet,
+    /// Compares the registry with what is there.
+    pub fleet_audit: Arc<FleetAudit>,
     /// The cached registry.
     pub directory: Arc<Directory>,
     /// The tenants' pools.
@@ -132,7 +135,16 @@ impl AppState {
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
         let life = Arc::new(Life::new(pool.clone(), clusters.clone(), Arc::clone(&clock)));
-        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), provisioning, Arc::new(fleet.clone()), &life);
+        let fleet_audit =
+            Arc::new(FleetAudit::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock)));
+        let mut engine = worker::engine(
+            worker_pool,
+            Arc::clone(&clock),
+            provisioning,
+            Arc::new(fleet.clone()),
+            Arc::clone(&fleet_audit),
+            &life,
+        );
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
@@ -174,6 +186,7 @@ impl AppState {
             life,
             clusters,
             fleet,
+            fleet_audit,
             directory,
             databases,
             tasks,

@@ -15,6 +15,7 @@ pub mod config;
 pub mod configuration;
 pub mod doctor;
 pub mod fleet;
+pub mod fleet_audit;
 pub mod http;
 pub mod idempotency;
 pub mod ids;

@@ -25,6 +25,16 @@ pub static TASKS: &[Task<AppState>] = &[
         },
     },
     Task {
+        name: "audit_fleet",
+        period: TimeDelta::hours(1),
+        run: |state| {
+            Box::pin(async move {
+                state.fleet_audit.begin(None).await?;
+                Ok(())
+            })
+        },
+    },
+    Task {
         name: "purge_deleted_tenants",
         period: TimeDelta::minutes(1),
         run: |state| {

@@ -7,6 +7,7 @@ use sqlx::PgPool;
 
 use crate::clock::SharedClock;
 use crate::fleet::{self, Fleet};
+use crate::fleet_audit::{self, FleetAudit};
 use crate::operations::Engine;
 use crate::tenants::life::{Life, delete, purge, resume, suspend, undelete};
 use crate::tenants::provision::{self, Provisioning};
@@ -17,12 +18,14 @@ pub fn engine(
     clock: SharedClock,
     provisioning: Arc<Provisioning>,
     fleet: Arc<Fleet>,
+    fleet_audit: Arc<FleetAudit>,
     life: &Arc<Life>,
 ) -> Engine {
     Engine::new(pool, clock)
         .register(&provision::DEFINITION, provisioning)
         .register(&fleet::migrate::DEFINITION, Arc::clone(&fleet))
         .register(&fleet::verify::DEFINITION, fleet)
+        .register(&fleet_audit::DEFINITION, fleet_audit)
         .register(&suspend::DEFINITION, Arc::clone(life))
         .register(&resume::DEFINITION, Arc::clone(life))
         .register(&delete::DEFINITION, Arc::clone(life))

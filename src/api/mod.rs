@@ -4,6 +4,7 @@
 //! answered, and no feature or service may take or return them: a handler translates.
 
 pub mod fleet;
+pub mod fleet_audit;
 pub mod platform;
 pub mod tenant;
 

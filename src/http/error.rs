@@ -14,6 +14,7 @@ use crate::api::{FieldProblem, Problem};
 use crate::chat::ChatError;
 use crate::configuration::ConfigurationError;
 use crate::fleet::FleetError;
+use crate::fleet_audit::FleetAuditError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
@@ -316,6 +317,15 @@ impl From<FleetError> for ApiError {
             FleetError::UnknownVersion { .. } => Self::invalid("target_version", error.to_string()),
             FleetError::Operation(error) => error.into(),
             FleetError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<FleetAuditError> for ApiError {
+    fn from(error: FleetAuditError) -> Self {
+        match error {
+            FleetAuditError::Operation(error) => error.into(),
+            FleetAuditError::Database(error) => error.into(),
         }
     }
 }

@@ -31,6 +31,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::tenants::create, platform::tenants::list))
         .routes(routes!(platform::tenants::show, platform::tenants::update, platform::lives::delete))
         .routes(routes!(platform::tenants::invite))
+        // /platform/v1/fleet/audits, /platform/v1/fleet/findings
+        .routes(routes!(platform::audits::create))
+        .routes(routes!(platform::audits::findings))
         // /platform/v1/tenants/{slug}/suspend, .../resume, .../undelete
         .routes(routes!(platform::lives::suspend))
         .routes(routes!(platform::lives::resume))

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Each module's level; a module may use its own level and those below. Features use each other only as listed.
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
-    (2, &["tenants", "access", "configuration", "chat", "fleet"]),
+    (2, &["tenants", "access", "configuration", "chat", "fleet", "fleet_audit"]),
     (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule"]),
     (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api"]),
 ];
@@ -14,6 +14,7 @@ const LEVELS: &[(u8, &[&str])] = &[
 /// The only uses of one feature by another.
 const FEATURE_USES: &[(&str, &str)] = &[
     ("fleet", "tenants"),
+    ("fleet_audit", "tenants"),
     ("tenants", "access"),
     ("tenants", "configuration"),
     ("chat", "access"),

@@ -1,5 +1,6 @@
 //! The platform API: super admins only, sign-in apart.
 
+pub mod audits;
 pub mod clusters;
 pub mod fleet;
 pub mod lives;

@@ -77,6 +77,9 @@ pub enum Command {
     /// Durable operations, such as the provisioning of a tenant
     #[command(subcommand)]
     Operation(OperationCommand),
+    /// Compare what is registered with what is there
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Postgres servers on which managed tenants get their databases
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -263,6 +266,13 @@ pub struct PageArgs {
     pub all: bool,
 }
 
+impl PageArgs {
+    /// All of it.
+    pub fn all() -> Self {
+        Self { limit: NonZeroUsize::MIN, all: true }
+    }
+}
+
 /// `freehold tenant list`.
 #[derive(Debug, Args)]
 pub struct TenantListArgs {
@@ -364,6 +374,17 @@ pub enum ClusterCommand {
     },
     /// List the clusters
     List,
+}
+
+/// `freehold audit`.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Compare registry, databases, roles and keys, and report orphans and strangers; exit code 1 if there are problems
+    Fleet {
+        /// Show what the last audit found, without running one
+        #[arg(long)]
+        last: bool,
+    },
 }
 
 /// `freehold completions`.

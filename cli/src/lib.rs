@@ -25,7 +25,7 @@ use std::ffi::OsString;
 use clap::Parser;
 
 use args::{Cli, Command};
-use commands::{Context, cluster, completions, operation, session, tenant};
+use commands::{Context, audit, cluster, completions, operation, session, tenant};
 use failure::{Exit, Failure};
 use output::{Output, Sinks};
 
@@ -67,6 +67,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Session(command) => session::run(&context, command).await?,
         Command::Tenant(command) => tenant::run(&context, command).await?,
         Command::Operation(command) => operation::run(&context, command).await?,
+        Command::Audit(command) => audit::run(&context, command).await?,
         Command::Cluster(command) => cluster::run(&context, command).await?,
         Command::Completions(args) => completions::run(&context, &args)?,
         Command::Dev(args) => {

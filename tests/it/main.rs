@@ -20,6 +20,7 @@ mod clusters;
 mod configuration;
 mod dev_stack;
 mod fake_model;
+mod fleet_audit;
 mod fleet_migration;
 mod harness;
 mod isolation;

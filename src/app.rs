@@ -30,9 +30,11 @@ use crate::provisioning::TenantMigrations;
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
-use crate::tenant_db::{Directory, TenantDatabases, TenantRecord};
+use crate::tenant_db::{Directory, PoolSettings, Shares, TenantDatabases, TenantRecord};
 use crate::tenants::clusters::ClusterRegistry;
+use crate::tenants::database_checks::DatabaseChecks;
 use crate::tenants::life::Life;
+use crate::tenants::own_database::OwnDatabases;
 use crate::tenants::provision::Provisioning;
 use crate::tenants::registry::Registry;
 use crate::tenants::templates::Templates;
@@ -44,6 +46,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 const WORKER_PAUSE: Duration = Duration::from_secs(1);
 /// How long a tenant's connection may lie unused.
 const IDLE: Duration = Duration::from_secs(60);
+/// How often that is looked at.
+const IDLE_CHECK: Duration = Duration::from_secs(5);
 
 /// Everything that handlers and jobs need. Cheap to clone.
 #[derive(Clone)]
@@ -64,6 +68,10 @@ pub struct AppState {
     pub registry: Registry,
     /// Suspends, resumes, deletes and takes back.
     pub life: Arc<Life>,
+    /// Checks of databases that somebody wants to use.
+    pub database_checks: DatabaseChecks,
+    /// Clients' own databases.
+    pub own_databases: OwnDatabases,
     /// The registered clusters.
     pub clusters: ClusterRegistry,
     /// Runs over all tenants.
@@ -113,7 +121,14 @@ impl AppState {
         let passwords = PasswordHasher::new();
         let directory = Directory::new(pool.clone(), Arc::clone(&master_keys));
         let directory = Arc::new(directory.speaking(migrations.spoken()));
-        let databases = Arc::new(TenantDatabases::new(config.tenant_pool_size));
+        let settings = PoolSettings {
+            tenant_connections: config.tenant_connections,
+            own_database_connections: config.own_database_connections,
+            tenant_pool_size: config.tenant_pool_size,
+            wait: config.tenant_connection_wait,
+        };
+        let shares = Shares::new(pool.clone());
+        let databases = Arc::new(TenantDatabases::new(settings, Arc::clone(&directory), shares));
         let clusters = ClusterRegistry::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock))
             .with_migrations(migrations);
         let provider_client = ProviderClient::new(&ProviderClientOptions {
@@ -134,7 +149,7 @@ impl AppState {
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
-        let life = Arc::new(Life::new(pool.clone(), clusters.clone(), Arc::clone(&clock)));
+        let life = Arc::new(Life::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock)));
         let fleet_audit =
             Arc::new(FleetAudit::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock)));
         let mut engine = worker::engine(
@@ -148,7 +163,22 @@ impl AppState {
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
+        let database_checks = DatabaseChecks::new(
+            pool.clone(),
+            config.platform_database_url.clone(),
+            clusters.clone(),
+            Arc::clone(&clock),
+            config.allow_private_database_hosts,
+            u32::try_from(config.tenant_pool_size).unwrap_or(u32::MAX),
+        );
         let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
+        let registry = Registry::new(
+            pool.clone(),
+            Arc::clone(&master_keys),
+            templates,
+            Arc::clone(&clock),
+            delta(config.invite_lifetime)?,
+        );
         Ok(Self {
             super_admins: SuperAdmins::new(
                 pool.clone(),
@@ -166,13 +196,16 @@ impl AppState {
                 delta(config.refresh_token_lifetime)?,
             ),
             users: Users::new(passwords, Arc::clone(&clock), delta(config.invite_lifetime)?),
-            registry: Registry::new(
+            own_databases: OwnDatabases::new(
                 pool.clone(),
                 master_keys,
-                templates,
+                registry.clone(),
+                database_checks.clone(),
                 Arc::clone(&clock),
                 delta(config.invite_lifetime)?,
             ),
+            registry,
+            database_checks,
             ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock)),
             chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
             engine: Arc::new(engine),
@@ -205,6 +238,12 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     );
     tokio::spawn(platform_db::listen(state.pool.clone(), state.notifications.clone(), state.stop.clone()));
     tokio::spawn(follow_registry(state.clone()));
+    state.databases.serve_at(place(listener.local_addr()?));
+    let let_go = CancellationToken::new();
+    let shares = tokio::spawn({
+        let (databases, let_go) = (Arc::clone(&state.databases), let_go.clone());
+        async move { databases.keep_shares(let_go).await }
+    });
     let grace = state.config.shutdown_grace;
     let jobs = (state.config.worker_concurrency > 0).then(|| tokio::spawn(work(state.clone(), grace)));
     tokio::spawn(close_idle_connections(state.clone()));
@@ -252,9 +291,23 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     if let Some(jobs) = jobs {
         jobs.await.context("end the worker")?;
     }
+    // Nobody needs a tenant's connection any more. Others may want them at once.
+    let_go.cancel();
+    shares.await.context("give the connections back")?;
     state.pool.close().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Where this server serves, as no other one can at the same time: the machine since it was started, the name it has
+/// there (each container has one), and the address that it has bound.
+fn place(address: std::net::SocketAddr) -> String {
+    let read = |file: &str| std::fs::read_to_string(file).map(|text| text.trim().to_owned()).ok();
+    match (read("/proc/sys/kernel/random/boot_id"), read("/proc/sys/kernel/hostname")) {
+        (Some(boot), Some(host)) => format!("{host} {address} {boot}"),
+        // Nothing tells this machine from others, so nobody's place is taken.
+        _ => uuid::Uuid::now_v7().to_string(),
+    }
 }
 
 /// Carries operations out until the server stops. The queue's library ends when its database does not answer; then it
@@ -286,7 +339,7 @@ async fn close_idle_connections(state: AppState) {
     loop {
         tokio::select! {
             () = state.stop.cancelled() => return,
-            () = tokio::time::sleep(IDLE / 2) => state.databases.close_idle(IDLE),
+            () = tokio::time::sleep(IDLE_CHECK) => state.databases.close_idle(IDLE),
         }
     }
 }
@@ -303,17 +356,18 @@ async fn follow_registry(state: AppState) {
             Ok(Notification::Registry(id)) => {
                 let known = state.directory.knows_tenant(id);
                 let record = state.directory.refresh(id).await;
-                state.databases.follow(id, record.as_deref());
+                state.databases.follow(id, record.as_ref());
                 if known {
                     follow_life(&state, id, record.as_deref());
                 }
             }
             Ok(Notification::Operation(_)) => {}
+            Ok(Notification::Shares) => state.databases.look_at_shares(),
             Ok(Notification::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => {
                 state.directory.mark_all_stale();
                 for id in state.databases.tenants() {
                     let record = state.directory.refresh(id).await;
-                    state.databases.follow(id, record.as_deref());
+                    state.databases.follow(id, record.as_ref());
                     follow_life(&state, id, record.as_deref());
                 }
                 forget_gone(&state).await;

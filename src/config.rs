@@ -69,6 +69,12 @@ pub const SETTINGS: &[Setting] = &[
         "`true` lets AI keys point at loopback and private addresses",
     ),
     setting(
+        "allow_private_database_hosts",
+        "FREEHOLD_ALLOW_PRIVATE_DATABASE_HOSTS",
+        Some("false"),
+        "`true` lets clients give databases of their own at loopback and private addresses; the owner always may",
+    ),
+    setting(
         "platform_pool_size",
         "FREEHOLD_PLATFORM_POOL_SIZE",
         Some("16"),
@@ -78,7 +84,25 @@ pub const SETTINGS: &[Setting] = &[
         "tenant_pool_size",
         "FREEHOLD_TENANT_POOL_SIZE",
         Some("8"),
-        "connections to one tenant's database, at most",
+        "connections to one tenant's database from one server, at most; a tenant's limits may say otherwise",
+    ),
+    setting(
+        "tenant_connections",
+        "FREEHOLD_TENANT_CONNECTIONS",
+        Some("80"),
+        "connections to one cluster for tenants' requests, from all servers together, at most",
+    ),
+    setting(
+        "own_database_connections",
+        "FREEHOLD_OWN_DATABASE_CONNECTIONS",
+        Some("8"),
+        "connections to one database server of a client's own, from all servers together, at most",
+    ),
+    setting(
+        "tenant_connection_wait_ms",
+        "FREEHOLD_TENANT_CONNECTION_WAIT_MS",
+        Some("5000"),
+        "milliseconds a request waits for a connection before it is answered 503",
     ),
     setting(
         "worker_concurrency",
@@ -146,10 +170,18 @@ pub struct Config {
     pub templates_dir: Option<PathBuf>,
     /// Whether AI keys may point at private addresses.
     pub allow_private_model_hosts: bool,
+    /// Whether clients may give databases at private addresses.
+    pub allow_private_database_hosts: bool,
     /// Connections to the platform's database, at most.
     pub platform_pool_size: u32,
     /// Connections to one tenant's database, at most.
     pub tenant_pool_size: usize,
+    /// Connections to one cluster, from all servers together.
+    pub tenant_connections: usize,
+    /// Connections to one database server of a client's own, from all servers together.
+    pub own_database_connections: usize,
+    /// How long a request waits for a connection.
+    pub tenant_connection_wait: Duration,
     /// Operations carried out at once.
     pub worker_concurrency: usize,
     /// How long a super-admin session lasts.
@@ -246,8 +278,12 @@ impl Config {
             log_format: source.parse("log_format")?,
             templates_dir,
             allow_private_model_hosts: source.parse("allow_private_model_hosts")?,
+            allow_private_database_hosts: source.parse("allow_private_database_hosts")?,
             platform_pool_size: source.number("platform_pool_size", 2, 1000)? as u32,
             tenant_pool_size: source.number("tenant_pool_size", 1, 1000)? as usize,
+            tenant_connections: source.number("tenant_connections", 1, 10_000)? as usize,
+            own_database_connections: source.number("own_database_connections", 1, 1000)? as usize,
+            tenant_connection_wait: Duration::from_millis(source.number("tenant_connection_wait_ms", 10, 60_000)?),
             worker_concurrency: source.number("worker_concurrency", 0, 100)? as usize,
             session_lifetime: Duration::from_secs(3600 * source.number("session_hours", 1, 24 * 30)?),
             access_token_lifetime: Duration::from_secs(60 * source.number("access_token_minutes", 1, 24 * 60)?),

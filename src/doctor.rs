@@ -1,230 +1,281 @@
-//! `freehold-server doctor`: looks at everything the server stands on, and says what to do about what is wrong.
+//! `freehold-server doctor`, and the same for super admins: looks at everything the server stands on, and says what to do
+//! about what is wrong.
 //!
 //! It changes nothing, and its report holds no secret.
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-use secrecy::SecretString;
-use serde::Serialize;
-use sqlx::{PgPool, Row};
+use chrono::TimeDelta;
+use sqlx::Row;
 
-use crate::clock::SystemClock;
-use crate::config::Config;
+use crate::api::doctor::{DoctorFinding, DoctorLevel, DoctorReport};
+use crate::app::AppState;
+use crate::database_check::{self, Purpose, Question, Report, Severity};
 use crate::ids::TenantId;
 use crate::platform_db;
-use crate::provisioning;
 use crate::secrets::{DatabaseUrl, Sealed};
-use crate::tenants::clusters::ClusterRegistry;
+use crate::tenants::clusters::ClusterRecord;
 
-/// How serious a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Level {
-    /// As it should be.
-    Ok,
-    /// It works, and should be looked at.
-    Warning,
-    /// It does not work.
-    Failure,
+/// An operation that has waited so long is waiting for a worker that is not there.
+const LONG_QUEUED: TimeDelta = TimeDelta::minutes(5);
+/// An operation that has worked so long deserves a look.
+const LONG_RUNNING: TimeDelta = TimeDelta::hours(1);
+
+/// What is to be looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope {
+    /// Whether it is a server that serves, whose worker can be asked.
+    pub serving: bool,
+    /// Whether to look at the clients' own databases too, each from here.
+    pub tenants: bool,
 }
 
-/// One thing that was looked at.
-#[derive(Debug, Clone, Serialize)]
-pub struct Finding {
-    /// What was looked at.
-    pub check: String,
-    /// How it is.
-    pub level: Level,
-    /// What was seen.
-    pub seen: String,
-    /// What to do about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-}
+/// Findings in the making.
+#[derive(Default)]
+struct Findings(Vec<DoctorFinding>);
 
-/// All findings.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Report {
-    /// In the order of looking.
-    pub findings: Vec<Finding>,
-}
-
-impl Report {
-    /// Whether nothing failed.
-    pub fn healthy(&self) -> bool {
-        self.findings.iter().all(|finding| finding.level != Level::Failure)
-    }
-
-    /// For people.
-    pub fn to_text(&self) -> String {
-        let mut text = String::new();
-        for finding in &self.findings {
-            let mark = match finding.level {
-                Level::Ok => "ok     ",
-                Level::Warning => "warning",
-                Level::Failure => "FAILED ",
-            };
-            text.push_str(&format!("{mark}  {}: {}\n", finding.check, finding.seen));
-            if let Some(remedy) = &finding.remedy {
-                text.push_str(&format!("         hint: {remedy}\n"));
-            }
-        }
-        text.push_str(if self.healthy() { "all is well" } else { "something has to be done" });
-        text
-    }
-
-    /// For programs.
-    pub fn to_json(&self) -> String {
-        serde_json::json!({ "healthy": self.healthy(), "findings": self.findings }).to_string()
-    }
-
-    fn add(&mut self, check: impl Into<String>, level: Level, seen: impl Into<String>, remedy: Option<&str>) {
-        self.findings.push(Finding {
-            check: check.into(),
+impl Findings {
+    fn add(&mut self, check: &str, level: DoctorLevel, seen: impl Into<String>, remedy: Option<&str>) {
+        self.0.push(DoctorFinding {
+            check: check.to_owned(),
             level,
             seen: seen.into(),
             remedy: remedy.map(str::to_owned),
         });
     }
+
+    fn ok(&mut self, check: &str, seen: impl Into<String>) {
+        self.add(check, DoctorLevel::Ok, seen, None);
+    }
+
+    fn warning(&mut self, check: &str, seen: impl Into<String>, remedy: &str) {
+        self.add(check, DoctorLevel::Warning, seen, Some(remedy));
+    }
+
+    fn failure(&mut self, check: &str, seen: impl Into<String>, remedy: &str) {
+        self.add(check, DoctorLevel::Failure, seen, Some(remedy));
+    }
+
+    /// What a check of a database found; its notes only if there is nothing else.
+    fn database(&mut self, check: &str, report: &Report) {
+        for finding in &report.findings {
+            match finding.severity {
+                Severity::Problem => self.failure(check, &finding.message, &finding.remedy),
+                Severity::Warning => self.warning(check, &finding.message, &finding.remedy),
+                Severity::Note => {}
+            }
+        }
+        if let (true, Some(version)) = (report.suitable(), report.server_version()) {
+            self.ok(check, format!("PostgreSQL {version} answers"));
+        }
+    }
 }
 
 /// Looks at everything.
-pub async fn examine(config: &Config) -> Report {
-    let mut report = Report::default();
-    report.add("configuration", Level::Ok, "every setting is valid", None);
-    if config.public_url.scheme() == "http" && !config.listen.ip().is_loopback() {
-        report.add(
+pub async fn examine(state: &AppState, scope: Scope) -> DoctorReport {
+    let mut findings = Findings::default();
+    findings.ok("configuration", "every setting is valid");
+    if state.config.public_url.scheme() == "http" && !state.config.listen.ip().is_loopback() {
+        findings.warning(
             "public URL",
-            Level::Warning,
             "passwords and tokens travel without encryption",
-            Some("put a proxy with TLS in front and set FREEHOLD_PUBLIC_URL to its https address"),
+            "put a proxy with TLS in front and set FREEHOLD_PUBLIC_URL to its https address",
         );
     }
-    let pool = platform_db::pool(&config.platform_database_url, 2);
-    match examine_platform(&pool, &mut report).await {
-        Ok(true) => {}
-        Ok(false) => return report,
-        Err(error) => {
-            tracing::debug!(%error, "examine the platform's database");
-            report.add(
-                "platform database",
-                Level::Failure,
-                "it cannot be reached with PLATFORM_DATABASE_URL",
-                Some("check host, port, password and TLS of the URL, and that the server runs"),
-            );
-            return report;
+    let url = &state.config.platform_database_url;
+    let report = check(state, url, Purpose::Platform, state.config.platform_pool_size).await;
+    findings.database("platform database", &report);
+    if report.suitable() {
+        match examine_platform(state, scope, &mut findings).await {
+            Ok(true) => examine_rest(state, scope, &mut findings).await,
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "examine the platform's database");
+                findings.failure(
+                    "platform database",
+                    "it refused a question about its own tables",
+                    "see the server's log; the role of PLATFORM_DATABASE_URL has to own the tables",
+                );
+            }
         }
     }
-    if let Err(error) = examine_keys(config, &pool, &mut report).await {
-        report.add("keys", Level::Failure, format!("they could not be read: {error}"), None);
+    let healthy = findings.0.iter().all(|finding| finding.level != DoctorLevel::Failure);
+    DoctorReport { healthy, findings: findings.0 }
+}
+
+async fn check(state: &AppState, url: &DatabaseUrl, purpose: Purpose, connections_wanted: u32) -> Report {
+    let question = Question { url, purpose, tenant: None, owners_servers: &[], connections_wanted };
+    database_check::check(&question, &state.clock).await
+}
+
+async fn examine_rest(state: &AppState, scope: Scope, findings: &mut Findings) {
+    if let Err(error) = examine_keys(state, findings).await {
+        tracing::warn!(%error, "examine keys");
+        findings.failure("master keys", "the wrapped keys could not be read", "look at the platform's database");
     }
-    examine_clusters(config, &pool, &mut report).await;
-    report
+    examine_clusters(state, findings).await;
+    if scope.tenants {
+        examine_tenants(state, findings).await;
+    }
 }
 
 /// Returns whether there is a schema to look at further.
-async fn examine_platform(pool: &PgPool, report: &mut Report) -> Result<bool, sqlx::Error> {
-    let row = sqlx::query(
-        "SELECT current_setting('server_version'), pg_is_in_recovery(),
-                has_database_privilege('public', current_database(), 'CONNECT')",
-    )
-    .fetch_one(pool)
-    .await?;
-    let (version, replica, public): (String, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    report.add("platform database", Level::Ok, format!("PostgreSQL {version} answers"), None);
-    if replica {
-        report.add("platform database", Level::Failure, "it is a read replica", Some("give the primary's address"));
-    }
+async fn examine_platform(state: &AppState, scope: Scope, findings: &mut Findings) -> Result<bool, sqlx::Error> {
+    let pool = &state.pool;
     let (schema, required) = (platform_db::schema_version(pool).await?, platform_db::required_schema_version());
     if schema < required {
         let seen = format!("version {schema}, and this server needs {required}");
-        report.add("platform schema", Level::Failure, seen, Some("run `freehold-server migrate`"));
+        findings.failure("platform schema", seen, "run `freehold-server migrate`");
         return Ok(false);
     }
-    report.add("platform schema", Level::Ok, format!("version {schema}"), None);
+    findings.ok("platform schema", format!("version {schema}"));
+    let public: bool = sqlx::query_scalar("SELECT has_database_privilege('public', current_database(), 'CONNECT')")
+        .fetch_one(pool)
+        .await?;
     if public {
-        report.add(
+        findings.failure(
             "platform isolation",
-            Level::Failure,
             "every role of the server may connect to the platform's database",
-            Some("run REVOKE CONNECT ON DATABASE <platform database> FROM PUBLIC"),
+            "run REVOKE CONNECT ON DATABASE <platform database> FROM PUBLIC",
         );
     } else {
-        report.add("platform isolation", Level::Ok, "PUBLIC may not connect to the platform's database", None);
+        findings.ok("platform isolation", "PUBLIC may not connect to the platform's database");
     }
-    let (admins, stuck): (i64, i64) = sqlx::query_as(
-        "SELECT (SELECT count(*) FROM super_admins), (SELECT count(*) FROM operations WHERE state = 'needs_operator')",
+    let now = state.clock.now();
+    let row = sqlx::query(
+        "SELECT (SELECT count(*) FROM super_admins),
+                (SELECT count(*) FROM operations WHERE state = 'needs_operator'),
+                (SELECT count(*) FROM operations WHERE state = 'queued' AND created_at < $1),
+                (SELECT count(*) FROM operations WHERE state IN ('running', 'undoing') AND started_at < $2)",
     )
+    .bind(now - LONG_QUEUED)
+    .bind(now - LONG_RUNNING)
     .fetch_one(pool)
     .await?;
+    let (admins, stuck, queued, running): (i64, i64, i64, i64) =
+        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
     if admins == 0 {
         let remedy = "run `freehold-server create-admin --email you@example.com --password-file FILE`";
-        report.add("super admins", Level::Failure, "there is none", Some(remedy));
+        findings.failure("super admins", "there is none", remedy);
     } else {
-        report.add("super admins", Level::Ok, format!("{admins}"), None);
+        findings.ok("super admins", format!("{admins}"));
     }
     if stuck > 0 {
         let remedy = "see `freehold operation list --state needs_operator`, remove the cause, then retry";
-        report.add("operations", Level::Warning, format!("{stuck} need an operator"), Some(remedy));
+        findings.warning("operations", format!("{stuck} need an operator"), remedy);
     } else {
-        report.add("operations", Level::Ok, "none needs an operator", None);
+        findings.ok("operations", "none needs an operator");
+    }
+    if queued > 0 {
+        let seen = format!("{queued} operations have been waiting for a worker for minutes");
+        findings.failure("worker", seen, "start a server with FREEHOLD_WORKER_CONCURRENCY above 0");
+    }
+    if running > 0 {
+        let remedy = "see `freehold operation list --state running`; a step that waits says until when";
+        findings.warning("operations", format!("{running} have been at work for over an hour"), remedy);
+    }
+    if scope.serving {
+        let wanted = state.config.worker_concurrency > 0;
+        match (wanted, state.worker_runs.load(Ordering::Acquire)) {
+            (true, true) => findings.ok("worker", "this server carries operations out"),
+            (true, false) => {
+                findings.failure("worker", "this server's worker has ended", "see the server's log; it tries again");
+            }
+            (false, _) => findings.ok("worker", "this server carries no operations out, as it is set"),
+        }
     }
     Ok(true)
 }
 
-async fn examine_keys(config: &Config, pool: &PgPool, report: &mut Report) -> Result<(), sqlx::Error> {
-    let rows: Vec<(uuid::Uuid, i32, Vec<u8>)> =
-        sqlx::query_as("SELECT tenant_id, version, wrapped_key FROM wrapped_keys").fetch_all(pool).await?;
-    let opens = |(tenant, version, wrapped): &(uuid::Uuid, i32, Vec<u8>)| {
+async fn examine_keys(state: &AppState, findings: &mut Findings) -> Result<(), sqlx::Error> {
+    let rows: Vec<(uuid::Uuid, i32, Vec<u8>, i32)> =
+        sqlx::query_as("SELECT tenant_id, version, wrapped_key, master_key_version FROM wrapped_keys")
+            .fetch_all(&state.pool)
+            .await?;
+    let opens = |(tenant, version, wrapped, _): &(uuid::Uuid, i32, Vec<u8>, i32)| {
         let sealed = Sealed::from_bytes(wrapped.clone()).ok();
         let version = u32::try_from(*version).ok();
         sealed.zip(version).is_some_and(|(sealed, version)| {
-            config.master_keys.unwrap(TenantId::from_uuid(*tenant), version, &sealed).is_ok()
+            state.config.master_keys.unwrap(TenantId::from_uuid(*tenant), version, &sealed).is_ok()
         })
     };
     let closed = rows.iter().filter(|row| !opens(row)).count();
+    let versions: std::collections::BTreeSet<i32> = rows.iter().map(|row| row.3).collect();
+    let versions = versions.iter().map(i32::to_string).collect::<Vec<_>>().join(", ");
     if closed > 0 {
-        let seen = format!("{closed} of {} tenants' keys do not open", rows.len());
+        let seen = format!("{closed} of {} data keys do not open; versions {versions} have wrapped them", rows.len());
         let remedy = "FREEHOLD_MASTER_KEYS must hold every version in use; put the missing ones back";
-        report.add("master keys", Level::Failure, seen, Some(remedy));
+        findings.failure("master keys", seen, remedy);
+    } else if rows.is_empty() {
+        findings.ok("master keys", "nothing is wrapped yet");
     } else {
-        report.add("master keys", Level::Ok, format!("all {} tenants' keys open", rows.len()), None);
+        findings.ok("master keys", format!("all {} data keys open; in use: version {versions}", rows.len()));
     }
     Ok(())
 }
 
-async fn examine_clusters(config: &Config, pool: &PgPool, report: &mut Report) {
-    let keys = Arc::clone(&config.master_keys);
-    let registry = ClusterRegistry::new(pool.clone(), keys, SystemClock::shared());
-    let clusters = match registry.list().await {
+async fn examine_clusters(state: &AppState, findings: &mut Findings) {
+    let clusters = match state.clusters.list().await {
         Ok(clusters) => clusters,
-        Err(error) => return report.add("clusters", Level::Failure, error.to_string(), None),
+        Err(error) => return findings.failure("clusters", error.to_string(), "look at the platform's database"),
     };
     if clusters.is_empty() {
         let remedy = "register one with `freehold cluster add NAME --admin-url-file FILE`";
-        report.add("clusters", Level::Warning, "none is registered; tenants need one", Some(remedy));
+        findings.warning("clusters", "none is registered; managed tenants need one", remedy);
     }
     for cluster in clusters {
-        let check = format!("cluster {}", cluster.name);
-        let url: Option<SecretString> = registry.admin_url(cluster.id).await.ok();
-        let Some(url) = url.and_then(|url| DatabaseUrl::parse(&url).ok()) else {
-            let remedy = "FREEHOLD_MASTER_KEYS must hold every version in use";
-            report.add(check, Level::Failure, "its sealed URL does not open", Some(remedy));
-            continue;
-        };
-        match provisioning::check_cluster(&url).await {
-            Err(error) => {
-                let remedy = "check that the server runs, and the rights of the role in its admin URL";
-                report.add(check, Level::Failure, error.to_string(), Some(remedy));
-            }
-            Ok(_) if cluster.template_schema_version != Some(registry.migrations().current_version()) => {
-                let seen = "its template database is of another version; the next provisioning rebuilds it";
-                report.add(check, Level::Warning, seen, None);
-            }
-            Ok(found) => {
-                let seen = format!("PostgreSQL {}, {} tenants", found.server_version / 10_000, cluster.tenants);
-                report.add(check, Level::Ok, seen, None);
+        examine_cluster(state, &cluster, findings).await;
+    }
+}
+
+async fn examine_cluster(state: &AppState, cluster: &ClusterRecord, findings: &mut Findings) {
+    let name = format!("cluster {}", cluster.name);
+    let url = state.clusters.admin_url(cluster.id).await.ok();
+    let Some(url) = url.and_then(|url| DatabaseUrl::parse(&url).ok()) else {
+        let remedy = "FREEHOLD_MASTER_KEYS must hold every version in use";
+        return findings.failure(&name, "its sealed URL does not open", remedy);
+    };
+    let report = check(state, &url, Purpose::Cluster, 4).await;
+    findings.database(&name, &report);
+    if !report.suitable() {
+        return;
+    }
+    let open_to_all = match state.clusters.open(cluster.id).await {
+        Ok(opened) => opened.open_to_public().await.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match open_to_all {
+        Ok(databases) if databases.is_empty() => findings.ok(&name, "PUBLIC may connect to no database that all have"),
+        Ok(databases) => {
+            let seen = format!("every tenant's role may connect to {}", databases.join(" and "));
+            let remedy = format!("run REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC", databases.join(", "));
+            findings.failure(&name, seen, &remedy);
+        }
+        Err(error) => findings.failure(&name, error, "check the rights of the role in its admin URL"),
+    }
+    let current = state.clusters.migrations().current_version();
+    match cluster.template_schema_version {
+        Some(version) if version == current => findings.ok(&name, format!("{} tenants", cluster.tenants)),
+        version => {
+            let version = version.map_or_else(|| "none".to_owned(), |version| version.to_string());
+            let seen = format!("its template has schema version {version}, and this server makes {current}");
+            findings.warning(&name, seen, "nothing has to be done: the next provisioning builds it anew");
+        }
+    }
+}
+
+async fn examine_tenants(state: &AppState, findings: &mut Findings) {
+    match state.own_databases.check_all().await {
+        Ok(reports) if reports.is_empty() => findings.ok("clients' own databases", "there are none in service"),
+        Ok(reports) => {
+            for (slug, report) in reports {
+                findings.database(&format!("database of {slug}"), &report);
             }
         }
+        Err(error) => findings.failure(
+            "clients' own databases",
+            error.to_string(),
+            "FREEHOLD_MASTER_KEYS must hold every version in use",
+        ),
     }
 }

@@ -6,6 +6,7 @@
 //! `clock`, `platform_db`, `postgres_pool`, `telemetry`).
 
 pub mod access;
+pub mod addresses;
 pub mod api;
 pub mod app;
 pub mod audit;
@@ -13,6 +14,7 @@ pub mod chat;
 pub mod clock;
 pub mod config;
 pub mod configuration;
+pub mod database_check;
 pub mod doctor;
 pub mod fleet;
 pub mod fleet_audit;

@@ -58,6 +58,9 @@ enum Command {
         /// Print one JSON document.
         #[arg(long)]
         json: bool,
+        /// Check the clients' own databases too.
+        #[arg(long)]
+        tenants: bool,
     },
     /// Print the OpenAPI document.
     Openapi,
@@ -98,10 +101,11 @@ async fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
             tracing::info!(schema_version = platform_db::required_schema_version(), "migrated");
         }
         Command::CreateAdmin { email, password_file } => create_admin(&config, &email, &password_file).await?,
-        Command::Doctor { json } => {
-            let report = doctor::examine(&config).await;
-            let code = if report.healthy() { ExitCode::SUCCESS } else { ExitCode::from(1) };
-            print(&if json { report.to_json() } else { report.to_text() });
+        Command::Doctor { json, tenants } => {
+            let state = AppState::build(config, SystemClock::shared(), None)?;
+            let report = doctor::examine(&state, doctor::Scope { serving: false, tenants }).await;
+            let code = if report.healthy { ExitCode::SUCCESS } else { ExitCode::from(1) };
+            print(&if json { serde_json::to_string(&report)? } else { report.to_text() });
             return Ok(code);
         }
         Command::Openapi | Command::HelpConfig => {}

@@ -5,10 +5,16 @@ use std::time::Duration;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgListener, PgPool, PgPoolOptions};
 use tokio::sync::broadcast;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::ids::{OperationId, TenantId};
 use crate::secrets::DatabaseUrl;
+
+/// After how long without a notification a listener makes sure that it would hear one.
+const QUIET: Duration = Duration::from_secs(5);
+/// How long the database may take to answer a listener.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// The migrations of the platform's database.
 pub static MIGRATOR: Migrator = sqlx::migrate!("./platform-migrations");
@@ -51,6 +57,8 @@ pub enum Notification {
     Registry(TenantId),
     /// An operation moved.
     Operation(OperationId),
+    /// A server has less than its part of the connections.
+    Shares,
     /// The connection was lost for a while: anything may have changed.
     Missed,
 }
@@ -75,19 +83,27 @@ pub async fn listen(pool: PgPool, sender: broadcast::Sender<Notification>, stop:
 }
 
 async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen_all(["freehold_registry", "freehold_operations"]).await?;
+    let connecting = timeout(ANSWER, PgListener::connect_with(pool)).await;
+    let mut listener = connecting.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+    listener.listen_all(["freehold_registry", "freehold_operations", "freehold_shares"]).await?;
     // Whatever happened before the LISTEN took effect was not heard.
     let _ = sender.send(Notification::Missed);
-    while let Some(heard) = listener.try_recv().await? {
+    loop {
+        let Ok(received) = timeout(QUIET, listener.try_recv()).await else {
+            // A line that went silent looks like one on which nothing happens.
+            let answer = timeout(ANSWER, sqlx::query("SELECT 1").execute(&mut listener)).await;
+            answer.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+            continue;
+        };
+        let Some(heard) = received? else { return Ok(()) };
         let id = heard.payload().parse().ok();
         let notification = match (heard.channel(), id) {
             ("freehold_registry", Some(id)) => Notification::Registry(TenantId::from_uuid(id)),
+            ("freehold_shares", _) => Notification::Shares,
             ("freehold_operations", Some(id)) => Notification::Operation(OperationId::from_uuid(id)),
             _ => continue,
         };
         // Nobody listening within the server is no error.
         let _ = sender.send(notification);
     }
-    Ok(())
 }

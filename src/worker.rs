@@ -10,6 +10,7 @@ use crate::fleet::{self, Fleet};
 use crate::fleet_audit::{self, FleetAudit};
 use crate::operations::Engine;
 use crate::tenants::life::{Life, delete, purge, resume, suspend, undelete};
+use crate::tenants::own_database;
 use crate::tenants::provision::{self, Provisioning};
 
 /// An engine that knows every operation.
@@ -22,7 +23,8 @@ pub fn engine(
     life: &Arc<Life>,
 ) -> Engine {
     Engine::new(pool, clock)
-        .register(&provision::DEFINITION, provisioning)
+        .register(&provision::DEFINITION, Arc::clone(&provisioning))
+        .register(&own_database::provision::DEFINITION, provisioning)
         .register(&fleet::migrate::DEFINITION, Arc::clone(&fleet))
         .register(&fleet::verify::DEFINITION, fleet)
         .register(&fleet_audit::DEFINITION, fleet_audit)

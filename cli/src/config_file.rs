@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use freehold::api::platform::{AdminInvite, DatabaseMode, Tenant};
+use freehold::api::platform::{AdminInvite, DatabaseMode, DatabaseToken, Tenant};
 use serde_json::json;
 use tempfile::NamedTempFile;
 
@@ -18,19 +18,22 @@ const TEMPLATE: &str = include_str!("../../templates/client.env");
 
 /// The text of a client's configuration. Its addresses are the platform's public ones: the owner may have signed in at
 /// one that nobody else reaches, such as `localhost`.
-pub fn render(tenant: &Tenant, invite: &AdminInvite) -> Result<String, Failure> {
+pub fn render(tenant: &Tenant, invite: &AdminInvite, token: Option<&DatabaseToken>) -> Result<String, Failure> {
     let server: Server = invite.server_url.parse().map_err(|error| {
         Failure::failed("invalid_answer", format!("the platform's public address cannot be used: {error}"))
             .hint("set FREEHOLD_PUBLIC_URL on the server")
     })?;
     // A mode in which the client owns the database gives its URL here.
-    let database = match tenant.database.mode {
-        DatabaseMode::Managed => {
+    let database = match (tenant.database.mode, token) {
+        (DatabaseMode::Managed, _) => {
             "# CLIENT_DATABASE_URL is not set: the platform keeps this client's database, and connects to it."
+                .to_owned()
         }
-        DatabaseMode::Own => {
+        (DatabaseMode::Own, None) => {
             "# CLIENT_DATABASE_URL is not written here: the platform holds it sealed, and shows it to nobody."
+                .to_owned()
         }
+        (DatabaseMode::Own, Some(token)) => database_lines(&server, token),
     };
     let admin_api = server.endpoint(&["api", "v1"], &[]);
     let accept = server.endpoint(&["api", "v1", "auth", "accept-invite"], &[]);
@@ -47,7 +50,7 @@ pub fn render(tenant: &Tenant, invite: &AdminInvite) -> Result<String, Failure> 
             ("client_name", one_line(&tenant.name)),
             ("client_id", quote(&tenant.id.to_string())),
             ("client_slug", quote(&tenant.slug)),
-            ("client_database", database.to_owned()),
+            ("client_database", database),
             ("client_chat_url", quote(server.endpoint(&["api", "v1", "chat"], &[]).as_str())),
             ("client_admin_api_url", quote(admin_api.as_str())),
             ("admin_email", quote(&invite.email)),
@@ -56,6 +59,36 @@ pub fn render(tenant: &Tenant, invite: &AdminInvite) -> Result<String, Failure> 
             ("accept_invite_command", one_line(&command)),
         ],
     )
+}
+
+/// The lines by which a client gives its own database.
+fn database_lines(server: &Server, token: &DatabaseToken) -> String {
+    let endpoint = |path: &[&str]| quote(server.endpoint(path, &[]).as_str());
+    // From a file: what stands on a command line can be read by every program of the machine.
+    let send =
+        "-H \"authorization: Bearer $CLIENT_DATABASE_TOKEN\" -H 'content-type: application/json' -d @database.json";
+    format!(
+        "# The client's own database: write {{\"url\": \"postgres://USER:PASSWORD@HOST:5432/DATABASE\"}} into database.json
+# (and \"ca\" with the authority's certificate, if it is not a public one), check it, and give it. The token is for
+# this alone, and works until the database is in service.
+CLIENT_DATABASE_TOKEN={}
+CLIENT_DATABASE_TOKEN_EXPIRES_AT={}
+# curl -sS {} {send}
+# curl -sS -X PUT {} {send}",
+        quote(&token.token),
+        quote(&token.expires_at.to_rfc3339()),
+        endpoint(&["api", "v1", "database", "check"]),
+        endpoint(&["api", "v1", "database"]),
+    )
+}
+
+/// A file that holds nothing but a new database token.
+pub fn render_token(tenant: &str, token: &DatabaseToken) -> Result<String, Failure> {
+    let server: Server = token.server_url.parse().map_err(|error| {
+        Failure::failed("invalid_answer", format!("the platform's public address cannot be used: {error}"))
+            .hint("set FREEHOLD_PUBLIC_URL on the server")
+    })?;
+    Ok(format!("CLIENT_SLUG={}\n\n{}\n", quote(tenant), database_lines(&server, token)))
 }
 
 /// Puts values in the place of `{{name}}`, in one pass: a value that looks like a placeholder stays what it is.
@@ -199,7 +232,7 @@ mod tests {
     }
 
     fn rendered(name: &str, email: &str) -> String {
-        render(&tenant(name), &invite(email)).unwrap()
+        render(&tenant(name), &invite(email), None).unwrap()
     }
 
     /// The variables a file sets: all lines that are neither empty nor comments.
@@ -227,10 +260,27 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_brings_its_database_is_told_how() {
+        let mut own = tenant("Acme");
+        own.database.mode = DatabaseMode::Own;
+        let token = DatabaseToken {
+            token: "fhd_abc".into(),
+            expires_at: chrono::DateTime::UNIX_EPOCH,
+            server_url: "https://freehold.example".into(),
+        };
+        let text = render(&own, &invite("a@acme.example"), Some(&token)).unwrap();
+        assert!(settings(&text).contains(&"CLIENT_DATABASE_TOKEN=fhd_abc"), "{text}");
+        assert!(text.contains("-X PUT https://freehold.example/api/v1/database "), "{text}");
+        // The token is written once, as a setting, and never on a command line.
+        assert_eq!(text.matches("fhd_abc").count(), 1);
+        assert!(render_token("acme", &token).unwrap().contains("CLIENT_DATABASE_TOKEN=fhd_abc"));
+    }
+
+    #[test]
     fn an_address_that_is_none_is_refused() {
         for address in ["", "ftp://freehold.example", "https://user:secret@freehold.example"] {
             let invite = AdminInvite { server_url: address.into(), ..invite("a@acme.example") };
-            assert_eq!(render(&tenant("Acme"), &invite).unwrap_err().code(), "invalid_answer", "{address}");
+            assert_eq!(render(&tenant("Acme"), &invite, None).unwrap_err().code(), "invalid_answer", "{address}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! A failure is complete when it is made: the output module only lays it out. It never holds a credential.
 
 use freehold::api::Problem;
+use freehold::api::database::{DatabaseFinding, FindingSeverity};
 use serde_json::{Map, Value, json};
 
 use crate::server::Server;
@@ -74,6 +75,9 @@ impl Failure {
         }
         for field in &problem.errors {
             failure = failure.detail(format!("{}: {}", field.field, field.message));
+        }
+        for finding in &problem.findings {
+            failure = failure.detail(finding_line(finding)).detail(format!("  hint: {}", finding.remedy));
         }
         if problem.status >= 500 {
             failure = failure.detail(format!("The server's log names this request {}.", problem.request_id));
@@ -172,6 +176,16 @@ impl From<anyhow::Error> for Failure {
     }
 }
 
+/// What a check of a database found, on a line.
+pub fn finding_line(finding: &DatabaseFinding) -> String {
+    let severity = match finding.severity {
+        FindingSeverity::Problem => "problem",
+        FindingSeverity::Warning => "warning",
+        FindingSeverity::Note => "note   ",
+    };
+    format!("{severity}  {}: {}", finding.code, finding.message)
+}
+
 /// What a 404 says of things that can be listed, and the command that does.
 const LISTED: [(&str, &str); 3] = [
     ("no such tenant", "freehold tenant list"),
@@ -213,6 +227,7 @@ mod tests {
             code: code.into(),
             detail: Some("Because of this.".into()),
             errors: vec![],
+            findings: vec![],
             operation_id: None,
             request_id: "r-1".into(),
         }

@@ -16,6 +16,9 @@ use crate::failure::Failure;
 use crate::output::{Output, wire};
 use crate::progress::Progress;
 
+/// The kind of operation whose work is never taken back.
+pub const MIGRATE_FLEET: &str = "migrate_fleet";
+
 /// Between two questions, when there are no events.
 const POLL_PAUSE: Duration = Duration::from_millis(500);
 /// How long the server may be away before following is given up.
@@ -24,8 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Follows an operation and returns it as it was settled, be it well or badly. Interrupting stops the following
 /// only.
 pub async fn follow(client: &Client, output: &Output, id: Uuid) -> Result<Operation, Failure> {
+    follow_with(client, Progress::new(output), id).await
+}
+
+/// The same with a display of one's own.
+pub async fn follow_with(client: &Client, progress: Progress<'_>, id: Uuid) -> Result<Operation, Failure> {
     tokio::select! {
-        settled = until_settled(client, output, id) => settled,
+        settled = until_settled(client, progress, id) => settled,
         Ok(()) = tokio::signal::ctrl_c() => Err(
             Failure::failed("interrupted", "stopped following; the operation goes on")
                 .hint(format!("freehold operation follow {id}")),
@@ -33,8 +41,7 @@ pub async fn follow(client: &Client, output: &Output, id: Uuid) -> Result<Operat
     }
 }
 
-async fn until_settled(client: &Client, output: &Output, id: Uuid) -> Result<Operation, Failure> {
-    let mut progress = Progress::new(output);
+async fn until_settled(client: &Client, mut progress: Progress<'_>, id: Uuid) -> Result<Operation, Failure> {
     let mut last_answer = Instant::now();
     loop {
         if let Some(settled) = listen(client, &mut progress, id, &mut last_answer).await? {
@@ -135,6 +142,9 @@ pub async fn ask(client: &Client, id: Uuid) -> Result<Operation, Failure> {
 /// A failure, if the operation was settled badly.
 pub fn outcome(operation: &Operation) -> Result<(), Failure> {
     let told = match operation.state {
+        OperationState::Failed if operation.kind == MIGRATE_FLEET => {
+            "failed; what was migrated stays, and a retry goes on"
+        }
         OperationState::Failed => "failed, and what it had done is undone",
         OperationState::NeedsOperator => "failed, and so did undoing it: somebody has to look",
         _ => return Ok(()),
@@ -186,7 +196,7 @@ mod tests {
         let client = Client::new(server.address().clone(), Some(&token), false)?;
         let (sinks, _) = Sinks::captured();
         let output = Output::new(sinks, false, false);
-        until_settled(&client, &output, Uuid::from_u128(1)).await
+        until_settled(&client, Progress::new(&output), Uuid::from_u128(1)).await
     }
 
     #[tokio::test]

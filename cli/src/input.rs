@@ -36,6 +36,18 @@ pub fn secret_from_file(path: &Path, what: &str) -> Result<SecretString, Failure
     Ok(SecretString::from(text))
 }
 
+/// Reads certificates from a file. They are no secret.
+pub fn certificates_from_file(path: &Path) -> Result<String, Failure> {
+    let name = path.display();
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(LONGEST_SECRET + 1).read_to_string(&mut text));
+    read.map_err(|error| Failure::usage("file_unusable", format!("cannot read certificates from {name}: {error}")))?;
+    if text.len() as u64 > LONGEST_SECRET || !text.contains("-----BEGIN CERTIFICATE-----") {
+        return Err(Failure::usage("file_unusable", format!("{name} holds no certificate in PEM format")));
+    }
+    Ok(text)
+}
+
 /// Asks for a password without showing it.
 pub fn ask_password(output: &Output) -> Result<SecretString, Failure> {
     if !output.is_interactive() {

@@ -25,7 +25,9 @@ use std::ffi::OsString;
 use clap::Parser;
 
 use args::{Cli, Command};
-use commands::{Context, audit, cluster, completions, operation, session, tenant};
+use commands::{
+    Context, audit, cluster, completions, connections, database, doctor, migrate, operation, session, tenant,
+};
 use failure::{Exit, Failure};
 use output::{Output, Sinks};
 
@@ -69,6 +71,10 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Operation(command) => operation::run(&context, command).await?,
         Command::Audit(command) => audit::run(&context, command).await?,
         Command::Cluster(command) => cluster::run(&context, command).await?,
+        Command::Connections => connections::run(&context).await?,
+        Command::Migrate(args) => return migrate::run(&context, *args).await,
+        Command::Database(command) => return database::run(&context, command).await,
+        Command::Doctor(args) => return doctor::run(&context, &args).await,
         Command::Completions(args) => completions::run(&context, &args)?,
         Command::Dev(args) => {
             let code = dev::run(args, json).await?;

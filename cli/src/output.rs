@@ -1,7 +1,8 @@
 //! The only module that writes to the terminal.
 //!
 //! Data goes to stdout: a table or text for people, with `--json` exactly one document. All else (progress, notes,
-//! warnings, errors) goes to stderr, except that with `--json` an error is the document.
+//! warnings, errors) goes to stderr, except that with `--json` an error is the document. A run over the fleet, with
+//! `--json`, writes a document a line while it goes.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -131,6 +132,19 @@ impl Output {
             io::ErrorKind::BrokenPipe => Ok(()),
             _ => Err(Failure::failed("output_failed", format!("cannot write the result: {error}"))),
         })
+    }
+
+    /// Whether programs read the output.
+    pub fn is_json(&self) -> bool {
+        self.json
+    }
+
+    /// Writes one JSON document on a line of its own: for the few commands that say how it goes to programs, too.
+    pub fn event(&self, document: &impl Serialize) {
+        if let Ok(line) = serde_json::to_string(document) {
+            // When the reader has gone, nobody is left to tell; the command goes on.
+            let _ = write_block(&self.stdout, &line);
+        }
     }
 
     /// Tells how it goes, unless `--quiet`.

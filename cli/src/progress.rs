@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use freehold::api::platform::{Operation, OperationGroup, OperationProgress, OperationStep, StepState};
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
+use crate::follow;
 use crate::output::{Output, printable};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -18,6 +19,8 @@ pub struct Progress<'a> {
     is_waiting: bool,
     /// When counting began, and how many were done by then.
     measured_from: Option<(Instant, u64)>,
+    /// Whether each move is a line of JSON as well.
+    events: bool,
 }
 
 impl<'a> Progress<'a> {
@@ -31,12 +34,22 @@ impl<'a> Progress<'a> {
             bar.enable_steady_tick(TICK);
             bar
         });
-        Self { output, bar, shown: HashMap::new(), is_waiting: false, measured_from: None }
+        Self { output, bar, shown: HashMap::new(), is_waiting: false, measured_from: None, events: false }
+    }
+
+    /// The same, with a line of JSON on stdout for each move.
+    #[must_use]
+    pub fn with_events(mut self, events: bool) -> Self {
+        self.events = events;
+        self
     }
 
     /// Shows how far the operation is.
     pub fn show(&mut self, operation: &Operation) {
         self.is_waiting = false;
+        if self.events {
+            self.output.event(&serde_json::json!({ "event": "operation", "operation": operation }));
+        }
         let count = operation.steps.len();
         let mut under_way = None;
         for (position, step) in operation.steps.iter().enumerate() {
@@ -44,6 +57,11 @@ impl<'a> Progress<'a> {
                 under_way = Some((position, step));
             }
             if self.shown.insert(step.name.clone(), step.state) == Some(step.state) {
+                continue;
+            }
+            // Migrations only go forward: what the engine calls undoing them does nothing.
+            let undone = matches!(step.state, StepState::Undoing | StepState::Undone);
+            if undone && operation.kind == follow::MIGRATE_FLEET {
                 continue;
             }
             if let Some(told) = told(step) {

@@ -8,7 +8,7 @@ use super::{AccessError, tenant_store};
 use crate::api::tenant::Role;
 use crate::ids::InviteId;
 use crate::secrets::{HashedToken, PlainToken, TokenPrefix};
-use crate::tenant_db::TenantDb;
+use crate::tenant_db::{GenericClient, TenantDb};
 
 /// Whom to invite.
 #[derive(Debug, Clone)]
@@ -49,10 +49,7 @@ pub struct NewInvite<'a> {
 ///
 /// # Errors
 /// If the tenant's database refuses.
-pub async fn insert_invite(
-    client: &impl tokio_postgres::GenericClient,
-    invite: &NewInvite<'_>,
-) -> Result<(), tokio_postgres::Error> {
+pub async fn insert_invite(client: &impl GenericClient, invite: &NewInvite<'_>) -> Result<(), tokio_postgres::Error> {
     tenant_store::insert_invite(client, invite).await
 }
 
@@ -80,7 +77,7 @@ impl Users {
         let mut client = db.client().await?;
         let transaction = client.transaction().await?;
         tenant_store::void_invites(&transaction, &email, &Role::ALL, now).await?;
-        tenant_store::insert_invite(&*transaction, &invite).await?;
+        tenant_store::insert_invite(&transaction, &invite).await?;
         transaction.commit().await?;
         Ok(Invite { token, expires_at })
     }

@@ -23,8 +23,8 @@ mod users;
 pub use error::AccessError;
 pub use invites::{Invite, InviteRequest, NewInvite, insert_invite};
 pub use roles::{
-    AiChat, AiKeysRead, AiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn, PERMISSIONS, Permission, Permissions,
-    UsersRead, UsersWrite,
+    AiChat, AiKeysRead, AiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn, DatabaseManage, PERMISSIONS,
+    Permission, Permissions, UsersRead, UsersWrite,
 };
 pub use sign_in::SignedIn;
 pub use super_admins::{Created, NewSession, Session, SuperAdminSession, SuperAdmins};

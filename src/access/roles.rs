@@ -42,6 +42,8 @@ permissions! {
     AiKeysRead = "ai-keys:read",
     /// Set, test and delete AI keys.
     AiKeysWrite = "ai-keys:write",
+    /// See where the tenant's own database is, and give new credentials for it.
+    DatabaseManage = "database:manage",
     /// See and delete one's own conversations.
     ConversationsOwn = "conversations:own",
 }

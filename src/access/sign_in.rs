@@ -1,7 +1,6 @@
 //! How a tenant's user comes by tokens, renews them and gives them up.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use deadpool_postgres::Object;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use super::accounts::{display_name, is_plausible_email, normalize_email};
@@ -11,7 +10,7 @@ use super::{AccessError, Tokens};
 use crate::api::tenant::Role;
 use crate::ids::{RefreshFamilyId, UserId};
 use crate::secrets::{PlainToken, TokenPrefix, check_password_policy};
-use crate::tenant_db::{TenantDb, TenantDbError};
+use crate::tenant_db::{Client, TenantDb, TenantDbError};
 
 /// The tokens of a user who has signed in.
 #[derive(Debug)]
@@ -213,7 +212,7 @@ fn parse_refresh_token(token: &SecretString) -> Result<(crate::ids::TenantId, Pl
 
 /// A connection for somebody who has proved nothing yet. A tenant that went out of service this very moment is, to
 /// them, one that does not exist.
-async fn client(db: &TenantDb) -> Result<Object, AccessError> {
+async fn client(db: &TenantDb) -> Result<Client, AccessError> {
     db.client().await.map_err(|error| match error {
         TenantDbError::NotActive | TenantDbError::Suspended | TenantDbError::Deleting => AccessError::Unauthenticated,
         other => AccessError::TenantDb(other),

@@ -8,11 +8,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use deadpool_postgres::GenericClient;
 use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
 
 use super::{AccessError, store, tenant_store};
+use crate::tenant_db::GenericClient;
 
 /// Attempts after which the next is made to wait.
 const FREE_ATTEMPTS: usize = 5;

@@ -1,7 +1,6 @@
 //! SQL of a tenant's users, invites, refresh tokens and sign-in attempts.
 
 use chrono::{DateTime, Utc};
-use deadpool_postgres::GenericClient;
 use tokio_postgres::{Error, Row};
 
 use super::invites::NewInvite;
@@ -11,6 +10,7 @@ use super::users::User;
 use crate::api::tenant::Role;
 use crate::ids::{RefreshFamilyId, UserId};
 use crate::secrets::HashedToken;
+use crate::tenant_db::GenericClient;
 
 /// A user's address, name and role, if the user is enabled and the family of refresh tokens is in force: no row means
 /// that an access token, though properly signed, proves nothing any more. `$1` is the user's id, `$2` the family's.
@@ -337,10 +337,7 @@ pub(super) async fn revoke_families_of_user(
     Ok(())
 }
 
-pub(super) async fn insert_invite(
-    client: &impl tokio_postgres::GenericClient,
-    invite: &NewInvite<'_>,
-) -> Result<(), Error> {
+pub(super) async fn insert_invite(client: &impl GenericClient, invite: &NewInvite<'_>) -> Result<(), Error> {
     let NewInvite { id, email, role, token_hash, created_at, expires_at } = invite;
     client.execute(INSERT_INVITE, &[id, email, &role.as_str(), token_hash, created_at, expires_at]).await?;
     Ok(())

@@ -4,7 +4,6 @@
 //! makes the change: a caller who was demoted, disabled or signed out a moment ago changes nothing any more.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use deadpool_postgres::GenericClient;
 use secrecy::SecretString;
 
 use super::accounts::{display_name, is_plausible_email, normalize_email};
@@ -15,6 +14,7 @@ use crate::api::tenant::Role;
 use crate::clock::SharedClock;
 use crate::ids::UserId;
 use crate::secrets::{PasswordHasher, check_password_policy};
+use crate::tenant_db::GenericClient;
 
 /// The most users of one page.
 const LARGEST_PAGE: usize = 101;

@@ -3,6 +3,9 @@
 //! These are plain data: serde and OpenAPI, and the limits on each field. They know nothing of how a request is
 //! answered, and no feature or service may take or return them: a handler translates.
 
+pub mod connections;
+pub mod database;
+pub mod doctor;
 pub mod fleet;
 pub mod fleet_audit;
 pub mod platform;
@@ -29,6 +32,9 @@ pub struct Problem {
     /// The fields that were refused, if the request was.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldProblem>,
+    /// What a check of a database found, if that is why the request was refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<database::DatabaseFinding>,
     /// The operation that holds the tenant, if that is why the request was refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub operation_id: Option<uuid::Uuid>,

@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use garde::Validate;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -88,6 +88,25 @@ pub enum DatabaseRequest {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cluster: Option<String>,
     },
+    /// The client's own, at any Postgres from 14 to 18.
+    Own {
+        /// `postgres://user:password@host:port/database`. Left out, the tenant waits until its client gives it. It is
+        /// stored sealed and never shown again.
+        #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "exposed")]
+        #[schema(value_type = Option<String>, format = Password)]
+        url: Option<SecretString>,
+        /// Certificates of authorities that are trusted besides the public ones, in PEM format.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ca: Option<String>,
+    },
+}
+
+/// Only the command writes such a request, to send it.
+fn exposed<S: serde::Serializer>(secret: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(secret) => serializer.serialize_some(secret.expose_secret()),
+        None => serializer.serialize_none(),
+    }
 }
 
 impl Default for DatabaseRequest {
@@ -101,10 +120,28 @@ impl Default for DatabaseRequest {
 pub struct CreateTenantResponse {
     /// The tenant as it is registered.
     pub tenant: Tenant,
-    /// The operation that provisions it.
-    pub operation: Operation,
+    /// The operation that provisions it. None while the tenant waits for the client's database.
+    pub operation: Option<Operation>,
     /// The first client admin's invite. It works once the operation has succeeded.
     pub admin_invite: AdminInvite,
+    /// What the client gives its database with, if the tenant waits for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_token: Option<DatabaseToken>,
+    /// What the check of the given database found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_check: Option<super::database::DatabaseCheck>,
+}
+
+/// A token with which a client gives its own database, by `PUT /api/v1/database`, and which serves for nothing else. It
+/// works until the database is in service. Shown this once.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct DatabaseToken {
+    /// The secret.
+    pub token: String,
+    /// When it stops working in any case.
+    pub expires_at: DateTime<Utc>,
+    /// Where clients reach the server.
+    pub server_url: String,
 }
 
 /// A one-time invite for a client admin. The token is shown this once.

@@ -8,13 +8,17 @@ mod store;
 use sqlx::PgConnection;
 use uuid::Uuid;
 
-use crate::ids::{SuperAdminId, TenantId};
+use crate::ids::{SuperAdminId, TenantId, UserId};
 
 /// Who acted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Actor {
     /// A super admin.
     SuperAdmin(SuperAdminId),
+    /// A user of the tenant it was done to.
+    TenantUser(UserId),
+    /// Whoever held the token by which a client gives its database.
+    DatabaseToken,
     /// Freehold itself.
     System,
     /// Somebody without a credential, for example at a sign-in that failed.
@@ -42,6 +46,8 @@ pub async fn record(
 ) -> Result<(), sqlx::Error> {
     let (kind, actor): (&str, Option<Uuid>) = match event.actor {
         Actor::SuperAdmin(id) => ("super_admin", Some(id.as_uuid())),
+        Actor::TenantUser(id) => ("tenant_user", Some(id.as_uuid())),
+        Actor::DatabaseToken => ("database_token", None),
         Actor::System => ("system", None),
         Actor::Anonymous => ("anonymous", None),
     };

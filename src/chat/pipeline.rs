@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use deadpool_postgres::Client;
 use futures::{StreamExt as _, future};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -33,7 +32,7 @@ use crate::configuration::tenant_store as configuration_store;
 use crate::ids::{ChatSessionId, MessageId, TenantId};
 use crate::providers::{ChatEvent, ChatRequest, ModelProvider, ProviderError, Usage};
 use crate::telemetry::causes;
-use crate::tenant_db::{TenantDb, TenantDbError};
+use crate::tenant_db::{Client, TenantDb, TenantDbError};
 
 /// Events that wait for a listener who is slower than the model.
 const BUFFERED_EVENTS: usize = 64;
@@ -311,7 +310,7 @@ async fn store(db: &TenantDb, answer: &Finished, clock: &SharedClock) -> Result<
                 Ok(stored) => Ok(stored?),
                 Err(elapsed) => {
                     // Not given back: whatever came next on it would wait for the statement that is given up here.
-                    drop(Client::take(client));
+                    client.discard();
                     Err(ChatError::TenantDb(TenantDbError::Unreachable(elapsed.into())))
                 }
             }

@@ -1,7 +1,6 @@
 //! SQL of conversations and messages.
 
 use chrono::{DateTime, Utc};
-use deadpool_postgres::Client;
 use tokio_postgres::Error;
 
 use super::conversations::{Conversation, Message};
@@ -10,6 +9,7 @@ use super::turn::{Begin, Finished};
 use crate::access::{ACTIVE_USER, TenantCaller};
 use crate::api::tenant::{MessageRole, MessageState, Usage};
 use crate::ids::{ChatSessionId, MessageId, UserId};
+use crate::tenant_db::{Client, GenericClient as _};
 
 /// No row if the conversation is not the user's; one without a message if it is and nothing in it can be shown to a
 /// model. How far back it goes is read from the settings here, so that they need not be known before.

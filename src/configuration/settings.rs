@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use garde::Validate;
-use tokio_postgres::GenericClient;
 
 use super::{ConfigurationError, tenant_store};
 use crate::api::tenant::{Branding, Settings};
 use crate::ids::UserId;
-use crate::tenant_db::TenantDb;
+use crate::tenant_db::{GenericClient, TenantDb};
 
 /// How often a change that names no version is merged again after another one came first.
 const MERGE_ATTEMPTS: usize = 10;
@@ -122,7 +121,7 @@ pub async fn update(
         }
         let version = current.version + 1;
         let client = db.client().await?;
-        if tenant_store::insert_settings(&**client, version, &settings, Some(by), now).await? {
+        if tenant_store::insert_settings(&client, version, &settings, Some(by), now).await? {
             return Ok(SettingsVersion { version, settings, updated_at: now });
         }
     }

@@ -1,13 +1,13 @@
 //! SQL of settings and AI keys.
 
 use chrono::{DateTime, Utc};
-use deadpool_postgres::Client;
 use tokio_postgres::types::Json;
-use tokio_postgres::{Error, GenericClient, Row};
+use tokio_postgres::{Error, Row};
 
 use super::ConfigurationError;
 use crate::api::tenant::Settings;
 use crate::ids::{ApiConfigurationId, UserId};
+use crate::tenant_db::{Client, GenericClient};
 
 const CURRENT_SETTINGS: &str = "\
     SELECT version, settings, created_at FROM live_configurations ORDER BY version DESC LIMIT 1";

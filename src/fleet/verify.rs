@@ -194,7 +194,7 @@ fn compare_migrations(
         let version = applied.version;
         match migrations.get(version) {
             None => {
-                findings.push(finding("unknown_migration", format!("{version} was applied, and is not known here")))
+                findings.push(finding("unknown_migration", format!("{version} was applied, and is not known here")));
             }
             Some(ours) if ours.checksum != applied.checksum => {
                 findings.push(finding("altered_migration", format!("{version} was applied in another wording")));

@@ -31,5 +31,6 @@ impl Modify for Security {
         };
         components.add_security_scheme("super_admin", bearer("a super admin's session token"));
         components.add_security_scheme("tenant_user", bearer("the access token of a tenant's user"));
+        components.add_security_scheme("database_token", bearer("the token with which a client gives its database"));
     }
 }

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::context::request_id;
 use crate::access::AccessError;
+use crate::api::database::DatabaseFinding;
 use crate::api::{FieldProblem, Problem};
 use crate::chat::ChatError;
 use crate::configuration::ConfigurationError;
@@ -31,6 +32,7 @@ pub struct ApiError {
     title: &'static str,
     detail: Option<String>,
     errors: Vec<FieldProblem>,
+    findings: Vec<DatabaseFinding>,
     operation_id: Option<OperationId>,
     retry_after: Option<Duration>,
 }
@@ -41,7 +43,16 @@ pub type ApiResult<T> = Result<T, ApiError>;
 impl ApiError {
     /// An error with a status, a stable code and a title that does not vary.
     pub fn new(status: StatusCode, code: &'static str, title: &'static str) -> Self {
-        Self { status, code, title, detail: None, errors: Vec::new(), operation_id: None, retry_after: None }
+        Self {
+            status,
+            code,
+            title,
+            detail: None,
+            errors: Vec::new(),
+            findings: Vec::new(),
+            operation_id: None,
+            retry_after: None,
+        }
     }
 
     /// Says what happened this time and what to do about it.
@@ -136,6 +147,7 @@ impl IntoResponse for ApiError {
             code: self.code.to_owned(),
             detail: self.detail,
             errors: self.errors,
+            findings: self.findings,
             operation_id: self.operation_id.map(|id| id.as_uuid()),
             request_id: request_id(),
         };
@@ -362,6 +374,20 @@ impl From<TenantError> for ApiError {
                 Self::conflict("cluster_name_taken", "A cluster of this name is registered")
             }
             TenantError::UnsuitableCluster(reason) => Self::invalid("admin_url", reason),
+            TenantError::UnsuitableDatabase(report) => {
+                let mut refused = Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "database_unsuitable",
+                    "The database cannot be used like this",
+                );
+                refused.findings = report.findings;
+                refused
+            }
+            TenantError::NotOwnDatabase => {
+                Self::conflict("database_managed", "The platform manages this tenant's database")
+            }
+            TenantError::NotWaiting => Self::conflict("tenant_not_active", "The tenant takes no database now")
+                .detail("it is being set up, suspended for good, or removed"),
             TenantError::NotFound => Self::not_found("tenant"),
             TenantError::WrongState { .. } => {
                 Self::conflict("wrong_tenant_state", "The tenant is not in a state for this").detail(error.to_string())

@@ -11,8 +11,11 @@ use garde::Validate;
 use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
-use crate::access::{Permission, SuperAdminSession, TenantCaller};
+use crate::access::{DatabaseManage, Permission, SuperAdminSession, TenantCaller};
 use crate::app::AppState;
+use crate::audit::Actor;
+use crate::ids::TenantId;
+use crate::secrets::TokenPrefix;
 
 /// The bearer token of a request.
 fn bearer(parts: &Parts) -> Result<&str, ApiError> {
@@ -75,6 +78,32 @@ impl<P: Permission> FromRequestParts<AppState> for Active<P> {
         let Caller { caller, .. } = Caller::<P>::from_request_parts(parts, state).await?;
         state.tokens.confirm_active(&caller).await?;
         Ok(Self { caller, permission: PhantomData })
+    }
+}
+
+/// Somebody who may give a tenant its own database: its admin, found in force just now, or whoever holds the token that
+/// the owner made for that. The token proves nothing anywhere else.
+#[derive(Debug)]
+pub struct DatabaseGiver {
+    /// The tenant whose database it is.
+    pub tenant_id: TenantId,
+    /// Who gives it, for the record.
+    pub actor: Actor,
+}
+
+impl FromRequestParts<AppState> for DatabaseGiver {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let token = bearer(parts)?;
+        if token.starts_with(TokenPrefix::Database.as_str()) {
+            let found = state.own_databases.authenticate(token).await?;
+            let (tenant_id, slug) = found.ok_or_else(ApiError::unauthenticated)?;
+            tracing::Span::current().record("tenant", slug.as_str());
+            return Ok(Self { tenant_id, actor: Actor::DatabaseToken });
+        }
+        let Active { caller, .. } = Active::<DatabaseManage>::from_request_parts(parts, state).await?;
+        Ok(Self { tenant_id: caller.db.record().id, actor: Actor::TenantUser(caller.user_id) })
     }
 }
 

@@ -47,6 +47,13 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::operations::group))
         // /platform/v1/clusters
         .routes(routes!(platform::clusters::create, platform::clusters::list))
+        // /platform/v1/connections
+        .routes(routes!(platform::connections::show))
+        // /platform/v1/doctor
+        .routes(routes!(platform::doctor::examine))
+        // /platform/v1/database-checks, /platform/v1/tenants/{slug}/database-token
+        .routes(routes!(platform::databases::check))
+        .routes(routes!(platform::databases::issue_token))
         // /platform/v1/fleet/migrations, .../migrations/{operation_id}/tenants, /platform/v1/fleet/verifications
         .routes(routes!(platform::fleet::migrate))
         .routes(routes!(platform::fleet::tenants))
@@ -60,6 +67,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(tenant::me::me))
         // /api/v1/config
         .routes(routes!(tenant::config::show, tenant::config::update))
+        // /api/v1/database, /api/v1/database/check
+        .routes(routes!(tenant::database::show, tenant::database::put))
+        .routes(routes!(tenant::database::check))
         // /api/v1/ai-keys, /api/v1/ai-keys/{name}, /api/v1/ai-keys/{name}/test
         .routes(routes!(tenant::ai_keys::list))
         .routes(routes!(tenant::ai_keys::put, tenant::ai_keys::delete))

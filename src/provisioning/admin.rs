@@ -7,7 +7,6 @@ use tokio_postgres::{Client, error::SqlState};
 use super::ProvisioningError;
 use super::template;
 use crate::ids::{Slug, TenantId};
-use crate::secrets::{DatabaseUrl, connect};
 
 /// The names of a tenant's database and roles. They carry the slug for the people who look at the server, and part
 /// of the tenant's id, so that a slug used again never meets what an earlier tenant left.
@@ -36,49 +35,20 @@ pub fn hash_password(password: &SecretString) -> String {
     postgres_protocol::password::scram_sha_256(password.expose_secret().as_bytes())
 }
 
-/// What a cluster's admin URL leads to.
-#[derive(Debug, Clone)]
-pub struct ClusterCheck {
-    /// For example 180006.
-    pub server_version: i32,
-}
-
-/// Checks that the role of an admin URL can provision.
-pub async fn check_cluster(url: &DatabaseUrl) -> Result<ClusterCheck, ProvisioningError> {
-    let (client, _) = connect(url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
-    let row = client
-        .query_one(
-            "SELECT current_setting('server_version_num')::int4, pg_is_in_recovery(),
-                    rolsuper OR (rolcreatedb AND rolcreaterole)
-             FROM pg_roles WHERE rolname = current_user",
-            &[],
-        )
-        .await?;
-    let (server_version, replica, may_provision): (i32, bool, bool) = (row.get(0), row.get(1), row.get(2));
-    let unsuitable = |text: &str| Err(ProvisioningError::Unsuitable(text.to_owned()));
-    if server_version < 140_000 {
-        return unsuitable("the server is older than PostgreSQL 14; use 14 or newer");
-    }
-    if replica {
-        return unsuitable("the server is a read replica; give the primary's address");
-    }
-    if !may_provision {
-        return unsuitable("the role may not create databases and roles; grant it CREATEDB and CREATEROLE");
-    }
-    Ok(ClusterCheck { server_version })
-}
-
 /// PUBLIC may connect to every new server's `postgres` and `template1`; tenants' roles must not.
 pub(super) async fn shut_public_out(admin: &Client) -> Result<(), ProvisioningError> {
-    for database in ["postgres", "template1"] {
-        // Only where it is needed: a role that does not own them may not revoke, not even what is revoked already.
-        let sql = "SELECT FROM pg_database WHERE datname = $1 AND has_database_privilege('public', oid, 'CONNECT')";
-        if admin.query_opt(sql, &[&database]).await?.is_some() {
-            let sql = format!("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC", escape_identifier(database));
-            admin.batch_execute(&sql).await?;
-        }
+    for database in open_to_public(admin).await? {
+        let sql = format!("REVOKE CONNECT, TEMPORARY ON DATABASE {} FROM PUBLIC", escape_identifier(&database));
+        admin.batch_execute(&sql).await?;
     }
     Ok(())
+}
+
+/// Only those that need it are named: a role that does not own them may not revoke, not even what is revoked already.
+pub(super) async fn open_to_public(admin: &Client) -> Result<Vec<String>, ProvisioningError> {
+    let sql = "SELECT datname::text FROM pg_database WHERE datname IN ('postgres', 'template1')
+               AND has_database_privilege('public', oid, 'CONNECT') ORDER BY datname";
+    Ok(admin.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
 pub(super) async fn create_roles(

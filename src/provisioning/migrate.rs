@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::MIGRATIONS_TABLE;
 use super::migrations::TenantMigrations;
-use crate::secrets::{CONNECT_TIMEOUT, DatabaseUrl};
+use crate::secrets::{CONNECT_TIMEOUT, DatabaseUrl, judge_address};
 
 /// The advisory lock, in the tenant's own database, of whoever migrates it.
 const LOCK: i64 = 0x6672_6565_6d69_6772;
@@ -155,6 +155,7 @@ async fn try_once(
     limits: &MigrateLimits,
     reached: &mut Option<Migrated>,
 ) -> Result<(), Trouble> {
+    judge_address(url).await.map_err(|error| Trouble::Lasting(MigrateError::Unreachable(error.into())))?;
     let options = url.with_application_name("freehold-migrate").to_sqlx().disable_statement_logging();
     let connecting = tokio::time::timeout(CONNECT_TIMEOUT, options.connect()).await;
     let mut connection = connecting

@@ -12,6 +12,7 @@ mod inventory;
 mod logins;
 mod migrate;
 mod migrations;
+pub mod own;
 mod template;
 
 use std::sync::Arc;
@@ -21,12 +22,13 @@ use deadpool_postgres::Pool;
 use secrecy::SecretString;
 use thiserror::Error;
 
-pub use admin::{ClusterCheck, DatabaseNames, check_cluster, hash_password};
+pub use admin::{DatabaseNames, hash_password};
 pub use catalog::{AppliedMigration, Catalog, Differences, Inspection, SchemaObject, inspect, read as read_catalog};
 pub use inventory::{DatabaseEntry, Inventory, RoleEntry};
 pub use logins::TenantRoles;
 pub use migrate::{MigrateError, MigrateFailure, MigrateLimits, Migrated, found_schema_version, migrate_database};
 pub use migrations::{OLDEST_SPOKEN_SCHEMA, TENANT_MIGRATOR, TenantMigrations};
+pub use own::{INSTANCE_TABLE, OwnDatabaseError, tenant_tables};
 
 use crate::ids::ClusterId;
 use crate::postgres_pool;
@@ -125,6 +127,16 @@ impl Cluster {
     pub async fn template_catalog(&self) -> Result<Catalog, ProvisioningError> {
         let admin = self.admin().await?;
         template::catalog(&admin, &self.url, &self.migrations).await
+    }
+
+    /// What Postgres calls the server's data directory; a managed service may keep it to itself.
+    pub async fn system_identifier(&self) -> Result<Option<String>, ProvisioningError> {
+        Ok(crate::database_check::system_identifier(&**self.admin().await?).await?)
+    }
+
+    /// Which of the databases every server has let PUBLIC in, and so every tenant's role.
+    pub async fn open_to_public(&self) -> Result<Vec<String>, ProvisioningError> {
+        admin::open_to_public(&*self.admin().await?).await
     }
 
     /// Shuts PUBLIC out of the databases every server has.

@@ -5,7 +5,7 @@
 //! both drivers' options are built from that.
 
 use std::fmt::{self, Write as _};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -16,36 +16,11 @@ use tokio_postgres::config::{ChannelBinding, SslMode as DriverSslMode};
 use zeroize::Zeroizing;
 
 use super::tls::CONNECT_TIMEOUT;
+use text::{Parameters, channel_binding_name, decode, encode, parse_host, parse_host_and_port};
 
-const DEFAULT_PORT: u16 = 5432;
+mod text;
+
 const DEFAULT_APPLICATION_NAME: &str = "freehold";
-
-/// Parameters that other programs understand and this one does not. Only these are named in an error: an unknown
-/// word in that place may be a piece of a password that was not percent-encoded.
-const FOREIGN_PARAMETERS: &[&str] = &[
-    "connect_timeout",
-    "connection_limit",
-    "dbname",
-    "gssencmode",
-    "hostaddr",
-    "keepalives",
-    "load_balance_hosts",
-    "options",
-    "passfile",
-    "password",
-    "pgbouncer",
-    "pool_timeout",
-    "port",
-    "schema",
-    "service",
-    "sslcert",
-    "sslcrl",
-    "sslkey",
-    "sslnegotiation",
-    "sslpassword",
-    "target_session_attrs",
-    "user",
-];
 
 /// Where the server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -151,6 +126,9 @@ pub enum DatabaseUrlError {
     /// An unknown `channel_binding`.
     #[error("channel_binding is one of disable, prefer and require")]
     ChannelBinding,
+    /// An unknown rule for addresses.
+    #[error("addresses is public, or left out")]
+    Addresses,
     /// A parameter given twice.
     #[error("a parameter of the database address is given twice")]
     Repeated,
@@ -188,6 +166,8 @@ pub struct DatabaseUrl {
     database: String,
     ssl_mode: SslMode,
     ssl_root_cert: Option<PathBuf>,
+    ca_pem: Option<String>,
+    public_addresses_only: bool,
     channel_binding: Option<ChannelBinding>,
     application_name: Option<String>,
 }
@@ -243,6 +223,32 @@ impl DatabaseUrl {
         self.ssl_root_cert.as_deref()
     }
 
+    /// Certificates in PEM format that are trusted besides the public authorities, carried by the address itself: a
+    /// client's authority, which is in no file of ours.
+    #[must_use]
+    pub fn ca_pem(&self) -> Option<&str> {
+        self.ca_pem.as_deref()
+    }
+
+    /// Whether connections to this address are made to public internet addresses only, whatever its name resolves to.
+    #[must_use]
+    pub fn public_addresses_only(&self) -> bool {
+        self.public_addresses_only
+    }
+
+    /// The same address, trusting these certificates too. The address keeps them when it is sealed.
+    #[must_use]
+    pub fn with_ca_pem(&self, pem: &str) -> Self {
+        Self { ca_pem: Some(pem.to_owned()), ..self.clone() }
+    }
+
+    /// The same address, for public internet addresses only or for any. The address keeps the rule when it is sealed,
+    /// so that it holds for every connection that is ever made with it: a name may lead elsewhere tomorrow.
+    #[must_use]
+    pub fn with_public_addresses_only(&self, only: bool) -> Self {
+        Self { public_addresses_only: only, ..self.clone() }
+    }
+
     /// The name under which connections appear in the server's activity view, if the address sets one.
     #[must_use]
     pub fn application_name(&self) -> Option<&str> {
@@ -267,8 +273,7 @@ impl DatabaseUrl {
         Self { application_name: Some(name.to_owned()), ..self.clone() }
     }
 
-    /// The whole address with its password, for sealing it or for a program such as `pg_dump`. Parsing it gives the
-    /// same address again.
+    /// The whole address with its password, for sealing it. Parsing it gives the same address again.
     #[must_use]
     pub fn expose(&self) -> SecretString {
         let password = self.password.as_ref().map(|password| Zeroizing::new(encode(password.expose_secret())));
@@ -306,6 +311,7 @@ impl DatabaseUrl {
     }
 
     /// Options for sqlx. sqlx does not know channel binding, and its options print their password: never log them.
+    /// It resolves names by itself: an address for public internet addresses only must not be used with it.
     ///
     /// Everything an address can say is set here, so that the environment variables sqlx would read (`PGPASSWORD`,
     /// `PGHOST` and so on) do not decide it. `PGOPTIONS`, `PGSSLCERT`, `PGSSLKEY` and, if the address names no
@@ -328,9 +334,10 @@ impl DatabaseUrl {
             Host::Tcp(name) => options.host(name),
             Host::Socket(directory) => options.host("localhost").socket(directory),
         };
-        match &self.ssl_root_cert {
-            Some(file) => options.ssl_root_cert(file),
-            None => options,
+        match (&self.ca_pem, &self.ssl_root_cert) {
+            (Some(pem), _) => options.ssl_root_cert_from_pem(pem.clone().into_bytes()),
+            (None, Some(file)) => options.ssl_root_cert(file),
+            (None, None) => options,
         }
     }
 
@@ -340,6 +347,7 @@ impl DatabaseUrl {
         let mut text = String::with_capacity(
             512 + password.map_or(0, str::len)
                 + 3 * (self.user.len() + self.database.len())
+                + 3 * self.ca_pem.as_ref().map_or(0, String::len)
                 + 3 * self.application_name.as_ref().map_or(0, String::len)
                 + 3 * self.ssl_root_cert.as_ref().map_or(0, |path| path.as_os_str().len())
                 + 3 * match &self.host {
@@ -379,6 +387,12 @@ impl DatabaseUrl {
         parameter("sslmode", self.ssl_mode.as_str());
         if let Some(file) = &self.ssl_root_cert {
             parameter("sslrootcert", &file.to_string_lossy());
+        }
+        if let Some(pem) = &self.ca_pem {
+            parameter("ca_pem", pem);
+        }
+        if self.public_addresses_only {
+            parameter("addresses", "public");
         }
         if let Some(binding) = self.channel_binding {
             parameter("channel_binding", channel_binding_name(binding));
@@ -448,154 +462,12 @@ impl FromStr for DatabaseUrl {
             database,
             ssl_mode,
             ssl_root_cert: parameters.ssl_root_cert,
+            ca_pem: parameters.ca_pem,
+            public_addresses_only: parameters.public_addresses_only,
             channel_binding: parameters.channel_binding,
             application_name: parameters.application_name,
         })
     }
-}
-
-/// The parameters after the question mark.
-#[derive(Default)]
-struct Parameters {
-    host: Option<String>,
-    ssl_mode: Option<SslMode>,
-    ssl_root_cert: Option<PathBuf>,
-    channel_binding: Option<ChannelBinding>,
-    application_name: Option<String>,
-}
-
-impl Parameters {
-    fn parse(query: &str) -> Result<Self, DatabaseUrlError> {
-        let mut parameters = Self::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let value = decode(value)?;
-            let repeated = match name {
-                "host" => parameters.host.replace(value).is_some(),
-                "sslmode" => parameters.ssl_mode.replace(SslMode::parse(&value)?).is_some(),
-                // libpq's word for the public authorities, which are trusted here in any case.
-                "sslrootcert" if value == "system" => false,
-                "sslrootcert" => parameters.ssl_root_cert.replace(PathBuf::from(value)).is_some(),
-                "channel_binding" => parameters.channel_binding.replace(parse_channel_binding(&value)?).is_some(),
-                "application_name" => parameters.application_name.replace(value).is_some(),
-                other => {
-                    return Err(FOREIGN_PARAMETERS
-                        .iter()
-                        .find(|name| **name == other)
-                        .map_or(DatabaseUrlError::UnknownParameter, |name| DatabaseUrlError::Unsupported { name }));
-                }
-            };
-            if repeated {
-                return Err(DatabaseUrlError::Repeated);
-            }
-        }
-        Ok(parameters)
-    }
-}
-
-fn parse_channel_binding(text: &str) -> Result<ChannelBinding, DatabaseUrlError> {
-    match text {
-        "disable" => Ok(ChannelBinding::Disable),
-        "prefer" => Ok(ChannelBinding::Prefer),
-        "require" => Ok(ChannelBinding::Require),
-        _ => Err(DatabaseUrlError::ChannelBinding),
-    }
-}
-
-/// The driver's type may grow; what it does not know yet cannot have been parsed here.
-fn channel_binding_name(binding: ChannelBinding) -> &'static str {
-    match binding {
-        ChannelBinding::Disable => "disable",
-        ChannelBinding::Require => "require",
-        _ => "prefer",
-    }
-}
-
-/// The host, unless it is left out, and the port of `host:port`.
-fn parse_host_and_port(text: &str) -> Result<(Option<Host>, u16), DatabaseUrlError> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(bracketed) => {
-            let (address, after) = bracketed.split_once(']').ok_or(DatabaseUrlError::Host)?;
-            let address: Ipv6Addr = address.parse().map_err(|_| DatabaseUrlError::Host)?;
-            let port = match after.strip_prefix(':') {
-                Some(port) => Some(port),
-                None if after.is_empty() => None,
-                None => return Err(DatabaseUrlError::Host),
-            };
-            (Some(Host::Tcp(address.to_string())), port)
-        }
-        None => {
-            let (host, port) = match text.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
-            };
-            let host = match decode(host)? {
-                host if host.is_empty() => None,
-                host => Some(parse_host(&host)?),
-            };
-            (host, port)
-        }
-    };
-    let port = match port {
-        None | Some("") => DEFAULT_PORT,
-        Some(text) if !text.bytes().all(|byte| byte.is_ascii_digit()) => {
-            return Err(DatabaseUrlError::Port);
-        }
-        Some(text) => match text.parse() {
-            Ok(port) if port > 0 => port,
-            _ => return Err(DatabaseUrlError::Port),
-        },
-    };
-    Ok((host, port))
-}
-
-/// A host that is decoded already: a directory, an IP address or a name.
-fn parse_host(text: &str) -> Result<Host, DatabaseUrlError> {
-    if text.starts_with('/') {
-        return Ok(Host::Socket(PathBuf::from(text)));
-    }
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(Host::Tcp(address.to_string()));
-    }
-    let is_name =
-        !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'));
-    if is_name { Ok(Host::Tcp(text.to_owned())) } else { Err(DatabaseUrlError::Host) }
-}
-
-/// Resolves percent-encoding. Unlike most decoders it refuses a stray `%` instead of keeping it, since a password
-/// with one would otherwise mean different things to different programs.
-fn decode(text: &str) -> Result<String, DatabaseUrlError> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || rest.next().and_then(|byte| char::from(byte).to_digit(16));
-        let (Some(high), Some(low)) = (digit(), digit()) else {
-            return Err(DatabaseUrlError::Encoding);
-        };
-        bytes.push(u8::try_from(high * 16 + low).map_err(|_| DatabaseUrlError::Encoding)?);
-    }
-    if bytes.contains(&0) {
-        return Err(DatabaseUrlError::Nul);
-    }
-    std::str::from_utf8(&bytes).map(str::to_owned).map_err(|_| DatabaseUrlError::Encoding)
-}
-
-/// Percent-encodes everything but letters, digits and `-._~`.
-fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len() * 3);
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
 }
 
 impl PartialEq for DatabaseUrl {

@@ -32,6 +32,8 @@ pub enum TokenPrefix {
     Refresh,
     /// `fhi_`: an invitation.
     Invite,
+    /// `fhd_`: lets a client give its database.
+    Database,
 }
 
 impl TokenPrefix {
@@ -42,6 +44,7 @@ impl TokenPrefix {
             Self::SuperAdminSession => "fhs_",
             Self::Refresh => "fhr_",
             Self::Invite => "fhi_",
+            Self::Database => "fhd_",
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The cached registry: which tenants there are, where their databases are and which keys are theirs.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use sqlx::PgPool;
+use tokio::time::timeout;
 
 use super::TenantDbError;
 use super::schema::{SchemaMismatch, SpokenSchemas};
@@ -14,6 +16,13 @@ use crate::api::platform::{TenantLimits, TenantState};
 use crate::ids::{ClusterId, SigningKeyId, Slug, TenantId};
 use crate::provisioning::TenantMigrations;
 use crate::secrets::{DataKey, DatabaseUrl, Location, MasterKeyring, Sealed};
+
+/// How long the platform's database may take to read a record again that is known.
+const REREAD: Duration = Duration::from_millis(750);
+/// How long it may take to read one that is not.
+const READ: Duration = Duration::from_secs(3);
+/// How long it is taken to be away after it has not answered. Meanwhile known records serve as they are.
+const AWAY: Duration = Duration::from_secs(1);
 
 /// What a server knows of a tenant while it serves it. Holds opened keys, and lives in memory only.
 pub struct TenantRecord {
@@ -33,6 +42,8 @@ pub struct TenantRecord {
     pub cluster_id: Option<ClusterId>,
     /// What it may use, where that differs from the platform's settings.
     pub limits: TenantLimits,
+    /// Of two records of a tenant, the one with the higher number was read later.
+    pub(super) revision: u64,
     /// Whether this server speaks that version.
     spoken: Result<(), SchemaMismatch>,
     database_url: Option<DatabaseUrl>,
@@ -77,12 +88,19 @@ impl TenantRecord {
 
     /// Nothing, if the tenant is in service and this server speaks its database's schema, and otherwise why not.
     pub fn in_service(&self) -> Result<(), TenantDbError> {
+        self.in_force()?;
+        match self.spoken {
+            Ok(()) => Ok(()),
+            Err(SchemaMismatch::TooOld) => Err(TenantDbError::SchemaTooOld),
+            Err(SchemaMismatch::TooNew) => Err(TenantDbError::SchemaTooNew),
+        }
+    }
+
+    /// Nothing, if the tenant is in service, whatever its schema: an answer that was begun is stored, though the
+    /// database was migrated meanwhile.
+    pub(super) fn in_force(&self) -> Result<(), TenantDbError> {
         match self.state {
-            TenantState::Active => match self.spoken {
-                Ok(()) => Ok(()),
-                Err(SchemaMismatch::TooOld) => Err(TenantDbError::SchemaTooOld),
-                Err(SchemaMismatch::TooNew) => Err(TenantDbError::SchemaTooNew),
-            },
+            TenantState::Active => Ok(()),
             TenantState::Suspended => Err(TenantDbError::Suspended),
             TenantState::Deleting => Err(TenantDbError::Deleting),
             _ => Err(TenantDbError::NotActive),
@@ -95,7 +113,6 @@ impl TenantRecord {
     }
 
     /// The credential that is being brought in, while the one in use is being replaced.
-    #[expect(dead_code, reason = "rotation reads it")]
     pub(super) fn next_database_url(&self) -> Option<&DatabaseUrl> {
         self.next_database_url.as_ref()
     }
@@ -137,6 +154,9 @@ pub struct Directory {
     signing_keys: DashMap<SigningKeyId, TenantId>,
     /// Counts what was heard of changes: a record read before one was heard of must not pass for fresh after it.
     changes: AtomicU64,
+    reads: AtomicU64,
+    /// Until when the platform's database is taken to be away.
+    away_until: Mutex<Option<Instant>>,
     /// The schemas this server speaks.
     schemas: SpokenSchemas,
 }
@@ -157,6 +177,8 @@ impl Directory {
             slugs: DashMap::new(),
             signing_keys: DashMap::new(),
             changes: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+            away_until: Mutex::new(None),
             schemas: TenantMigrations::embedded().spoken(),
         }
     }
@@ -205,36 +227,62 @@ impl Directory {
         let cached = tenant.and_then(|id| self.records.get(&id).map(|entry| Arc::clone(&entry)));
         match cached {
             Some(entry) if !entry.stale.load(Ordering::Acquire) => Ok(Some(Arc::clone(&entry.record))),
-            Some(entry) => match self.load(Key::Id(entry.record.id.as_uuid())).await {
+            // Nobody waits for a database that is known to be away.
+            Some(entry) if self.is_away() => Ok(Some(Arc::clone(&entry.record))),
+            Some(entry) => match self.load(Key::Id(entry.record.id.as_uuid()), REREAD).await {
                 Ok(record) => Ok(record),
                 Err(error) => {
                     tracing::warn!(tenant_id = %entry.record.id, %error, "read registry; serving the cached record");
                     Ok(Some(Arc::clone(&entry.record)))
                 }
             },
-            None => self.load(key).await,
+            None if self.is_away() => Err(TenantDbError::Platform(sqlx::Error::PoolTimedOut)),
+            None => self.load(key, READ).await,
         }
     }
 
-    async fn load(&self, key: Key<'_>) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
+    fn is_away(&self) -> bool {
+        let until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
+    }
+
+    async fn load(&self, key: Key<'_>, limit: Duration) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
+        let loaded = timeout(limit, self.load_once(key)).await;
+        let loaded = loaded.unwrap_or(Err(TenantDbError::Platform(sqlx::Error::PoolTimedOut)));
+        if let Err(TenantDbError::Platform(_)) = &loaded {
+            let until = Instant::now().checked_add(AWAY);
+            *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
+        }
+        loaded
+    }
+
+    async fn load_once(&self, key: Key<'_>) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
         let changes = self.changes.load(Ordering::Acquire);
+        let revision = self.reads.fetch_add(1, Ordering::AcqRel) + 1;
         let Some(sealed) = store::find(&self.pool, key).await? else {
             if let Key::Id(id) = key {
                 self.records.remove(&TenantId::from_uuid(id));
             }
             return Ok(None);
         };
-        let record = Arc::new(self.open(sealed)?);
+        let record = Arc::new(self.open(sealed, revision)?);
         self.slugs.insert(record.slug.clone(), record.id);
         for key in &record.signing_keys {
             self.signing_keys.insert(key.id, record.id);
         }
         let stale = AtomicBool::new(self.changes.load(Ordering::Acquire) != changes);
-        self.records.insert(record.id, Arc::new(Entry { record: Arc::clone(&record), stale }));
+        let entry = Arc::new(Entry { record: Arc::clone(&record), stale });
+        match self.records.entry(record.id) {
+            // Somebody who began to read later has been quicker.
+            dashmap::Entry::Occupied(known) if known.get().record.revision > revision => {
+                return Ok(Some(Arc::clone(&known.get().record)));
+            }
+            place => drop(place.insert(entry)),
+        }
         Ok(Some(record))
     }
 
-    fn open(&self, sealed: SealedRecord) -> Result<TenantRecord, TenantDbError> {
+    fn open(&self, sealed: SealedRecord, revision: u64) -> Result<TenantRecord, TenantDbError> {
         let id = TenantId::from_uuid(sealed.id);
         let mut data_keys = Vec::new();
         for (version, wrapped) in sealed.wrapped_keys {
@@ -276,6 +324,7 @@ impl Directory {
             spoken: self.schemas.check(sealed.schema_version, sealed.schema_compatible_from),
             cluster_id: sealed.cluster_id.map(ClusterId::from_uuid),
             limits: sealed.limits,
+            revision,
             database_url,
             next_database_url,
             data_keys,
@@ -288,7 +337,7 @@ impl Directory {
         self.changes.fetch_add(1, Ordering::AcqRel);
         let entry = self.records.get(&id).map(|entry| Arc::clone(&entry))?;
         entry.stale.store(true, Ordering::Release);
-        match self.load(Key::Id(id.as_uuid())).await {
+        match self.load(Key::Id(id.as_uuid()), READ).await {
             Ok(record) => record,
             Err(error) => {
                 tracing::warn!(tenant_id = %id, %error, "refresh registry record");

@@ -7,20 +7,32 @@
 //! The records are cached and follow the platform's notifications, so that a request never waits for the platform's
 //! database, and goes on when that is down.
 
+mod breaker;
+mod budget;
+mod client;
+mod connection;
 mod directory;
+mod pool;
 mod pools;
+mod report;
 mod schema;
+mod server;
+mod shares;
 mod store;
 
 use std::time::Duration;
 
 use thiserror::Error;
 
+pub use client::{Client, GenericClient, Session, Transaction};
 pub use directory::{
     Directory, SigningKey, TenantRecord, database_url_location, next_database_url_location, signing_key_location,
 };
-pub use pools::{TenantDatabases, TenantDb};
+pub use pools::{PoolSettings, TenantDatabases, TenantDb};
+pub use report::{BreakerReport, Report, ServerReport, TenantReport};
 pub use schema::{SchemaMismatch, SpokenSchemas};
+pub use server::DatabaseServer;
+pub use shares::{Share, Shares};
 
 /// Why a tenant's database could not be had.
 #[derive(Debug, Error)]

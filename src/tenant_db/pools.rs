@@ -1,108 +1,307 @@
-//! One pool a tenant, opened when first needed.
+//! The connections of all tenants, and the way a request gets one.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use deadpool_postgres::{Object, Pool, PoolError};
+use tokio::sync::oneshot;
+use tokio::time::{timeout, timeout_at};
 
-use super::{TenantDbError, TenantRecord};
+use super::breaker::Trouble;
+use super::budget::Terms;
+use super::client::Client;
+use super::connection::OpenError;
+use super::pool::{Attempt, Credential, TenantPool};
+use super::server::{DatabaseServer, Lease, Outcome, Permit, Refusal, Server};
+use super::shares::Shares;
+use super::{Directory, TenantDbError, TenantRecord};
 use crate::ids::TenantId;
-use crate::postgres_pool;
+use crate::telemetry::causes;
 
-struct Entry {
-    pool: Pool,
-    /// The record the pool was made from: another record may mean other credentials.
-    record: Arc<TenantRecord>,
+/// How long opening a connection may take, encryption and sign-in included. A database that is reached at all does it
+/// in milliseconds; one that is not holds a slot for so long.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How long the registry may take to say whether there are other credentials.
+const REREAD: Duration = Duration::from_secs(1);
+/// When to come back after no connection was free in time.
+const COME_BACK: Duration = Duration::from_secs(1);
+/// When to come back after the database server had no connection left for us.
+const SERVER_FULL: Duration = Duration::from_secs(2);
+
+/// How many connections there may be, and how long to wait for one.
+#[derive(Debug, Clone, Copy)]
+pub struct PoolSettings {
+    /// Connections to one cluster, from all Freehold servers together.
+    pub tenant_connections: usize,
+    /// Connections to one server of a client's own, from all Freehold servers together.
+    pub own_database_connections: usize,
+    /// Connections to one tenant's database from this server, unless the tenant's limits say otherwise.
+    pub tenant_pool_size: usize,
+    /// How long a request waits for a connection.
+    pub wait: Duration,
 }
 
-/// The pools of all tenants.
+/// The connections of all tenants.
 pub struct TenantDatabases {
-    pools: DashMap<TenantId, Entry>,
-    pool_size: usize,
+    common: Arc<Common>,
+}
+
+/// What all tenants' pools have in common.
+pub(super) struct Common {
+    pub(super) settings: PoolSettings,
+    directory: Arc<Directory>,
+    pub(super) pools: DashMap<TenantId, Arc<TenantPool>>,
+    pub(super) servers: DashMap<DatabaseServer, Arc<Server>>,
+    pub(super) shares: Shares,
 }
 
 impl std::fmt::Debug for TenantDatabases {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TenantDatabases").field("pools", &self.pools.len()).finish_non_exhaustive()
+        f.debug_struct("TenantDatabases").field("pools", &self.common.pools.len()).finish_non_exhaustive()
     }
 }
 
-/// One tenant's database, proved by a credential. Cheap to copy; holds no connection.
-#[derive(Debug, Clone)]
+/// One tenant's database, proved by a credential. Cheap to copy; holds no connection. Kept for long it goes on
+/// working: each connection is opened with the credentials that are in force at that moment.
+#[derive(Clone)]
 pub struct TenantDb {
     record: Arc<TenantRecord>,
-    pool: Pool,
+    pool: Arc<TenantPool>,
+    common: Arc<Common>,
+}
+
+impl std::fmt::Debug for TenantDb {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TenantDb").field("record", &self.record).finish_non_exhaustive()
+    }
 }
 
 impl TenantDatabases {
-    /// No pools yet; each will hold at most `pool_size` connections.
-    pub fn new(pool_size: usize) -> Self {
-        Self { pools: DashMap::new(), pool_size }
+    /// No connections yet. `shares` says how many of the budget are this server's.
+    pub fn new(settings: PoolSettings, directory: Arc<Directory>, shares: Shares) -> Self {
+        let (pools, servers) = (DashMap::new(), DashMap::new());
+        Self { common: Arc::new(Common { settings, directory, pools, servers, shares }) }
     }
 
     /// The database of a tenant whose credential was verified. Opens no connection. Of several calls at once, one
     /// makes the pool: the map's entry is locked meanwhile, and making a pool waits for nothing.
     pub fn open(&self, record: Arc<TenantRecord>) -> Result<TenantDb, TenantDbError> {
         record.in_service()?;
-        let pool = match self.pools.entry(record.id) {
-            dashmap::Entry::Occupied(entry) => entry.get().pool.clone(),
+        let pool = match self.common.pools.entry(record.id) {
+            dashmap::Entry::Occupied(entry) => Arc::clone(entry.get()),
             dashmap::Entry::Vacant(entry) => {
-                let pool = self.build(&record)?;
-                entry.insert(Entry { pool: pool.clone(), record: Arc::clone(&record) });
-                pool
+                let server = self.common.server_of(&record).ok_or(TenantDbError::NotActive)?;
+                Arc::clone(&entry.insert(TenantPool::new(Arc::clone(&record), server)))
             }
         };
-        Ok(TenantDb { record, pool })
+        // Whoever comes with a newer record than the pool knows brings the news.
+        if pool.is_behind(&record) {
+            self.common.follow(&pool, Some(&record));
+        }
+        Ok(TenantDb { record, pool, common: Arc::clone(&self.common) })
     }
 
-    fn build(&self, record: &TenantRecord) -> Result<Pool, TenantDbError> {
-        let url = record.database_url().ok_or(TenantDbError::NotActive)?;
-        postgres_pool::build(url, self.pool_size).map_err(TenantDbError::Unreachable)
-    }
-
-    /// Closes a tenant's pool if it no longer fits the record in force: suspended, gone, or with other credentials.
-    /// Connections in use close when they come back.
-    pub fn follow(&self, id: TenantId, record: Option<&TenantRecord>) {
-        let removed = self.pools.remove_if(&id, |_, entry| match record {
-            Some(record) => !record.is_active() || record.database_url() != entry.record.database_url(),
-            None => true,
-        });
-        if let Some((_, entry)) = removed {
-            entry.pool.close();
+    /// Puts the record in force. Connections that do not fit it any more, for the tenant went out of service or its
+    /// credentials have changed, are closed: idle ones at once, those in use when they come back.
+    pub fn follow(&self, id: TenantId, record: Option<&Arc<TenantRecord>>) {
+        let pool = self.common.pools.get(&id).map(|pool| Arc::clone(&pool));
+        if let Some(pool) = pool {
+            self.common.follow(&pool, record);
         }
     }
 
     /// Closes connections that nobody has used for `idle`, and forgets pools without any: an idle tenant costs the
     /// database server nothing.
     pub fn close_idle(&self, idle: Duration) {
-        self.pools.retain(|_, entry| {
-            entry.pool.retain(|_, metrics| metrics.last_used() < idle);
-            entry.pool.status().size > 0
+        let servers: Vec<_> = self.common.servers.iter().map(|server| Arc::clone(&server)).collect();
+        if let Some(before) = Instant::now().checked_sub(idle) {
+            for server in &servers {
+                server.reap(before);
+            }
+        }
+        // A pool that somebody else knows may still be used, and has to hear of changes.
+        self.common.pools.retain(|id, pool| {
+            Arc::strong_count(pool) > 1 || pool.server().slots_of(*id) > 0 || pool.open_breaker().is_some()
         });
+        drop(servers);
+        // The shares of servers that are forgotten here are given back with the next beat.
+        self.common
+            .servers
+            .retain(|_, server| Arc::strong_count(server) > 1 || !matches!(server.name, DatabaseServer::Own(_)));
     }
 
     /// The tenants that have a pool.
     pub fn tenants(&self) -> Vec<TenantId> {
-        self.pools.iter().map(|entry| *entry.key()).collect()
+        self.common.pools.iter().map(|entry| *entry.key()).collect()
+    }
+
+    pub(super) fn common(&self) -> &Arc<Common> {
+        &self.common
+    }
+}
+
+impl Common {
+    fn server_of(&self, record: &TenantRecord) -> Option<Arc<Server>> {
+        let name = DatabaseServer::of(record.cluster_id, record.database_url()?);
+        Some(Arc::clone(&self.servers.entry(name.clone()).or_insert_with(|| Server::new(name))))
+    }
+
+    fn follow(&self, pool: &TenantPool, record: Option<&Arc<TenantRecord>>) {
+        pool.follow(record, |record| self.server_of(record));
+    }
+
+    /// How many connections all Freehold servers together may have to a database server.
+    pub(super) fn budget_of(&self, server: &DatabaseServer) -> usize {
+        match server {
+            DatabaseServer::Cluster(_) => self.settings.tenant_connections,
+            DatabaseServer::Own(_) => self.settings.own_database_connections,
+        }
     }
 }
 
 impl TenantDb {
-    /// The tenant whose database it is.
+    /// The tenant whose database it is, as it was when its credential was verified.
     pub fn record(&self) -> &TenantRecord {
         &self.record
     }
 
     /// A connection. Give it back before anything slow, above all before a model speaks.
-    pub async fn client(&self) -> Result<Object, TenantDbError> {
-        self.pool.get().await.map_err(|error| match error {
-            PoolError::Timeout(deadpool_postgres::TimeoutType::Wait) => {
-                TenantDbError::NoConnectionFree { retry_after: Duration::from_secs(1) }
+    pub async fn client(&self) -> Result<Client, TenantDbError> {
+        let deadline = Instant::now() + self.common.settings.wait;
+        loop {
+            let view = self.pool.view()?;
+            if let Some(lease) = view.server.take_idle(&self.pool) {
+                return Ok(Client(lease));
             }
-            // Closed between the look at the record and now: the tenant was suspended or its credentials changed.
-            PoolError::Closed => TenantDbError::NotActive,
-            other => TenantDbError::Unreachable(other.into()),
-        })
+            let attempt = self.pool.admit()?;
+            let terms = Terms { ceiling: self.ceiling(&view.record), suspect: self.pool.is_suspicious() };
+            let waiting = async {
+                self.common.shares.ask_for(&self.common, &view.server).await;
+                view.server.wait(&self.pool, terms).await
+            };
+            let outcome = timeout_at(deadline.into(), waiting).await;
+            let lease = match outcome {
+                Err(_) => return Err(TenantDbError::NoConnectionFree { retry_after: COME_BACK }),
+                Ok(Outcome::Ready(lease)) => Some(lease),
+                Ok(Outcome::Open(permit)) => {
+                    attempt.still_makes_sense()?;
+                    self.open_apart(permit, attempt).await?
+                }
+                Ok(Outcome::Refused(Refusal::Changed)) => None,
+                Ok(Outcome::Refused(Refusal::CircuitOpen(retry_after))) => {
+                    return Err(TenantDbError::CircuitOpen { retry_after });
+                }
+                Ok(Outcome::Refused(Refusal::Failed(reason))) => {
+                    return Err(TenantDbError::Unreachable(anyhow::anyhow!(reason)));
+                }
+            };
+            // The record may have changed while we waited, and the tenant be out of service.
+            if let Some(lease) = lease.filter(Lease::is_usable) {
+                return Ok(Client(lease));
+            }
+            if Instant::now() >= deadline {
+                return Err(TenantDbError::NoConnectionFree { retry_after: COME_BACK });
+            }
+        }
+    }
+
+    fn ceiling(&self, record: &TenantRecord) -> usize {
+        let limit = record.limits.connections.and_then(|limit| usize::try_from(limit).ok());
+        limit.unwrap_or(self.common.settings.tenant_pool_size).max(1)
+    }
+
+    /// Opens a connection in a task of its own: a request that is given up meanwhile neither wastes the connection nor
+    /// keeps its failure from the breaker. Returns none if the record changed under it.
+    async fn open_apart(&self, permit: Permit, attempt: Attempt) -> Result<Option<Lease>, TenantDbError> {
+        let opening = Opening { common: Arc::clone(&self.common), pool: Arc::clone(&self.pool) };
+        let (sender, receiver) = oneshot::channel();
+        tokio::spawn(async move {
+            let opened = opening.run(permit).await;
+            drop(attempt);
+            // Nobody there: the connection goes to whoever waits next.
+            drop(sender.send(opened));
+        });
+        match receiver.await {
+            Ok(opened) => opened,
+            Err(lost) => Err(TenantDbError::Unreachable(lost.into())),
+        }
+    }
+}
+
+struct Opening {
+    common: Arc<Common>,
+    pool: Arc<TenantPool>,
+}
+
+impl Opening {
+    async fn run(self, permit: Permit) -> Result<Option<Lease>, TenantDbError> {
+        let mut refused = Vec::new();
+        let mut last: Option<OpenError> = None;
+        // Twice: with what is known, and with what the registry says then.
+        for reread in [false, true] {
+            if reread {
+                self.reread().await;
+            }
+            let view = self.pool.view()?;
+            if !Arc::ptr_eq(&view.server, &permit.server) {
+                return Ok(None);
+            }
+            let other = if view.credential == Credential::Present { Credential::Next } else { Credential::Present };
+            for credential in [view.credential, other] {
+                let Some(url) = view.url(credential).filter(|url| !refused.contains(*url)).cloned() else { continue };
+                let opened = match self.pool.target(&view, credential).await {
+                    Ok(Some(target)) => target.open(CONNECT).await,
+                    Ok(None) => continue,
+                    Err(error) => Err(error),
+                };
+                match opened {
+                    Ok(connection) => {
+                        self.pool.works(&view, credential);
+                        return Ok(Some(permit.opened(&self.pool, connection)));
+                    }
+                    Err(error) if error.is_authentication() => {
+                        // In the transition from one credential to the next this is no news; refused by all, it is.
+                        tracing::debug!(tenant_id = %self.pool.id, ?credential, "sign in to a tenant's database");
+                        refused.push(url);
+                        last = Some(error);
+                    }
+                    Err(error) => return Err(self.fail(permit, error)),
+                }
+            }
+        }
+        match last {
+            Some(error) => Err(self.fail(permit, error)),
+            None => Err(TenantDbError::NotActive),
+        }
+    }
+
+    /// Reads the tenant's record again: its credentials may have changed, and the news not have come yet.
+    async fn reread(&self) {
+        // A registry that does not know the tenant says so in its notification; nothing is concluded here.
+        if let Ok(Some(record)) = timeout(REREAD, self.common.directory.refresh(self.pool.id)).await {
+            self.common.follow(&self.pool, Some(&record));
+        }
+    }
+
+    fn fail(&self, permit: Permit, error: OpenError) -> TenantDbError {
+        let server = Arc::clone(&permit.server);
+        let tenant = self.pool.id;
+        if error.is_full() {
+            // Not this tenant's fault, and no reason to leave it alone: somebody else uses up the server.
+            tracing::error!(tenant_id = %tenant, server = %server.name, "a database server has no connection left");
+            drop(permit);
+            return TenantDbError::NoConnectionFree { retry_after: SERVER_FULL };
+        }
+        let trouble = if error.is_authentication() { Trouble::Authentication } else { Trouble::Connect };
+        let open = self.pool.failed(trouble);
+        tracing::warn!(tenant_id = %tenant, ?trouble, open = open.is_some(), causes = causes(&error), "connect to a tenant's database");
+        // Whoever waited for the same thing is told the same: one after another they would wait far too long.
+        let refusal = match open {
+            Some(retry_after) => Refusal::CircuitOpen(retry_after),
+            None => Refusal::Failed("another request could not connect".to_owned()),
+        };
+        permit.failed();
+        server.dismiss_unless_proven(tenant, &refusal);
+        TenantDbError::Unreachable(error.into())
     }
 }

@@ -9,9 +9,11 @@ use sqlx::PgPool;
 use super::{TenantError, store};
 use crate::audit::{self, Actor, Event};
 use crate::clock::SharedClock;
+use crate::database_check::{self, Purpose, Question, Report, UrlOrigin};
 use crate::ids::ClusterId;
-use crate::provisioning::{self, Cluster, Clusters, ProvisioningError, TenantMigrations};
+use crate::provisioning::{Cluster, Clusters, ProvisioningError, TenantMigrations};
 use crate::secrets::{DatabaseUrl, Host, Location, MasterKeyring, Sealed};
+use crate::telemetry::causes;
 
 /// A cluster as registered, without its credential.
 #[derive(Debug, Clone)]
@@ -74,19 +76,21 @@ impl ClusterRegistry {
 
     /// Registers a cluster: checks the URL, shuts PUBLIC out of what every server has, builds the template database.
     pub async fn add(&self, name: &str, admin_url: &SecretString, actor: Actor) -> Result<ClusterRecord, TenantError> {
-        let url = DatabaseUrl::parse(admin_url).map_err(|error| TenantError::UnsuitableCluster(error.to_string()))?;
+        let url = database_check::parse(admin_url, None, UrlOrigin::Owner)
+            .map_err(|finding| TenantError::UnsuitableDatabase(Report::ended_by(finding)))?;
         if store::list_clusters(&self.pool).await?.iter().any(|cluster| cluster.name == name) {
             return Err(TenantError::ClusterNameTaken);
         }
+        let question =
+            Question { url: &url, purpose: Purpose::Cluster, tenant: None, owners_servers: &[], connections_wanted: 8 };
+        let report = database_check::check(&question, &self.clock).await;
+        if !report.suitable() {
+            return Err(TenantError::UnsuitableDatabase(report));
+        }
         let suitable = |error: ProvisioningError| match error {
             ProvisioningError::Unsuitable(reason) => TenantError::UnsuitableCluster(reason),
-            ProvisioningError::Unreachable(error) => {
-                tracing::warn!(error = format!("{error:#}"), "check cluster");
-                TenantError::UnsuitableCluster("it cannot be reached with this URL".to_owned())
-            }
             other => other.into(),
         };
-        provisioning::check_cluster(&url).await.map_err(suitable)?;
         let id = ClusterId::new();
         let mut unregistered = Unregistered { clusters: Arc::clone(&self.clusters), id: Some(id) };
         let cluster = self.clusters.open(id, &url).map_err(suitable)?;
@@ -114,6 +118,33 @@ impl ClusterRegistry {
         transaction.commit().await?;
         unregistered.id = None;
         Ok(record)
+    }
+
+    /// Host, port and system identifier of every cluster. An identifier that is not known yet is asked for.
+    pub async fn servers(&self) -> Result<Vec<(String, u16, Option<String>)>, TenantError> {
+        let mut servers = Vec::new();
+        for (id, host, port, mut identifier) in store::cluster_servers(&self.pool).await? {
+            if identifier.is_none() {
+                identifier = self.ask_identifier(id).await;
+                if let Some(identifier) = &identifier {
+                    store::set_system_identifier(&self.pool, id, identifier).await?;
+                }
+            }
+            servers.push((host, u16::try_from(port).unwrap_or_default(), identifier));
+        }
+        Ok(servers)
+    }
+
+    /// `None` if the cluster does not answer, or keeps it to itself: its address is known in any case.
+    async fn ask_identifier(&self, id: ClusterId) -> Option<String> {
+        let asked = async { Ok::<_, TenantError>(self.open(id).await?.system_identifier().await?) };
+        match asked.await {
+            Ok(identifier) => identifier,
+            Err(error) => {
+                tracing::warn!(cluster_id = %id, causes = causes(&error), "ask cluster for its identifier");
+                None
+            }
+        }
     }
 
     /// All clusters, by name.

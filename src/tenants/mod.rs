@@ -4,7 +4,10 @@
 //! only as far as setting it up: the first configuration and the first invite, each written by its own feature.
 
 pub mod clusters;
+pub mod database_checks;
+mod first_rows;
 pub mod life;
+pub mod own_database;
 pub mod provision;
 pub mod registry;
 mod store;
@@ -50,9 +53,18 @@ pub enum TenantError {
     /// A cluster of that name is registered.
     #[error("a cluster of that name is registered")]
     ClusterNameTaken,
-    /// The cluster's admin URL cannot be used; the text is safe to show.
+    /// The cluster cannot be used; the text is safe to show.
     #[error("the cluster cannot be used: {0}")]
     UnsuitableCluster(String),
+    /// The database cannot be used; each finding says why and what to do.
+    #[error("the database cannot be used")]
+    UnsuitableDatabase(crate::database_check::Report),
+    /// The tenant's database is one that the platform manages.
+    #[error("the platform manages the tenant's database")]
+    NotOwnDatabase,
+    /// The tenant is in a state in which its database cannot be given.
+    #[error("the tenant is not in service and does not wait for its database")]
+    NotWaiting,
     /// There is no such tenant.
     #[error("no such tenant")]
     NotFound,

@@ -19,15 +19,15 @@ use zeroize::Zeroizing;
 
 use super::TenantError;
 use super::clusters::ClusterRegistry;
+use super::first_rows::{self, FirstRows};
 use super::store::{self, NewCredentials};
 use super::templates::Templates;
 use crate::clock::SharedClock;
 use crate::ids::{ClusterId, InviteId, SigningKeyId, Slug, TenantId};
 use crate::operations::{Definition, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture};
 use crate::provisioning::{self, Cluster, DatabaseNames, MigrateError, MigrateLimits, ProvisioningError};
-use crate::secrets::{DataKey, DatabaseUrl, HashedToken, MasterKeyring, Sealed, connect, generate_password};
+use crate::secrets::{DataKey, DatabaseUrl, MasterKeyring, Sealed, connect, generate_password};
 use crate::tenant_db::{database_url_location, signing_key_location};
-use crate::{access, configuration};
 
 /// How long bringing a fresh clone up to date may take.
 const MIGRATION_PATIENCE: Duration = Duration::from_secs(60);
@@ -226,12 +226,6 @@ async fn assign_ownership(services: Arc<Provisioning>, context: StepContext) -> 
 async fn apply_template(services: Arc<Provisioning>, context: StepContext) -> Result<(), StepError> {
     let task = task(context)?;
     let url = credentials(&services, &task).await?;
-    let settings = services
-        .templates
-        .settings(&task.input.template, &task.input.name)
-        .ok_or_else(|| permanent("template_not_found", "the template is not there any more"))?;
-    let hash = hex::decode(&task.input.invite_hash).ok().and_then(|bytes| HashedToken::try_from(&*bytes).ok());
-    let hash = hash.ok_or_else(|| permanent("input_unreadable", "the operation's input cannot be read"))?;
     // Signing in as the tenant is the proof that its credentials work.
     let (mut client, _) = connect(&url)
         .await
@@ -239,20 +233,15 @@ async fn apply_template(services: Arc<Provisioning>, context: StepContext) -> Re
     let refused = |error: anyhow::Error| StepError::Transient("the tenant's database refused a statement", error);
     let found = provisioning::found_schema_version(&client).await.map_err(|error| refused(error.into()))?;
     note_schema(&services, &task, &url, found).await?;
-    let transaction = client.transaction().await.map_err(|error| refused(error.into()))?;
-    configuration::insert_first(&transaction, &settings, services.clock.now())
-        .await
-        .map_err(|error| refused(error.into()))?;
-    let invite = access::NewInvite {
-        id: task.input.invite_id,
-        email: &task.input.admin_email,
-        role: crate::api::tenant::Role::Admin,
-        token_hash: hash,
-        created_at: services.clock.now(),
-        expires_at: task.input.invite_expires_at,
+    let first = FirstRows {
+        template: &task.input.template,
+        name: &task.input.name,
+        admin_email: &task.input.admin_email,
+        invite_id: task.input.invite_id,
+        invite_hash: &task.input.invite_hash,
+        invite_expires_at: task.input.invite_expires_at,
     };
-    access::insert_invite(&transaction, &invite).await.map_err(|error| refused(error.into()))?;
-    transaction.commit().await.map_err(|error| refused(error.into()))
+    first_rows::write(&services, &mut client, &first).await
 }
 
 /// Notes which schema the database has. A server of another version may have made the clone and died, or the fleet may

@@ -140,6 +140,17 @@ impl Registry {
         Self { pool, master_keys, templates, clock, invite_lifetime }
     }
 
+    /// Whether there is such a plan and such a template.
+    pub fn check_choices(&self, tenant: &NewTenant) -> Result<(), TenantError> {
+        if !self.templates.plans().contains(&tenant.plan) {
+            return Err(TenantError::UnknownPlan { known: self.templates.plans() });
+        }
+        if !self.templates.names().contains(&tenant.template) {
+            return Err(TenantError::UnknownTemplate { known: self.templates.names() });
+        }
+        Ok(())
+    }
+
     /// Registers a tenant and queues its provisioning: both or neither. The same idempotency key gives the same
     /// answer, invite included.
     pub async fn request(
@@ -148,12 +159,7 @@ impl Registry {
         admin: SuperAdminId,
         idempotency_key: Option<&str>,
     ) -> Result<Requested, TenantError> {
-        if !self.templates.plans().contains(&tenant.plan) {
-            return Err(TenantError::UnknownPlan { known: self.templates.plans() });
-        }
-        if !self.templates.names().contains(&tenant.template) {
-            return Err(TenantError::UnknownTemplate { known: self.templates.names() });
-        }
+        self.check_choices(tenant)?;
         let now = self.clock.now();
         let mut transaction = self.pool.begin().await?;
         let request = idempotency_key.map(|key| Request::new(admin, key, tenant)).transpose()?;

@@ -196,6 +196,30 @@ pub(super) async fn set_template_version(pool: &PgPool, id: ClusterId, version: 
     Ok(())
 }
 
+/// What Postgres calls the platform's own server; a managed service may keep it to itself.
+pub(super) async fn platform_system_identifier(pool: &PgPool) -> Result<Option<String>, sqlx::Error> {
+    let asked = sqlx::query_scalar!(r#"SELECT system_identifier::text FROM pg_control_system()"#).fetch_one(pool).await;
+    match asked {
+        Err(sqlx::Error::Database(_)) => Ok(None),
+        other => other,
+    }
+}
+
+/// Every cluster's id, host, port and system identifier.
+pub(super) async fn cluster_servers(
+    pool: &PgPool,
+) -> Result<Vec<(ClusterId, String, i32, Option<String>)>, sqlx::Error> {
+    let rows = sqlx::query!("SELECT id, host, port, system_identifier FROM clusters").fetch_all(pool).await?;
+    Ok(rows.into_iter().map(|row| (ClusterId::from_uuid(row.id), row.host, row.port, row.system_identifier)).collect())
+}
+
+pub(super) async fn set_system_identifier(pool: &PgPool, id: ClusterId, identifier: &str) -> Result<(), sqlx::Error> {
+    sqlx::query!("UPDATE clusters SET system_identifier = $2 WHERE id = $1", id.as_uuid(), identifier)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
 /// A tenant's keys and credentials, all sealed.
 pub(super) struct SealedCredentials {
     pub(super) key_version: i32,

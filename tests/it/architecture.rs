@@ -7,8 +7,11 @@ use std::path::{Path, PathBuf};
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
     (2, &["tenants", "access", "configuration", "chat", "fleet", "fleet_audit"]),
-    (1, &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule"]),
-    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api"]),
+    (
+        1,
+        &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule", "database_check"],
+    ),
+    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api", "addresses"]),
 ];
 
 /// The only uses of one feature by another.
@@ -26,6 +29,10 @@ const SQL_ELSEWHERE: &[(&str, &str)] = &[
     ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
     ("src/provisioning/inventory.rs", "reads the cluster's catalogs, whatever the names mean"),
     ("src/provisioning/logins.rs", "the administrator's SQL, with quoted identifiers"),
+    ("src/provisioning/own.rs", "claims, fills and leaves databases that clients bring"),
+    ("src/database_check/facts.rs", "asks the catalogs of a server that is nobody's yet"),
+    ("src/database_check/mod.rs", "asks a server for its identifier"),
+    ("src/database_check/pooler.rs", "asks two sessions for their process"),
     ("src/provisioning/catalog.rs", "reads the catalog, whatever the tables mean"),
     ("src/provisioning/migrate.rs", "locks and migrates a database, whatever its tables mean"),
     ("src/provisioning/template.rs", "builds the template database"),

@@ -9,7 +9,8 @@ use freehold_cli::output::Sinks;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::{ADMIN_EMAIL, PASSWORD, Platform};
+use crate::fleet_migration;
+use crate::harness::{ADMIN_EMAIL, PASSWORD, Platform, execute};
 
 /// A super admin's terminal.
 struct Terminal {
@@ -130,4 +131,41 @@ async fn what_goes_wrong_says_what_to_do_and_exits_accordingly() {
     let output = terminal.run(&["tenant", "list"]).await;
     assert_eq!(output.exit, Exit::Usage, "{}", output.stderr);
     assert!(output.stderr.contains("hint: ") && output.stderr.contains("freehold login"), "{}", output.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_fleet_is_planned_migrated_and_verified() {
+    let platform =
+        fleet_migration::moved(&["cli-a", "cli-b", "cli-c"], fleet_migration::and(fleet_migration::THINGS)).await;
+    let terminal = Terminal::signed_in(&platform).await;
+    let plan = terminal.run(&["migrate", "--all", "--dry-run", "--canary", "50%"]).await;
+    assert!(plan.stdout.contains("3 tenants") && plan.stdout.contains("2 of them first"), "{}", plan.stdout);
+    let broken = platform.tenant_database("cli-b").await;
+    execute(&broken, "CREATE TABLE things ()").await;
+    let migrate = ["migrate", "--all", "--on-error", "continue", "--canary", "0"];
+    let failed = terminal.run(&migrate).await;
+    assert_eq!(failed.exit, Exit::Failed);
+    assert!(failed.stdout.contains("2 migrated, 1 failed, 0 skipped"), "{}", failed.stdout);
+    assert!(failed.stdout.contains("already exists (42P07)"), "{}", failed.stdout);
+    assert!(failed.stderr.contains("hint: freehold operation retry"), "{}", failed.stderr);
+    assert!(!failed.stderr.contains("undone"), "{}", failed.stderr);
+    execute(&broken, "DROP TABLE things").await;
+    let again = terminal.run(&["migrate", "cli-b", "--json"]).await;
+    assert_eq!(again.exit, Exit::Done, "{}", again.stdout);
+    let events: Vec<Value> = again.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let (report, moves) = events.split_last().unwrap();
+    assert_eq!((&report["event"], &report["operation"]["state"]), (&json!("report"), &json!("succeeded")));
+    assert!(!moves.is_empty() && moves.iter().all(|event| event["event"] == "operation"));
+    let nothing = terminal.run(&["migrate", "--all"]).await;
+    assert_eq!(nothing.exit, Exit::Done);
+    assert!(nothing.stdout.starts_with("Nothing to do"), "{}", nothing.stdout);
+    let well = terminal.run(&["migrate", "--all", "--verify"]).await;
+    assert_eq!(well.exit, Exit::Done, "{}", well.stdout);
+    assert!(well.stdout.contains("3 as they have to be"), "{}", well.stdout);
+    execute(&platform.tenant_database("cli-c").await, "DROP INDEX things_name").await;
+    let drifted = terminal.run(&["migrate", "--all", "--verify"]).await;
+    assert_eq!(drifted.exit, Exit::Failed);
+    assert!(drifted.stdout.contains("index things_name is missing"), "{}", drifted.stdout);
+    let status = terminal.run(&["migrate", "--status", "--json"]).await;
+    assert_eq!((status.exit, &status.json()["tenants"][0]["tenant"]), (Exit::Failed, &json!("cli-c")));
 }

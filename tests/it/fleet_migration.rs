@@ -14,13 +14,14 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::Client;
 
 use crate::harness::{self, Options, Platform, connect, execute, server};
 
-const NEWEST: i64 = 9001;
+pub const NEWEST: i64 = 9001;
 /// A real change: a table and an index.
-const THINGS: &str = "CREATE TABLE things (id uuid PRIMARY KEY, name text NOT NULL); \
+pub const THINGS: &str = "CREATE TABLE things (id uuid PRIMARY KEY, name text NOT NULL); \
                       CREATE INDEX things_name ON things (name);";
 
 fn migration(version: i64, sql: &'static str) -> Migration {
@@ -28,12 +29,12 @@ fn migration(version: i64, sql: &'static str) -> Migration {
     Migration::new(version, "a change".into(), MigrationType::Simple, sql.into_sql_str(), no_tx)
 }
 
-fn and(sql: &'static str) -> Arc<TenantMigrations> {
+pub fn and(sql: &'static str) -> Arc<TenantMigrations> {
     Arc::new(TenantMigrations::embedded().with_more([migration(NEWEST, sql)]))
 }
 
 /// A platform whose tenants are provisioned with the program's own migrations, and which then knows one more.
-async fn moved(slugs: &[&str], migrations: Arc<TenantMigrations>) -> Platform {
+pub async fn moved(slugs: &[&str], migrations: Arc<TenantMigrations>) -> Platform {
     let before = Platform::start().await;
     let mut operations = Vec::new();
     for slug in slugs {
@@ -106,26 +107,70 @@ async fn has_things(platform: &Platform, slug: &str) -> bool {
     client.query_one("SELECT to_regclass('things_name') IS NOT NULL", &[]).await.unwrap().get(0)
 }
 
+/// Makes a tenant what it was before [`THINGS`].
+pub async fn take_back(platform: &Platform, slug: &str) {
+    let sql = format!("DROP TABLE things; DELETE FROM _sqlx_migrations WHERE version = {NEWEST}");
+    execute(&platform.tenant_database(slug).await, &sql).await;
+    let sql = format!("UPDATE chat_instances SET schema_version = {} WHERE slug = '{slug}'", own());
+    platform.platform_client().await.batch_execute(&sql).await.unwrap();
+}
+
+/// A tenant's version by the registry and by its database, and whether [`THINGS`] are there.
+pub async fn versions(platform: &Platform, slug: &str) -> (i64, i64, bool) {
+    let client = database(platform, slug).await;
+    let noted = client.query_one("SELECT max(version) FROM _sqlx_migrations", &[]).await.unwrap().get(0);
+    (version(platform, slug).await.unwrap(), noted, has_things(platform, slug).await)
+}
+
 /// The program's own version.
 fn own() -> i64 {
     TenantMigrations::embedded().current_version()
 }
 
-/// Counts the statements that sqlx says it has sent.
-#[derive(Clone, Default)]
-struct Statements(Arc<AtomicUsize>);
-
-impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Statements {
-    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        if event.metadata().target() == "sqlx::query" {
-            self.0.fetch_add(1, Ordering::SeqCst);
+/// Stands between a client and Postgres, and counts the statements that the client has carried out.
+async fn counting(url: &str) -> (String, Arc<AtomicUsize>) {
+    let target = url::Url::parse(url).unwrap();
+    let address = (target.host_str().unwrap().to_owned(), target.port().unwrap());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut through = target;
+    through.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
+    through.set_host(Some("127.0.0.1")).unwrap();
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = tokio::net::TcpStream::connect(address.clone()).await.unwrap();
+            let ((mut ask, mut tell), (mut answers, mut asks)) = (client.into_split(), server.into_split());
+            tokio::spawn(async move { tokio::io::copy(&mut answers, &mut tell).await });
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                // The first message has no type; each after it has one, and then its length.
+                let mut has_type = false;
+                loop {
+                    let kind = if has_type { ask.read_u8().await? } else { 0 };
+                    let length = ask.read_u32().await?;
+                    let mut body = vec![0; length as usize - 4];
+                    ask.read_exact(&mut body).await?;
+                    if kind == b'Q' || kind == b'E' {
+                        counted.fetch_add(1, Ordering::SeqCst);
+                    }
+                    if has_type {
+                        asks.write_u8(kind).await?;
+                    }
+                    asks.write_u32(length).await?;
+                    asks.write_all(&body).await?;
+                    has_type = true;
+                }
+                #[expect(unreachable_code, reason = "it says what type the errors above have")]
+                std::io::Result::Ok(())
+            });
         }
-    }
+    });
+    (through.to_string(), count)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_to_do_is_one_query_whatever_the_fleets_size() {
-    use tracing_subscriber::layer::SubscriberExt;
     let platform = Platform::start().await;
     let sql = format!(
         "INSERT INTO chat_instances (id, slug, name, plan, template, admin_email, database_mode, state, schema_version,
@@ -137,20 +182,15 @@ async fn nothing_to_do_is_one_query_whatever_the_fleets_size() {
     platform.platform_client().await.batch_execute(&sql).await.unwrap();
     let answer = migrate(&platform, json!({})).await;
     assert_eq!((&answer["nothing_to_do"], &answer["operation"]), (&json!(true), &Value::Null));
-    // What this server does besides must not be counted: it shares the test's thread.
-    platform.state.stop.cancel();
-    platform.state.pool.close().await;
-    let config = harness::config(&server().await.url(&platform.database), &[]);
-    let state = AppState::build(config, SystemClock::shared(), None).unwrap();
-    // The first statement of a connection would be counted with what opening it takes.
+    let (url, statements) = counting(&server().await.url(&platform.database)).await;
+    let state = AppState::build(harness::config(&url, &[]), SystemClock::shared(), None).unwrap();
+    // Opening a connection takes statements of its own.
     sqlx::query("SELECT 1").execute(&state.pool).await.unwrap();
-    let statements = Statements::default();
-    let subscriber = tracing_subscriber::registry().with(statements.clone());
-    let guard = tracing::subscriber::set_default(subscriber);
+    let before = statements.load(Ordering::SeqCst);
+    assert!(before > 0);
     let answer = state.fleet.migrate(&Wanted::default(), SuperAdminId::new()).await.unwrap();
-    drop(guard);
     assert!(matches!(answer, Requested::NothingToDo));
-    assert_eq!(statements.0.load(Ordering::SeqCst), 1);
+    assert_eq!(statements.load(Ordering::SeqCst) - before, 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -33,34 +33,44 @@ pub struct Server {
 }
 
 static SERVER: OnceCell<Server> = OnceCell::const_new();
+static CLIENTS_SERVER: OnceCell<Server> = OnceCell::const_new();
 static FAKE_MODEL: OnceCell<FakeModel> = OnceCell::const_new();
 
 /// The Postgres of this run, with a migrated template of the platform's database.
 pub async fn server() -> &'static Server {
     SERVER
         .get_or_init(|| async {
-            drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
-            // On a runtime of its own: the first test's runtime ends with that test.
-            let (sender, receiver) = tokio::sync::oneshot::channel();
-            std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-                runtime.unwrap().block_on(async move {
-                    let options = EmbeddedPostgresOptions::for_tests(env!("CARGO_MANIFEST_DIR"));
-                    let postgres = EmbeddedPostgres::start(options).await.expect("start Postgres; run `make setup`");
-                    postgres.create_database(TEMPLATE).await.unwrap();
-                    let url = postgres.url(TEMPLATE).parse().unwrap();
-                    let pool = platform_db::pool(&url, 2);
-                    platform_db::migrate(&pool).await.unwrap();
-                    pool.close().await;
-                    let sql = "REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC";
-                    execute(&postgres.url("postgres"), sql).await;
-                    sender.send(Server { postgres }).ok().unwrap();
-                    std::future::pending::<()>().await;
-                });
-            });
-            receiver.await.unwrap()
+            let server = start_server().await;
+            server.postgres.create_database(TEMPLATE).await.unwrap();
+            let url = server.url(TEMPLATE).parse().unwrap();
+            let pool = platform_db::pool(&url, 2);
+            platform_db::migrate(&pool).await.unwrap();
+            pool.close().await;
+            execute(&server.url("postgres"), "REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC").await;
+            server
         })
         .await
+}
+
+/// A Postgres that is not the owner's, for databases that clients bring.
+pub async fn clients_server() -> &'static Server {
+    CLIENTS_SERVER.get_or_init(start_server).await
+}
+
+async fn start_server() -> Server {
+    drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
+    // On a runtime of its own: the first test's runtime ends with that test.
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        runtime.unwrap().block_on(async move {
+            let options = EmbeddedPostgresOptions::for_tests(env!("CARGO_MANIFEST_DIR"));
+            let postgres = EmbeddedPostgres::start(options).await.expect("start Postgres; run `make setup`");
+            sender.send(Server { postgres }).ok().unwrap();
+            std::future::pending::<()>().await;
+        });
+    });
+    receiver.await.unwrap()
 }
 
 /// A model server that every test shares; its behaviour is chosen by the model's name.
@@ -71,6 +81,23 @@ pub async fn fake_model() -> &'static FakeModel {
 impl Server {
     pub fn url(&self, database: &str) -> String {
         self.postgres.url(database)
+    }
+
+    /// An empty database and the role that owns it, as a client would bring them. Returns the role's URL.
+    pub async fn create_clients_database(&self, name: &str) -> String {
+        let sql = format!("CREATE ROLE {name} LOGIN PASSWORD 'a-long-random-{name}'");
+        execute(&self.url("postgres"), &sql).await;
+        execute(&self.url("postgres"), &format!("CREATE DATABASE {name} OWNER {name}")).await;
+        self.url_as(name, name)
+    }
+
+    /// The URL of a role made by [`Self::create_clients_database`] for a database.
+    pub fn url_as(&self, role: &str, database: &str) -> String {
+        format!("postgres://{role}:a-long-random-{role}@127.0.0.1:{}/{database}", self.postgres.port())
+    }
+
+    pub fn port(&self) -> u16 {
+        self.postgres.port()
     }
 
     /// A platform database of its own, migrated. Returns its name.

@@ -13,10 +13,12 @@ use std::time::Duration;
 use freehold::app::AppState;
 use freehold::clock::SystemClock;
 use freehold::operations::{self, Checkpoint, CheckpointAction, Direction, Moment, Probe};
+use freehold::provisioning::TenantMigrations;
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::Value;
 
+use crate::fleet_migration;
 use crate::harness::{self, Options, Platform, announce, connect, server};
 
 mod life;
@@ -100,8 +102,66 @@ async fn start_operation(platform: &Platform, kind: &str, slug: &str) -> Value {
     match kind {
         "provision_tenant" => platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone(),
         kind if life::KINDS.contains(&kind) => life::start(platform, kind, slug).await,
+        "audit_fleet" => platform
+            .post("/platform/v1/fleet/audits", &platform.token, serde_json::json!({}))
+            .await
+            .expect(StatusCode::ACCEPTED),
+        "migrate_fleet" | "verify_fleet" => start_on_the_fleet(platform, kind, slug).await,
         other => panic!("the matrix does not know how to start {other}"),
     }
+}
+
+/// The migrations of the servers that come, when a fleet is moved.
+fn migrations() -> Arc<TenantMigrations> {
+    fleet_migration::and(fleet_migration::THINGS)
+}
+
+/// The tenants of a case about the fleet.
+fn fleet_of(slug: &str) -> [String; 2] {
+    [format!("{slug}-a"), format!("{slug}-b")]
+}
+
+/// Two tenants that are behind, and a run over them.
+async fn start_on_the_fleet(platform: &Platform, kind: &str, slug: &str) -> Value {
+    let slugs = fleet_of(slug);
+    for slug in &slugs {
+        let operation = platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone();
+        run_here(platform, operation["id"].as_str().unwrap(), None).await.unwrap();
+        fleet_migration::take_back(platform, slug).await;
+    }
+    let tenants = serde_json::json!({ "tenants": slugs });
+    let begun = match kind {
+        "migrate_fleet" => platform.post("/platform/v1/fleet/migrations", &platform.token, tenants).await,
+        _ => platform.post("/platform/v1/fleet/verifications", &platform.token, tenants).await,
+    };
+    let begun = begun.expect(StatusCode::ACCEPTED);
+    if kind == "migrate_fleet" { begun["operation"].clone() } else { begun }
+}
+
+/// A run over the fleet leaves each tenant as it was or as it has to be, never in between, and the registry never ahead
+/// of a database. Only a verification that is done has looked at all.
+async fn compare_fleet(platform: &Platform, kind: &str, id: &str, slug: &str, succeeded: bool) -> Result<(), String> {
+    for slug in fleet_of(slug) {
+        compare(platform, &slug, true).await?;
+        let (registered, noted, there) = fleet_migration::versions(platform, &slug).await;
+        let newest = fleet_migration::NEWEST;
+        let whole = there == (noted == newest) && registered <= noted;
+        if !whole || (kind == "migrate_fleet" && succeeded && registered != newest) {
+            return Err(format!("{slug}: registry {registered}, database {noted}, its table is there: {there}"));
+        }
+        if kind == "verify_fleet" && there {
+            return Err(format!("{slug}: a verification changed it"));
+        }
+    }
+    let registry = platform.platform_client().await;
+    let sql = "SELECT count(*) FILTER (WHERE state = 'running'), count(*) FILTER (WHERE state = 'pending'), count(*)
+               FROM fleet_migration_tenants WHERE operation_id = $1";
+    let row = registry.query_one(sql, &[&id.parse::<uuid::Uuid>().unwrap()]).await.unwrap();
+    let counts: (i64, i64, i64) = (row.get(0), row.get(1), row.get(2));
+    if succeeded && counts != (0, 0, 2) {
+        return Err(format!("running, pending, all: {counts:?}"));
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -109,8 +169,15 @@ async fn no_death_at_any_step_of_any_operation_leaves_an_orphan() {
     // This platform carries nothing out: its operations are for the workers that die and those that come after.
     let database = Platform::start().await.database.clone();
     let settings = &[("FREEHOLD_WORKER_CONCURRENCY", "0")];
-    let platform =
-        Arc::new(Platform::start_with(Options { settings, database: Some(database), ..Options::default() }).await);
+    let platform = Arc::new(
+        Platform::start_with(Options {
+            settings,
+            database: Some(database),
+            migrations: Some(migrations()),
+            ..Options::default()
+        })
+        .await,
+    );
     let cases = cases(&platform.state.engine.kinds());
     let count = cases.len();
     let outcomes: Vec<Option<String>> = futures::stream::iter(cases.into_iter().enumerate())
@@ -130,8 +197,24 @@ async fn no_death_at_any_step_of_any_operation_leaves_an_orphan() {
 
 async fn run_case(platform: &Platform, number: usize, case: &Case) -> Result<(), String> {
     let slug = format!("case-{number}");
+    // Of runs over the fleet there is one at a time.
+    static FLEET: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let on_the_fleet = case.kind.ends_with("_fleet");
+    let _alone = if on_the_fleet { Some(FLEET.lock().await) } else { None };
     let operation = start_operation(platform, case.kind, &slug).await;
     let id = operation["id"].as_str().unwrap();
+    let compare = async |succeeded: bool| {
+        if life::KINDS.contains(&case.kind) {
+            life::compare(platform, case.kind, &slug, succeeded).await
+        } else if case.kind == "audit_fleet" {
+            // It changes nothing but its findings.
+            Ok(())
+        } else if on_the_fleet {
+            compare_fleet(platform, case.kind, id, &slug, succeeded).await
+        } else {
+            compare(platform, &slug, succeeded).await
+        }
+    };
     if case.dies() {
         let died = child(platform, id, case).await;
         if !died {
@@ -149,30 +232,22 @@ async fn run_case(platform: &Platform, number: usize, case: &Case) -> Result<(),
     run_here(platform, id, None).await?;
     let undone = case.direction == Direction::Undo || case.blow == Blow::Failure;
     expect_state(platform, id, if undone { "failed" } else { "succeeded" }).await?;
-    compare_after(platform, case.kind, &slug, !undone).await?;
+    compare(!undone).await?;
     if undone {
         // What was undone can be done again, from the same row.
         let path = format!("/platform/v1/operations/{id}/retry");
         platform.send(Method::POST, &path, &platform.token, None).await.expect(StatusCode::ACCEPTED);
         run_here(platform, id, None).await?;
         expect_state(platform, id, "succeeded").await?;
-        compare_after(platform, case.kind, &slug, true).await?;
+        compare(true).await?;
     }
     Ok(())
-}
-
-/// Compares what an operation of a kind leaves, done or undone.
-async fn compare_after(platform: &Platform, kind: &str, slug: &str, done: bool) -> Result<(), String> {
-    match kind {
-        kind if life::KINDS.contains(&kind) => life::compare(platform, kind, slug, done).await,
-        _ => compare(platform, slug, done).await,
-    }
 }
 
 /// Carries the operation out in this process, as a server that comes after would.
 async fn run_here(platform: &Platform, id: &str, probe: Option<Probe>) -> Result<(), String> {
     let config = harness::config(&server().await.url(&platform.database), &[]);
-    let state = AppState::build(config, SystemClock::shared(), probe).unwrap();
+    let state = AppState::build_with(config, SystemClock::shared(), probe, migrations()).unwrap();
     let result = state.engine.run(id.parse().unwrap()).await.map_err(|error| error.to_string());
     state.pool.close().await;
     result
@@ -292,7 +367,7 @@ async fn a_worker_that_dies() {
         case.unwrap().probe(die)
     };
     let kinds = AppState::build(harness::config(&database, &[]), SystemClock::shared(), None).unwrap().engine.kinds();
-    let state = AppState::build(config, SystemClock::shared(), Some(probe_of(&kinds))).unwrap();
+    let state = AppState::build_with(config, SystemClock::shared(), Some(probe_of(&kinds)), migrations()).unwrap();
     let run = state.engine.run(operation.parse().unwrap()).await;
     panic!("the worker lived on: {run:?}");
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::TimeDelta;
 use freehold::clock::SharedClock;
 use freehold::secrets::{Location, MasterKeyring, Sealed};
+use freehold::tenant_db::GenericClient;
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -132,7 +133,7 @@ async fn a_server_that_misses_the_news_is_locked_out_of_the_database() {
     first.live("news-missed", "suspend").await;
     assert_eq!(logins(&tenant).await, (vec![false], 0));
     let answered = match db.client().await {
-        Ok(client) => client.simple_query("SELECT 1").await.is_ok(),
+        Ok(client) => client.query("SELECT 1", &[]).await.is_ok(),
         Err(_) => false,
     };
     assert!(!answered, "a connection is left");

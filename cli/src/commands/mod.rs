@@ -3,7 +3,11 @@
 pub mod audit;
 pub mod cluster;
 pub mod completions;
+pub mod connections;
+pub mod database;
+pub mod doctor;
 pub mod life;
+pub mod migrate;
 pub mod operation;
 pub mod session;
 pub mod tenant;

@@ -2,22 +2,24 @@
 
 use std::path::PathBuf;
 
+use freehold::api::database::FindingSeverity;
 use freehold::api::platform::{
-    AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseRequest, Operation, Tenant,
-    TenantLimitsChange, TenantPage, UpdateTenantRequest,
+    AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseRequest, DatabaseToken,
+    Operation, Tenant, TenantLimitsChange, TenantPage, UpdateTenantRequest,
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{Context, life, note_more, pages};
 use crate::args::{
-    ConfigFileArgs, Limit, LimitName, TenantCommand, TenantCreateArgs, TenantInviteArgs, TenantListArgs, TenantSetArgs,
+    ConfigFileArgs, Limit, LimitName, TenantCommand, TenantCreateArgs, TenantDatabaseTokenArgs, TenantInviteArgs,
+    TenantListArgs, TenantSetArgs,
 };
 use crate::client::Client;
 use crate::config_file::{self, Reserved};
-use crate::failure::{Exit, Failure};
-use crate::follow;
+use crate::failure::{Exit, Failure, finding_line};
 use crate::output::{fields, instant, optional, table, wire};
+use crate::{follow, input};
 
 const TENANTS: [&str; 3] = ["platform", "v1", "tenants"];
 
@@ -36,6 +38,7 @@ pub async fn run(context: &Context<'_>, command: TenantCommand) -> Result<(), Fa
         TenantCommand::Resume(args) => life::resume(context, args).await,
         TenantCommand::Delete(args) => life::delete(context, args).await,
         TenantCommand::Undelete(args) => life::undelete(context, args).await,
+        TenantCommand::DatabaseToken(args) => database_token(context, args).await,
     }
 }
 
@@ -65,8 +68,8 @@ impl Destination {
     }
 
     /// Writes the configuration down. If that fails the invite is lost, but a new one can be made.
-    fn hand_over(self, tenant: &Tenant, invite: AdminInvite) -> Result<Handed, Failure> {
-        let text = config_file::render(tenant, &invite)?;
+    fn hand_over(self, tenant: &Tenant, invite: AdminInvite, token: Option<&DatabaseToken>) -> Result<Handed, Failure> {
+        let text = config_file::render(tenant, &invite, token)?;
         match self {
             Self::Stdout => Ok(Handed::Text { text, invite }),
             Self::File(reserved) => {
@@ -104,26 +107,42 @@ async fn create(context: &Context<'_>, args: TenantCreateArgs) -> Result<(), Fai
     let client = context.client()?;
     let destination = Destination::new(args.config, format!("./{}.env", args.slug))?;
     let key = args.idempotency_key.unwrap_or_else(|| Uuid::new_v4().to_string());
+    let database = match (&args.database_url_file, args.own_database) {
+        (None, false) => DatabaseRequest::Managed { cluster: args.cluster },
+        (file, _) => DatabaseRequest::Own {
+            url: file.as_deref().map(|file| input::secret_from_file(file, "database URL")).transpose()?,
+            ca: args.database_ca_file.as_deref().map(input::certificates_from_file).transpose()?,
+        },
+    };
     let request = CreateTenantRequest {
         slug: args.slug,
         name: args.name,
         plan: args.plan,
         template: args.template,
         admin_email: args.admin_email,
-        database: DatabaseRequest::Managed { cluster: args.cluster },
+        database,
     };
     let answer: CreateTenantResponse = client.post_once(&TENANTS, &request, &key, output).await?;
-    let CreateTenantResponse { tenant, operation, admin_invite } = answer;
+    let CreateTenantResponse { tenant, operation, admin_invite, database_token, database_check } = answer;
     // The invite is shown this once, so it is written down before anything else can go wrong.
     let handed = destination
-        .hand_over(&tenant, admin_invite)
+        .hand_over(&tenant, admin_invite, database_token.as_ref())
         .map_err(|failure| failure.with_result(json!({ "tenant": tenant, "operation": operation })))?;
     if let Handed::File(path) = &handed {
         output.note(format!("Wrote {}, which holds the client's invite.", path.display()));
     }
+    for finding in database_check.iter().flat_map(|check| &check.findings) {
+        if finding.severity != FindingSeverity::Note {
+            output.note(format!("{}\n  hint: {}", finding_line(finding), finding.remedy));
+        }
+    }
+    let Some(operation) = operation else {
+        output.note("The tenant waits until its client gives the database, as the file says.");
+        return created(context, &tenant, None, &handed);
+    };
     if args.detach {
         output.note(format!("hint: freehold operation follow {}", operation.id));
-        return created(context, &tenant, &operation, &handed);
+        return created(context, &tenant, Some(&operation), &handed);
     }
     let settled = match follow::follow(&client, output, operation.id).await {
         Ok(settled) => settled,
@@ -134,14 +153,14 @@ async fn create(context: &Context<'_>, args: TenantCreateArgs) -> Result<(), Fai
     if let Err(failure) = follow::outcome(&settled) {
         return Err(beside(context, failure, &tenant, &settled, &handed));
     }
-    created(context, &tenant, &settled, &handed)
+    created(context, &tenant, Some(&settled), &handed)
 }
 
 /// A failure after the tenant was accepted, with what there is nevertheless. A configuration that was to be printed
 /// still is: its invite works once a retry has succeeded.
 fn beside(context: &Context<'_>, failure: Failure, tenant: &Tenant, operation: &Operation, handed: &Handed) -> Failure {
     if context.global.json {
-        return failure.with_result(document(tenant, operation, handed));
+        return failure.with_result(document(tenant, Some(operation), handed));
     }
     match handed {
         Handed::Text { text, .. } => match context.output.data(&(), || text.clone()) {
@@ -152,18 +171,50 @@ fn beside(context: &Context<'_>, failure: Failure, tenant: &Tenant, operation: &
     }
 }
 
-fn document(tenant: &Tenant, operation: &Operation, handed: &Handed) -> Value {
+fn document(tenant: &Tenant, operation: Option<&Operation>, handed: &Handed) -> Value {
     let mut document = handed.document();
     document.insert("tenant".into(), json!(tenant));
     document.insert("operation".into(), json!(operation));
     Value::Object(document)
 }
 
-fn created(context: &Context<'_>, tenant: &Tenant, operation: &Operation, handed: &Handed) -> Result<(), Failure> {
+fn created(
+    context: &Context<'_>,
+    tenant: &Tenant,
+    operation: Option<&Operation>,
+    handed: &Handed,
+) -> Result<(), Failure> {
     context.output.data(&document(tenant, operation, handed), || match handed {
         // Whoever asked for the configuration on stdout wants nothing else there.
         Handed::Text { text, .. } => text.clone(),
         Handed::File(path) => format!("{}\nconfig file     {}", shown(tenant), path.display()),
+    })
+}
+
+async fn database_token(context: &Context<'_>, args: TenantDatabaseTokenArgs) -> Result<(), Failure> {
+    let client = context.client()?;
+    let destination = Destination::new(args.config, format!("./{}-database.env", args.slug))?;
+    let path = ["platform", "v1", "tenants", &args.slug, "database-token"];
+    let token: DatabaseToken = client.post(&path, &json!({})).await?;
+    let text = config_file::render_token(&args.slug, &token)?;
+    let written = match destination {
+        Destination::Stdout => None,
+        Destination::File(reserved) => Some(reserved.write(&text)?),
+    };
+    let mut document = json!({ "tenant": args.slug, "expires_at": token.expires_at });
+    if let Value::Object(fields) = &mut document {
+        match &written {
+            Some(path) => fields.insert("config_file".into(), json!(path)),
+            None => fields.insert("database_token".into(), json!(token.token)),
+        };
+    }
+    context.output.data(&document, || match &written {
+        None => text,
+        Some(path) => fields(&[
+            ("tenant", args.slug.clone()),
+            ("expires", instant(token.expires_at)),
+            ("config file", path.display().to_string()),
+        ]),
     })
 }
 
@@ -217,7 +268,7 @@ async fn invite(context: &Context<'_>, args: TenantInviteArgs) -> Result<(), Fai
     let path = ["platform", "v1", "tenants", &args.slug, "invites"];
     let invite: AdminInvite = client.post(&path, &request).await?;
     let (email, expires_at) = (invite.email.clone(), invite.expires_at);
-    let handed = destination.hand_over(&tenant, invite)?;
+    let handed = destination.hand_over(&tenant, invite, None)?;
     let mut document = json!({ "tenant": tenant.slug, "email": email, "expires_at": expires_at });
     if let Value::Object(fields) = &mut document {
         fields.extend(handed.document());

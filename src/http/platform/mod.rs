@@ -2,6 +2,9 @@
 
 pub mod audits;
 pub mod clusters;
+pub mod connections;
+pub mod databases;
+pub mod doctor;
 pub mod fleet;
 pub mod lives;
 pub mod operations;

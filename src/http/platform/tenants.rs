@@ -10,8 +10,8 @@ use super::operations;
 use crate::access::InviteRequest;
 use crate::api::Problem;
 use crate::api::platform::{
-    AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseMode, DatabaseRequest, Tenant,
-    TenantDatabase, TenantPage, TenantState, UpdateTenantRequest,
+    AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseMode, DatabaseRequest,
+    DatabaseToken, Tenant, TenantDatabase, TenantPage, TenantState, UpdateTenantRequest,
 };
 use crate::api::tenant::Role;
 use crate::app::AppState;
@@ -19,6 +19,8 @@ use crate::audit::{self, Actor};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Page, Path, Query, SuperAdmin, Valid, next_cursor};
 use crate::ids::{Slug, TenantId};
+use crate::tenants::database_checks::GivenDatabase;
+use crate::tenants::own_database;
 use crate::tenants::registry::{self, Changes, NewTenant, TenantRow};
 
 /// Registers a tenant and begins to provision it. Sent again with the same `Idempotency-Key`, it gives the first
@@ -45,7 +47,10 @@ pub async fn create(
     let key = idempotency_key(&headers)?;
     let slug: Slug =
         request.slug.parse().map_err(|error: crate::ids::SlugError| ApiError::invalid("slug", error.to_string()))?;
-    let DatabaseRequest::Managed { cluster } = request.database;
+    let (cluster, own) = match request.database {
+        DatabaseRequest::Managed { cluster } => (cluster, None),
+        DatabaseRequest::Own { url, ca } => (None, Some(url.map(|url| GivenDatabase { url, ca }))),
+    };
     let tenant = NewTenant {
         slug: slug.clone(),
         name: request.name,
@@ -54,18 +59,43 @@ pub async fn create(
         admin_email: request.admin_email.to_lowercase(),
         cluster,
     };
-    let requested = state.registry.request(&tenant, admin.super_admin_id, key).await?;
+    let admin = admin.super_admin_id;
+    let requested = match own {
+        Some(given) => state.own_databases.request(&tenant, given.as_ref(), admin, key).await?,
+        None => {
+            let requested = state.registry.request(&tenant, admin, key).await?;
+            own_database::Requested {
+                tenant_id: requested.tenant_id,
+                operation_id: Some(requested.operation_id),
+                invite_token: requested.invite_token,
+                invite_expires_at: requested.invite_expires_at,
+                database_token: None,
+                check: None,
+            }
+        }
+    };
+    let operation = match requested.operation_id {
+        Some(id) => Some(operations::find(&state, id).await?),
+        None => None,
+    };
     let response = CreateTenantResponse {
         tenant: body(state.registry.find(slug.as_str()).await?),
-        operation: operations::find(&state, requested.operation_id).await?,
+        operation,
         admin_invite: AdminInvite {
             email: tenant.admin_email,
             token: requested.invite_token,
             expires_at: requested.invite_expires_at,
             server_url: server_url(&state),
         },
+        database_token: requested.database_token.map(|token| database_token(&state, token)),
+        database_check: requested.check,
     };
     Ok((StatusCode::ACCEPTED, Json(response)))
+}
+
+/// A database token as it is shown, this once.
+pub(super) fn database_token(state: &AppState, token: own_database::NewToken) -> DatabaseToken {
+    DatabaseToken { token: token.token, expires_at: token.expires_at, server_url: server_url(state) }
 }
 
 fn idempotency_key(headers: &HeaderMap) -> ApiResult<Option<&str>> {

@@ -4,6 +4,7 @@ pub mod ai_keys;
 pub mod auth;
 pub mod chat;
 pub mod config;
+pub mod database;
 pub mod me;
 pub mod sessions;
 pub mod users;

@@ -1,5 +1,7 @@
 //! Tests of database addresses.
 
+use std::net::Ipv6Addr;
+
 use proptest::option;
 use proptest::prelude::{Just, Strategy, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use tokio_postgres::config::Host as DriverHost;
@@ -195,6 +197,8 @@ fn any_url() -> impl Strategy<Value = DatabaseUrl> {
             password: password.map(SecretString::from),
             database,
             ssl_root_cert: ca.map(PathBuf::from),
+            ca_pem: None,
+            public_addresses_only: false,
             channel_binding: None,
             application_name,
         },

@@ -18,6 +18,8 @@ mod store;
 pub mod suspend;
 pub mod undelete;
 
+use std::sync::Arc;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool};
@@ -32,6 +34,7 @@ use crate::clock::SharedClock;
 use crate::ids::{ClusterId, OperationId, Slug, SuperAdminId, TenantId};
 use crate::operations::{self, Definition, NewOperation, OperationError, StepContext, StepError};
 use crate::provisioning::{DatabaseNames, TenantRoles};
+use crate::secrets::MasterKeyring;
 
 /// How often a request looks again whose tenant changed under its hands.
 const LOOKS: usize = 5;
@@ -53,6 +56,7 @@ const KINDS: [&str; 5] = [
 #[derive(Debug, Clone)]
 pub struct Life {
     pool: PgPool,
+    master_keys: Arc<MasterKeyring>,
     clusters: ClusterRegistry,
     clock: SharedClock,
 }
@@ -77,8 +81,8 @@ enum Wish<'a> {
 
 impl Life {
     /// Over the platform's database.
-    pub fn new(pool: PgPool, clusters: ClusterRegistry, clock: SharedClock) -> Self {
-        Self { pool, clusters, clock }
+    pub fn new(pool: PgPool, master_keys: Arc<MasterKeyring>, clusters: ClusterRegistry, clock: SharedClock) -> Self {
+        Self { pool, master_keys, clusters, clock }
     }
 
     /// Takes a tenant out of service.

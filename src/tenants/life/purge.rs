@@ -3,7 +3,7 @@
 //! | step | does |
 //! |---|---|
 //! | `close` | the registry says `deleting`, with nothing to go back to; no login role may sign in |
-//! | `drop_database` | whoever is connected |
+//! | `drop_database` | whoever is connected; a client's own stays, without our marker |
 //! | `drop_roles` | the owner and every login role |
 //! | `forget_traces` | kept answers that hold its invite, what operations were told of it |
 //! | `destroy_keys` | data keys, signing keys, the sealed URL: what they sealed can never be opened again |
@@ -21,6 +21,7 @@ use super::{Life, Place, Row, moved_on, store};
 use crate::ids::TenantId;
 use crate::operations::{Definition, Outcome, SettleFuture, Step, StepContext, StepError};
 use crate::tenants::TenantError;
+use crate::tenants::own_database;
 use crate::tenants::provision::{boxed, nothing};
 use crate::{idempotency, tenants};
 
@@ -54,9 +55,18 @@ async fn condemned(life: &Life, context: &StepContext) -> Result<(TenantId, Row)
 }
 
 async fn drop_database(life: Arc<Life>, context: StepContext) -> Result<(), StepError> {
-    let (_, row) = condemned(&life, &context).await?;
-    // A database of the client's own is theirs, and stays.
-    let Some(place) = Place::of(&row)? else { return Ok(()) };
+    let (id, row) = condemned(&life, &context).await?;
+    let Some(place) = Place::of(&row)? else {
+        // A database of the client's own is theirs, and stays; only our marker goes.
+        return match own_database::release(&life.pool, &life.master_keys, id).await {
+            // An address that does not open cannot be visited, and must not keep the tenant from going.
+            Err(TenantError::Sealed) => {
+                tracing::warn!(tenant_id = %id, "take the marker out of a client's database: its address does not open");
+                Ok(())
+            }
+            other => Ok(other?),
+        };
+    };
     let cluster = life.clusters.open(place.cluster).await?;
     Ok(cluster.drop_database(&place.names).await?)
 }

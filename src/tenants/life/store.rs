@@ -258,8 +258,10 @@ pub(super) async fn note_gone(
     Ok(())
 }
 
-/// Forgets what settled operations were told of a tenant: addresses and the hashes of invites. What they did stays.
+/// Forgets what operations were told or were to be told of a tenant: addresses, hashes of invites and tokens. What they
+/// did stays.
 pub(super) async fn forget_inputs(pool: &PgPool, id: TenantId) -> Result<(), sqlx::Error> {
+    sqlx::query!("DELETE FROM own_database_requests WHERE tenant_id = $1", id.as_uuid()).execute(pool).await?;
     sqlx::query!(
         "UPDATE operations SET input = '{}'
          WHERE tenant_id = $1 AND state IN ('succeeded', 'failed') AND input <> '{}'",

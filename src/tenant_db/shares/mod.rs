@@ -1,0 +1,221 @@
+//! How a budget is divided over the Freehold servers that run.
+//!
+//! Each writes a row into the platform's database, again and again: how many connections to a database server it may
+//! hold, and how many it has. Rows are changed under one lock, so that at no moment the shares add up to more than the
+//! budget. Whoever is new takes what is free. Whoever has more than a fair part stops opening at once, closes what is
+//! idle, and gives the rest free as it comes back. A server that stops gives its share back; one that died loses it
+//! when it has been silent for long enough, or when another one serves at the same place, where it cannot be any more.
+//!
+//! While the platform's database does not answer, everybody keeps the share they have, and silence proves nothing.
+
+mod division;
+mod store;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use sqlx::PgPool;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::division::divide;
+use self::store::NewShare;
+pub use self::store::Share;
+use super::TenantDatabases;
+use super::pools::Common;
+use super::server::Server;
+
+/// How often a server says that it is there.
+const BEAT: Duration = Duration::from_secs(3);
+/// How often, while it has less than its part.
+const IMPATIENT_BEAT: Duration = Duration::from_millis(250);
+/// How often at most, whoever asks.
+const SHORTEST_BEAT: Duration = Duration::from_millis(100);
+/// How often the others are asked to hurry.
+const REMINDER: Duration = Duration::from_secs(1);
+/// How long a server may be silent before its share is free.
+pub(super) const SILENCE: Duration = Duration::from_secs(15);
+/// How long the platform's database may take.
+const PLATFORM: Duration = Duration::from_secs(2);
+/// How long the connections may take to end when the server stops.
+const LAST_CONNECTIONS: Duration = Duration::from_secs(4);
+
+/// This server's part of every budget.
+pub struct Shares {
+    pool: PgPool,
+    id: Uuid,
+    name: Mutex<String>,
+    wake: Notify,
+    /// One beat at a time.
+    beating: tokio::sync::Mutex<Watch>,
+}
+
+/// What is known of the platform's database.
+#[derive(Debug, Default)]
+struct Watch {
+    last: Option<Instant>,
+    /// When it began to answer again, after it had not for longer than silence is allowed.
+    back: Option<Instant>,
+    /// Whether others of the same name have been looked for.
+    took_over: bool,
+    /// When the others were asked to hurry.
+    reminded: Option<Instant>,
+}
+
+impl std::fmt::Debug for Shares {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shares").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Shares {
+    /// The shares of a server that has just started, kept in the platform's database.
+    pub fn new(pool: PgPool) -> Self {
+        let id = Uuid::now_v7();
+        Self { pool, id, name: Mutex::new(id.to_string()), wake: Notify::new(), beating: tokio::sync::Mutex::default() }
+    }
+
+    /// This server.
+    pub(super) fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// All shares of all servers.
+    pub(super) async fn all(&self) -> Result<Vec<Share>, sqlx::Error> {
+        store::all(&mut *self.pool.acquire().await?).await
+    }
+
+    /// Says where this server serves. Only one can be there, so the share of whoever was there before is free.
+    pub fn serve_at(&self, place: String) {
+        *self.name.lock().unwrap_or_else(PoisonError::into_inner) = place;
+    }
+
+    /// Makes sure that the platform's database was asked for a share once; what it said, the budget knows.
+    pub(super) async fn ask_for(&self, common: &Common, server: &Arc<Server>) {
+        if server.was_asked_for() {
+            return;
+        }
+        let mut watch = self.beating.lock().await;
+        if !server.was_asked_for()
+            && let Err(error) = self.beat(common, &mut watch).await
+        {
+            tracing::warn!(error = format!("{error:#}"), "ask for a share of the connections");
+        }
+    }
+
+    /// Says what this server has, and takes or leaves what is fair. Returns whether it has less than that.
+    async fn beat(&self, common: &Common, watch: &mut Watch) -> anyhow::Result<bool> {
+        timeout(PLATFORM, self.beat_once(common, watch)).await?
+    }
+
+    async fn beat_once(&self, common: &Common, watch: &mut Watch) -> anyhow::Result<bool> {
+        let servers: Vec<_> = common.servers.iter().map(|server| Arc::clone(&server)).collect();
+        if servers.is_empty() {
+            return Ok(false);
+        }
+        let name = self.name.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut transaction = self.pool.begin().await?;
+        store::lock(&mut transaction).await?;
+        if !watch.took_over {
+            store::delete_predecessors(&mut transaction, &name, self.id).await?;
+        }
+        // After the platform's database was away, all have been silent: give them the time to say that they are there.
+        let now = Instant::now();
+        if watch.last.is_some_and(|last| now.duration_since(last) > SILENCE) {
+            watch.back = Some(now);
+        }
+        if watch.back.is_none_or(|back| now.duration_since(back) > SILENCE) {
+            store::delete_silent(&mut transaction, SILENCE).await?;
+        }
+        let all = store::all(&mut transaction).await?;
+        let mut wants_more = false;
+        let (mut shares, mut granted) = (Vec::new(), Vec::new());
+        for server in &servers {
+            let key = server.name.to_string();
+            let others = all.iter().filter(|share| share.server_id != self.id && share.database_server == key);
+            let others: Vec<_> = others.map(|share| (share.server_id, share.granted.max(share.open))).collect();
+            let (before, _) = server.capacity_and_open();
+            let part = divide(common.budget_of(&server.name), self.id, &others);
+            if part.granted < before {
+                // First stop opening, then count: what is counted can only become less.
+                server.set_capacity(part.granted);
+            }
+            let (_, open) = server.capacity_and_open();
+            wants_more |= part.granted < part.fair;
+            granted.push((Arc::clone(server), part.granted));
+            shares.push(NewShare { database_server: key, granted: part.granted, open });
+        }
+        store::put(&mut transaction, self.id, &name, &shares).await?;
+        if wants_more && watch.reminded.is_none_or(|last| now.duration_since(last) > REMINDER) {
+            watch.reminded = Some(now);
+            store::notify(&mut transaction).await?;
+        }
+        transaction.commit().await?;
+        watch.took_over = true;
+        watch.last = Some(Instant::now());
+        for (server, granted) in granted {
+            server.set_capacity(granted);
+        }
+        Ok(wants_more)
+    }
+
+    /// Lets all connections go, and gives every share back.
+    async fn give_back(&self, common: &Common) {
+        let servers: Vec<_> = common.servers.iter().map(|server| Arc::clone(&server)).collect();
+        for server in &servers {
+            server.set_capacity(0);
+        }
+        let ended = async {
+            while servers.iter().any(|server| server.capacity_and_open().1 > 0) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if timeout(LAST_CONNECTIONS, ended).await.is_err() {
+            tracing::warn!("connections to tenants' databases did not end in time");
+        }
+        match timeout(PLATFORM, store::delete(&self.pool, self.id)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "give the share of the connections back"),
+            Err(_) => tracing::warn!("give the share of the connections back; the platform's database did not answer"),
+        }
+    }
+}
+
+impl TenantDatabases {
+    /// Keeps this server's part of the budgets until `stop`; it has to go on while answers are still being stored.
+    /// Then all connections are closed, and the part is given back.
+    pub async fn keep_shares(&self, stop: CancellationToken) {
+        let common = self.common();
+        let shares = &common.shares;
+        let mut wait = BEAT;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = shares.wake.notified() => tokio::time::sleep(SHORTEST_BEAT).await,
+                () = tokio::time::sleep(wait) => {}
+            }
+            let mut watch = shares.beating.lock().await;
+            wait = match shares.beat(common, &mut watch).await {
+                Ok(true) => IMPATIENT_BEAT,
+                Ok(false) => BEAT,
+                Err(error) => {
+                    tracing::warn!(error = format!("{error:#}"), "keep the share of the connections");
+                    BEAT
+                }
+            };
+        }
+        shares.give_back(common).await;
+    }
+
+    /// Another server has less than its part: say at once what this one can spare.
+    pub fn look_at_shares(&self) {
+        self.common().shares.wake.notify_one();
+    }
+
+    /// Says where this server serves.
+    pub fn serve_at(&self, place: String) {
+        self.common().shares.serve_at(place);
+    }
+}

@@ -50,6 +50,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--migrations", type=pathlib.Path)
     parser.add_argument("--durable", action="store_true", help="commits wait for the disk, as in production")
+    parser.add_argument("--max-connections", type=int, default=200)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     if not options.command:
@@ -80,7 +81,7 @@ def main() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    settings = ["listen_addresses=127.0.0.1", f"port={port}", "unix_socket_directories=", "max_connections=200"]
+    settings = ["listen_addresses=127.0.0.1", f"port={port}", "unix_socket_directories=", f"max_connections={options.max_connections}"]
     settings += [] if options.durable else ["fsync=off"]
     server = [programs / "postgres", "-D", "data"] + [word for setting in settings for word in ("-c", setting)]
     supervisor = subprocess.Popen(

@@ -27,6 +27,7 @@ use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
 use crate::provisioning::TenantMigrations;
+use crate::rotation::{Rotations, Rotator};
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
@@ -74,6 +75,10 @@ pub struct AppState {
     pub own_databases: OwnDatabases,
     /// The registered clusters.
     pub clusters: ClusterRegistry,
+    /// Asks for rotations of credentials and keys.
+    pub rotations: Rotations,
+    /// Carries them out.
+    pub rotator: Arc<Rotator>,
     /// Runs over all tenants.
     pub fleet: Fleet,
     /// Compares the registry with what is there.
@@ -145,6 +150,15 @@ impl AppState {
             templates: Arc::clone(&templates),
             clock: Arc::clone(&clock),
         });
+        let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
+        let rotator = Arc::new(Rotator {
+            pool: pool.clone(),
+            master_keys: Arc::clone(&master_keys),
+            clusters: clusters.clone(),
+            clock: Arc::clone(&clock),
+            grace: delta(config.rotation_grace)?,
+            token_lifetime: delta(config.access_token_lifetime)?,
+        });
         let fleet = Fleet::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock));
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
@@ -158,6 +172,7 @@ impl AppState {
             provisioning,
             Arc::new(fleet.clone()),
             Arc::clone(&fleet_audit),
+            &rotator,
             &life,
         );
         if let Some(probe) = probe {
@@ -171,7 +186,6 @@ impl AppState {
             config.allow_private_database_hosts,
             u32::try_from(config.tenant_pool_size).unwrap_or(u32::MAX),
         );
-        let delta = |duration: Duration| TimeDelta::from_std(duration).context("a duration is too long");
         let registry = Registry::new(
             pool.clone(),
             Arc::clone(&master_keys),
@@ -196,6 +210,8 @@ impl AppState {
                 delta(config.refresh_token_lifetime)?,
             ),
             users: Users::new(passwords, Arc::clone(&clock), delta(config.invite_lifetime)?),
+            rotations: Rotations::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock)),
+            rotator,
             own_databases: OwnDatabases::new(
                 pool.clone(),
                 master_keys,
@@ -206,7 +222,7 @@ impl AppState {
             ),
             registry,
             database_checks,
-            ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock)),
+            ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock), Arc::clone(&directory)),
             chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
             engine: Arc::new(engine),
             notifications: broadcast::Sender::new(1024),

@@ -125,6 +125,12 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("invite_days", "FREEHOLD_INVITE_DAYS", Some("7"), "days an invite can be accepted"),
     setting(
+        "rotation_grace_seconds",
+        "FREEHOLD_ROTATION_GRACE_SECONDS",
+        Some("30"),
+        "seconds that a replaced credential or key stays good, so that every server hears of the new one",
+    ),
+    setting(
         "shutdown_seconds",
         "FREEHOLD_SHUTDOWN_SECONDS",
         Some("30"),
@@ -192,6 +198,8 @@ pub struct Config {
     pub refresh_token_lifetime: Duration,
     /// How long an invite can be accepted.
     pub invite_lifetime: Duration,
+    /// How long a replaced credential or key stays good.
+    pub rotation_grace: Duration,
     /// How long answers under way have to end.
     pub shutdown_grace: Duration,
 }
@@ -289,6 +297,7 @@ impl Config {
             access_token_lifetime: Duration::from_secs(60 * source.number("access_token_minutes", 1, 24 * 60)?),
             refresh_token_lifetime: Duration::from_secs(86_400 * source.number("refresh_token_days", 1, 365)?),
             invite_lifetime: Duration::from_secs(86_400 * source.number("invite_days", 1, 90)?),
+            rotation_grace: Duration::from_secs(source.number("rotation_grace_seconds", 0, 86_400)?),
             shutdown_grace: Duration::from_secs(source.number("shutdown_seconds", 0, 3600)?),
         })
     }

@@ -113,6 +113,7 @@ async fn examine_rest(state: &AppState, scope: Scope, findings: &mut Findings) {
         tracing::warn!(%error, "examine keys");
         findings.failure("master keys", "the wrapped keys could not be read", "look at the platform's database");
     }
+    examine_master_keys(state, findings).await;
     examine_clusters(state, findings).await;
     if scope.tenants {
         examine_tenants(state, findings).await;
@@ -212,6 +213,35 @@ async fn examine_keys(state: &AppState, findings: &mut Findings) -> Result<(), s
         findings.ok("master keys", format!("all {} data keys open; in use: version {versions}", rows.len()));
     }
     Ok(())
+}
+
+/// Which master keys are in use, and which may be dropped.
+async fn examine_master_keys(state: &AppState, findings: &mut Findings) {
+    let keys = match state.rotations.master_keys().await {
+        Ok(keys) => keys,
+        Err(error) => {
+            return findings.failure("master keys", error.to_string(), "see the platform's database above");
+        }
+    };
+    for key in keys.items {
+        let check = format!("master key {}", key.version);
+        let values = format!("{} values are under it", key.values);
+        match (key.held, key.version == keys.primary, key.values) {
+            (false, ..) => {
+                let remedy = "FREEHOLD_MASTER_KEYS must hold every version in use; put it back";
+                findings.failure(&check, format!("{values}, and it is not held"), remedy);
+            }
+            (true, true, _) => findings.ok(&check, format!("{values}; what is new is sealed with it")),
+            (true, false, 0) => findings.ok(
+                &check,
+                "nothing is under it any more: it may be dropped from FREEHOLD_MASTER_KEYS, and kept with older backups",
+            ),
+            (true, false, _) => {
+                let remedy = "run `freehold rotate master-key` once every server holds the newest";
+                findings.warning(&check, format!("{values}, though it is not the newest"), remedy);
+            }
+        }
+    }
 }
 
 async fn examine_clusters(state: &AppState, findings: &mut Findings) {

@@ -26,6 +26,7 @@ pub mod platform_db;
 pub mod postgres_pool;
 pub mod providers;
 pub mod provisioning;
+pub mod rotation;
 pub mod schedule;
 pub mod scheduled;
 pub mod secrets;

@@ -85,6 +85,8 @@ pub async fn listen(pool: PgPool, sender: broadcast::Sender<Notification>, stop:
 async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) -> Result<(), sqlx::Error> {
     let connecting = timeout(ANSWER, PgListener::connect_with(pool)).await;
     let mut listener = connecting.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
+    // By itself it would connect again and say nothing of what it has missed.
+    listener.eager_reconnect(false);
     listener.listen_all(["freehold_registry", "freehold_operations", "freehold_shares"]).await?;
     // Whatever happened before the LISTEN took effect was not heard.
     let _ = sender.send(Notification::Missed);

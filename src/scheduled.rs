@@ -47,4 +47,22 @@ pub static TASKS: &[Task<AppState>] = &[
             })
         },
     },
+    Task {
+        name: "begin_due_rotations",
+        period: TimeDelta::minutes(1),
+        run: |state| {
+            Box::pin(async move {
+                let begun = state.rotations.begin_due().await?;
+                if begun > 0 {
+                    tracing::info!(begun, "begin scheduled rotations");
+                }
+                Ok(())
+            })
+        },
+    },
+    Task {
+        name: "forget_retired_signing_keys",
+        period: TimeDelta::hours(1),
+        run: |state| Box::pin(async move { Ok(state.rotator.forget_retired_signing_keys().await.map(drop)?) }),
+    },
 ];

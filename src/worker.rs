@@ -9,6 +9,7 @@ use crate::clock::SharedClock;
 use crate::fleet::{self, Fleet};
 use crate::fleet_audit::{self, FleetAudit};
 use crate::operations::Engine;
+use crate::rotation::{self, Rotator};
 use crate::tenants::life::{Life, delete, purge, resume, suspend, undelete};
 use crate::tenants::own_database;
 use crate::tenants::provision::{self, Provisioning};
@@ -20,6 +21,7 @@ pub fn engine(
     provisioning: Arc<Provisioning>,
     fleet: Arc<Fleet>,
     fleet_audit: Arc<FleetAudit>,
+    rotator: &Arc<Rotator>,
     life: &Arc<Life>,
 ) -> Engine {
     Engine::new(pool, clock)
@@ -33,4 +35,8 @@ pub fn engine(
         .register(&delete::DEFINITION, Arc::clone(life))
         .register(&undelete::DEFINITION, Arc::clone(life))
         .register(&purge::DEFINITION, Arc::clone(life))
+        .register(&rotation::database::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::signing_key::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::data_key::DEFINITION, Arc::clone(rotator))
+        .register(&rotation::master_key::DEFINITION, Arc::clone(rotator))
 }

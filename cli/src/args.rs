@@ -1,5 +1,6 @@
 //! The command line: names, options and help. Knows nothing of how a command is carried out.
 
+use crate::commands::rotate::RotateArgs;
 use crate::dev::DevArgs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -93,6 +94,8 @@ pub enum Command {
     Database(DatabaseCommand),
     /// Look at everything the platform stands on, and say what to do about what is wrong
     Doctor(DoctorArgs),
+    /// Replace credentials and keys by new ones, while everybody goes on working
+    Rotate(RotateArgs),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
     /// Run the whole platform on this machine, with two demo clients
@@ -520,7 +523,7 @@ pub struct CompletionsArgs {
 }
 
 /// A slug goes into a path and into a file's name: nothing else may get there.
-fn slug(text: &str) -> Result<String, String> {
+pub(crate) fn slug(text: &str) -> Result<String, String> {
     let begins_well = text.starts_with(|c: char| c.is_ascii_lowercase());
     let is_plain = text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     if begins_well && is_plain && (3..=40).contains(&text.len()) {

@@ -84,6 +84,11 @@ impl Client {
         self.read(self.send(self.request(Method::PATCH, path, &[]).json(body)).await?).await
     }
 
+    /// `PUT` with a body.
+    pub async fn put<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Failure> {
+        self.read(self.send(self.request(Method::PUT, path, &[]).json(body)).await?).await
+    }
+
     /// `DELETE`, whose answer has no body.
     pub async fn delete(&self, path: &[&str]) -> Result<(), Failure> {
         self.send(self.request(Method::DELETE, path, &[])).await.map(drop)

@@ -212,6 +212,7 @@ mod tests {
             database: TenantDatabase { mode: DatabaseMode::Managed, cluster: Some("local".into()), name: None },
             schema_version: None,
             limits: TenantLimits::default(),
+            rotations: vec![],
             created_at: DateTime::UNIX_EPOCH,
             updated_at: DateTime::UNIX_EPOCH,
             activated_at: None,

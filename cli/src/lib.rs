@@ -26,7 +26,7 @@ use clap::Parser;
 
 use args::{Cli, Command};
 use commands::{
-    Context, audit, cluster, completions, connections, database, doctor, migrate, operation, session, tenant,
+    Context, audit, cluster, completions, connections, database, doctor, migrate, operation, rotate, session, tenant,
 };
 use failure::{Exit, Failure};
 use output::{Output, Sinks};
@@ -75,6 +75,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Migrate(args) => return migrate::run(&context, *args).await,
         Command::Database(command) => return database::run(&context, command).await,
         Command::Doctor(args) => return doctor::run(&context, &args).await,
+        Command::Rotate(args) => rotate::run(&context, args).await?,
         Command::Completions(args) => completions::run(&context, &args)?,
         Command::Dev(args) => {
             let code = dev::run(args, json).await?;

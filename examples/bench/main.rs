@@ -9,12 +9,20 @@
     reason = "it prints figures, and indexing into JSON gives null where there is nothing"
 )]
 
+#[allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "the tests' own")]
+#[path = "../../tests/it/proxy.rs"]
+mod proxy;
+
 #[allow(dead_code, reason = "the tests' recording and inspection are not needed here")]
 #[path = "../../tests/it/fake_model.rs"]
 mod fake_model;
 
 mod chat;
+mod connections;
+mod faults;
+mod fleet;
 mod provisioning;
+mod rotation;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -49,6 +57,36 @@ enum What {
         #[arg(long, default_value_t = 8)]
         seconds: u64,
     },
+    /// Many tenants over few connections, next to PgBouncer and to a pool a tenant.
+    Connections(connections::Options),
+    /// Some tenants' databases refuse, are silent or have another password: what the others notice.
+    Faults(faults::Options),
+    /// The platform's database is away for a while: chats that fail.
+    Outage(faults::OutageOptions),
+    /// Migrations of a whole fleet, next to a plain loop of `psql -f`.
+    Fleet {
+        /// How many tenants.
+        #[arg(long, default_value_t = 2000)]
+        tenants: usize,
+    },
+    /// Not a benchmark: the server that `fleet` starts.
+    #[command(hide = true)]
+    FleetServer,
+    /// The password of every tenant's database replaced under load.
+    Credentials {
+        /// How many tenants.
+        #[arg(long, default_value_t = 500)]
+        tenants: usize,
+        /// How many clients ask questions meanwhile.
+        #[arg(long, default_value_t = 16)]
+        clients: usize,
+    },
+    /// Everything under an old master key wrapped again, with the server killed midway.
+    MasterKey {
+        /// How many wrapped keys.
+        #[arg(long, default_value_t = 100_000)]
+        values: usize,
+    },
 }
 
 const PASSWORD: &str = "a password for the benchmark";
@@ -56,10 +94,34 @@ const PASSWORD: &str = "a password for the benchmark";
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let bench = Bench::start().await?;
+    if matches!(arguments.what, What::FleetServer) {
+        return fleet::serve().await;
+    }
+    let mut bench = Bench::start_with(&arguments.what).await?;
     match arguments.what {
+        What::Connections(options) => connections::run(&bench, &options).await,
+        What::Faults(options) => faults::run(&bench, &options).await,
+        What::Outage(options) => faults::outage(&bench, &options).await,
         What::Provisioning { tenants } => provisioning::run(&bench, tenants).await,
+        What::Fleet { tenants } => fleet::run(bench, tenants).await,
+        What::FleetServer => Ok(()),
         What::Chat { seconds } => chat::run(&bench, Duration::from_secs(seconds)).await,
+        What::Credentials { tenants, clients } => rotation::credentials(&bench, tenants, clients).await,
+        What::MasterKey { values } => rotation::master_key(&mut bench, values).await,
+    }
+}
+
+impl What {
+    /// Settings of the server beyond those of all benchmarks.
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let connections = match self {
+            Self::Connections(options) => options.connections,
+            _ => 40,
+        };
+        vec![
+            ("FREEHOLD_TENANT_CONNECTIONS", connections.to_string()),
+            ("FREEHOLD_ACCESS_TOKEN_MINUTES", "1440".to_owned()),
+        ]
     }
 }
 
@@ -69,34 +131,66 @@ struct Bench {
     url: String,
     postgres: String,
     token: String,
+    settings: Settings,
     server: Child,
+    /// The line between the server and the platform's database, where a benchmark wants to cut it.
+    line: proxy::Proxy,
+}
+
+/// What a server is started with.
+struct Settings {
+    /// The platform's database.
+    platform: String,
+    /// The same, as the server is told: perhaps over a line that can be cut.
+    reached_by: String,
+    port: u16,
+    master_keys: String,
+    more: Vec<(&'static str, String)>,
+}
+
+impl Settings {
+    /// As the server's environment.
+    fn environment(&self) -> Vec<(&'static str, String)> {
+        let mut environment = vec![
+            ("PLATFORM_DATABASE_URL", self.reached_by.clone()),
+            ("FREEHOLD_MASTER_KEYS", self.master_keys.clone()),
+            ("FREEHOLD_LISTEN", format!("127.0.0.1:{}", self.port)),
+            ("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true".to_owned()),
+            ("FREEHOLD_WORKER_CONCURRENCY", "8".to_owned()),
+            ("FREEHOLD_TENANT_POOL_SIZE", "16".to_owned()),
+            ("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned())),
+        ];
+        environment.extend(self.more.iter().cloned());
+        environment
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(server_binary());
+        command.args(arguments).envs(self.environment()).stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+}
+
+/// A master key that nobody knows.
+fn random_key() -> String {
+    base64::Engine::encode(&base64::engine::general_purpose::STANDARD, rand::random::<[u8; 32]>())
 }
 
 impl Bench {
-    async fn start() -> Result<Self> {
+    async fn start_with(what: &What) -> Result<Self> {
         let postgres = std::env::var("DATABASE_URL").context("DATABASE_URL names an administrator's database")?;
         let admin = connect(&postgres).await?;
         admin.batch_execute("DROP DATABASE IF EXISTS freehold_bench WITH (FORCE)").await?;
         admin.batch_execute("CREATE DATABASE freehold_bench").await?;
         let mut platform = url::Url::parse(&postgres)?;
         platform.set_path("freehold_bench");
+        let platform = platform.to_string();
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, rand::random::<[u8; 32]>());
-        let command = |arguments: &[&str]| {
-            let mut command = Command::new(server_binary());
-            command
-                .args(arguments)
-                .env("PLATFORM_DATABASE_URL", platform.as_str())
-                .env("FREEHOLD_MASTER_KEYS", format!("1:{key}"))
-                .env("FREEHOLD_LISTEN", format!("127.0.0.1:{port}"))
-                .env("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true")
-                .env("FREEHOLD_WORKER_CONCURRENCY", "8")
-                .env("FREEHOLD_TENANT_POOL_SIZE", "16")
-                .env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned()))
-                .stdin(Stdio::null())
-                .kill_on_drop(true);
-            command
-        };
+        let (line, over_line) = proxy::Proxy::to(&platform).await;
+        let reached_by = if matches!(what, What::Outage(_)) { over_line } else { platform.clone() };
+        let master_keys = format!("1:{}", random_key());
+        let settings = Settings { platform: platform.clone(), reached_by, port, master_keys, more: what.environment() };
+        let command = |arguments: &[&str]| settings.command(arguments);
         ensure!(command(&["migrate"]).status().await.context("build with --release first")?.success(), "migrate");
         let file = std::env::temp_dir().join(format!("freehold-bench-{}", std::process::id()));
         std::fs::write(&file, PASSWORD)?;
@@ -107,18 +201,37 @@ impl Bench {
         let server = command(&["serve"]).spawn()?;
         let url = format!("http://127.0.0.1:{port}");
         let client = Client::builder().tcp_nodelay(true).build()?;
-        let mut tries = 0;
-        while client.get(format!("{url}/api/health")).send().await.is_err() {
-            tries += 1;
-            ensure!(tries < 200, "the server did not start");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        let mut bench = Self { client, url, postgres, token: String::new(), server };
+        let mut bench = Self { client, url, postgres, token: String::new(), settings, server, line };
+        bench.answers().await?;
         let body = json!({ "email": "owner@bench.example", "password": PASSWORD });
         bench.token = text(&bench.post("/platform/v1/sessions", "", body).await?, "token")?;
         let body = json!({ "name": "local", "admin_url": bench.postgres });
         bench.post("/platform/v1/clusters", &bench.token, body).await?;
         Ok(bench)
+    }
+
+    /// Waits until the server answers.
+    async fn answers(&self) -> Result<()> {
+        let mut tries = 0;
+        while self.client.get(format!("{}/api/health", self.url)).send().await.is_err() {
+            tries += 1;
+            ensure!(tries < 200, "the server did not start");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok(())
+    }
+
+    /// Kills the server as the kernel would, without a word, and starts one with these master keys.
+    async fn restart(&mut self, master_keys: String) -> Result<()> {
+        self.server.kill().await?;
+        self.settings.master_keys = master_keys;
+        self.server = self.settings.command(&["serve"]).spawn()?;
+        self.answers().await
+    }
+
+    async fn get(&self, path: &str) -> Result<Value> {
+        let answer = self.client.get(format!("{}{path}", self.url)).bearer_auth(&self.token).send().await?;
+        Ok(answer.error_for_status()?.json().await?)
     }
 
     async fn post(&self, path: &str, token: &str, body: Value) -> Result<Value> {

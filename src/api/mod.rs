@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod fleet;
 pub mod fleet_audit;
 pub mod platform;
+pub mod rotation;
 pub mod tenant;
 
 use serde::{Deserialize, Deserializer, Serialize};

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::rotation::TenantRotation;
+
 /// `POST /platform/v1/sessions`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -281,6 +283,9 @@ pub struct Tenant {
     /// What it may use, where that differs from the platform's settings.
     #[serde(default)]
     pub limits: TenantLimits,
+    /// When its credentials and keys were replaced last, and will be next; where one tenant is shown.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rotations: Vec<TenantRotation>,
     /// When it was asked for.
     pub created_at: DateTime<Utc>,
     /// When the registry's row last changed.

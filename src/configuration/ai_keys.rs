@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
@@ -14,7 +15,7 @@ use crate::clock::SharedClock;
 use crate::ids::{ApiConfigurationId, TenantId};
 use crate::providers::{self, ProviderClient, ProviderError, ProviderKind, ProviderSpec};
 use crate::secrets::{Location, Sealed};
-use crate::tenant_db::{TenantDb, TenantRecord};
+use crate::tenant_db::{Directory, TenantDb, TenantRecord};
 
 /// Where the models are if nobody says otherwise.
 const DEFAULT_BASE_URL: &str = "https://api.openai.com/v1";
@@ -34,6 +35,7 @@ const PUT_ATTEMPTS: usize = 5;
 pub struct AiKeys {
     providers: ProviderClient,
     clock: SharedClock,
+    directory: Arc<Directory>,
 }
 
 impl fmt::Debug for AiKeys {
@@ -106,9 +108,9 @@ pub struct KeyTest {
 }
 
 impl AiKeys {
-    /// Keys are tried, and their addresses judged, with this client.
-    pub fn new(providers: ProviderClient, clock: SharedClock) -> Self {
-        Self { providers, clock }
+    /// Keys are tried, and their addresses judged, with this client. The directory tells which data key seals.
+    pub fn new(providers: ProviderClient, clock: SharedClock, directory: Arc<Directory>) -> Self {
+        Self { providers, clock, directory }
     }
 
     /// All keys, in the order in which they were first set.
@@ -131,9 +133,13 @@ impl AiKeys {
         let base_url = self.providers.validate_base_url(base_url).map_err(|error| refused("base_url", error))?;
         check_models(&new.models, &new.default_model)?;
         let key = check_key(&new.api_key)?;
-        let record = db.record();
-        let client = db.client().await?;
         for _ in 0..PUT_ATTEMPTS {
+            // Which key seals is asked under the lock and not taken from the cache: a key that is being replaced must
+            // not seal anything once everything else was sealed again.
+            let mut client = db.client().await?;
+            let client = client.transaction().await?;
+            tenant_store::share_sealing_lock(&client).await?;
+            let record = self.directory.read_again(db.record().id).await?;
             let found = tenant_store::find_ai_key(&client, name).await?;
             // Every chat turn reads all keys, and servers keep them: without a bound one tenant could fill the memory.
             if found.is_none() && tenant_store::list_ai_keys(&client).await?.len() >= MOST_KEYS {
@@ -152,6 +158,7 @@ impl AiKeys {
                 updated_at: self.clock.now(),
             };
             if tenant_store::put_ai_key(&client, &row).await? {
+                client.commit().await?;
                 return Ok(row.into());
             }
         }
@@ -214,7 +221,7 @@ pub fn open_key(record: &TenantRecord, row: &AiKeyRow) -> Result<ProviderSpec, C
     Ok(ProviderSpec { provider, base_url, api_key })
 }
 
-fn location(tenant: TenantId, id: ApiConfigurationId) -> Location {
+pub(super) fn location(tenant: TenantId, id: ApiConfigurationId) -> Location {
     Location::tenant(tenant, "api_configurations", "api_key_sealed", id)
 }
 

@@ -4,12 +4,14 @@
 //! elsewhere, and leave this module only inside a model provider.
 
 mod ai_keys;
+mod sealing;
 mod settings;
 pub mod tenant_store;
 
 use thiserror::Error;
 
 pub use ai_keys::{AiKey, AiKeys, KeyTest, NewAiKey, open_key};
+pub use sealing::{Reseal, SealingFence, hold_sealing};
 pub use settings::{SettingsChange, SettingsVersion, insert_first, read, update};
 
 use crate::tenant_db::TenantDbError;

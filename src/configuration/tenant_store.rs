@@ -7,7 +7,7 @@ use tokio_postgres::{Error, Row};
 use super::ConfigurationError;
 use crate::api::tenant::Settings;
 use crate::ids::{ApiConfigurationId, UserId};
-use crate::tenant_db::{Client, GenericClient};
+use crate::tenant_db::{Client, GenericClient, Transaction};
 
 const CURRENT_SETTINGS: &str = "\
     SELECT version, settings, created_at FROM live_configurations ORDER BY version DESC LIMIT 1";
@@ -38,9 +38,36 @@ const PUT_AI_KEY: &str = "\
 
 const DELETE_AI_KEY: &str = "DELETE FROM api_configurations WHERE name = $1";
 
+/// Whoever stores a sealed value shares this lock; whoever seals all of them again holds it alone. Any number will do
+/// that nothing else in a tenant's database uses.
+const SHARE_SEALING_LOCK: &str = "SELECT pg_advisory_xact_lock_shared(7305803941526001)";
+
+const TAKE_SEALING_LOCK: &str = "SELECT pg_advisory_xact_lock(7305803941526001)";
+
+/// A sealed value begins with a byte for its format and four for the version of its key.
+const AI_KEYS_NOT_UNDER: &str = "\
+    SELECT id, api_key_sealed FROM api_configurations
+    WHERE substring(api_key_sealed FROM 2 FOR 4) <> int4send($1::int4) ORDER BY id LIMIT $2";
+
+const COUNT_AI_KEYS_NOT_UNDER: &str = "\
+    SELECT count(*) FROM api_configurations WHERE substring(api_key_sealed FROM 2 FOR 4) <> int4send($1::int4)";
+
+const RESEAL_AI_KEY: &str = "UPDATE api_configurations SET api_key_sealed = $2 WHERE id = $1";
+
 /// Every statement, for a test that prepares them all against the schema.
-pub const STATEMENTS: &[&str] =
-    &[CURRENT_SETTINGS, INSERT_SETTINGS, LIST_AI_KEYS, FIND_AI_KEY, PUT_AI_KEY, DELETE_AI_KEY];
+pub const STATEMENTS: &[&str] = &[
+    CURRENT_SETTINGS,
+    INSERT_SETTINGS,
+    LIST_AI_KEYS,
+    FIND_AI_KEY,
+    PUT_AI_KEY,
+    DELETE_AI_KEY,
+    SHARE_SEALING_LOCK,
+    TAKE_SEALING_LOCK,
+    AI_KEYS_NOT_UNDER,
+    COUNT_AI_KEYS_NOT_UNDER,
+    RESEAL_AI_KEY,
+];
 
 /// Settings as stored, parsed only when somebody asks: a cache may know the version already.
 #[derive(Debug)]
@@ -121,19 +148,19 @@ pub(super) async fn insert_settings(
 }
 
 /// All AI keys, in the order in which they were first set.
-pub async fn list_ai_keys(client: &Client) -> Result<Vec<AiKeyRow>, Error> {
+pub async fn list_ai_keys(client: &impl GenericClient) -> Result<Vec<AiKeyRow>, Error> {
     let statement = client.prepare_cached(LIST_AI_KEYS).await?;
     client.query(&statement, &[]).await?.iter().map(AiKeyRow::from_row).collect()
 }
 
 /// The AI key of a name.
-pub(super) async fn find_ai_key(client: &Client, name: &str) -> Result<Option<AiKeyRow>, Error> {
+pub(super) async fn find_ai_key(client: &impl GenericClient, name: &str) -> Result<Option<AiKeyRow>, Error> {
     let statement = client.prepare_cached(FIND_AI_KEY).await?;
     client.query_opt(&statement, &[&name]).await?.as_ref().map(AiKeyRow::from_row).transpose()
 }
 
 /// Inserts or replaces an AI key; `false` if another row has its name by now.
-pub(super) async fn put_ai_key(client: &Client, key: &AiKeyRow) -> Result<bool, Error> {
+pub(super) async fn put_ai_key(client: &impl GenericClient, key: &AiKeyRow) -> Result<bool, Error> {
     let statement = client.prepare_cached(PUT_AI_KEY).await?;
     let changed = client
         .execute(
@@ -158,4 +185,38 @@ pub(super) async fn put_ai_key(client: &Client, key: &AiKeyRow) -> Result<bool, 
 pub(super) async fn delete_ai_key(client: &Client, name: &str) -> Result<bool, Error> {
     let statement = client.prepare_cached(DELETE_AI_KEY).await?;
     Ok(client.execute(&statement, &[&name]).await? == 1)
+}
+
+/// Shares the lock of those who store sealed values, until the transaction ends.
+pub(super) async fn share_sealing_lock(client: &Transaction<'_>) -> Result<(), Error> {
+    client.execute(SHARE_SEALING_LOCK, &[]).await.map(drop)
+}
+
+/// Holds that lock alone, until the transaction ends.
+pub(super) async fn lock_sealing_alone(client: &impl GenericClient) -> Result<(), Error> {
+    client.execute(TAKE_SEALING_LOCK, &[]).await.map(drop)
+}
+
+/// Some of the AI keys that are under another data key than that of a version.
+pub(super) async fn ai_keys_not_under(
+    client: &impl GenericClient,
+    version: u32,
+    limit: i64,
+) -> Result<Vec<(ApiConfigurationId, Vec<u8>)>, Error> {
+    let rows = client.query(AI_KEYS_NOT_UNDER, &[&version.cast_signed(), &limit]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// How many there are.
+pub(super) async fn count_ai_keys_not_under(client: &impl GenericClient, version: u32) -> Result<i64, Error> {
+    client.query_one(COUNT_AI_KEYS_NOT_UNDER, &[&version.cast_signed()]).await?.try_get(0)
+}
+
+/// Stores an AI key sealed again.
+pub(super) async fn reseal_ai_key(
+    client: &impl GenericClient,
+    id: ApiConfigurationId,
+    sealed: &[u8],
+) -> Result<(), Error> {
+    client.execute(RESEAL_AI_KEY, &[&id, &sealed]).await.map(drop)
 }

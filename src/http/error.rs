@@ -19,6 +19,7 @@ use crate::fleet_audit::FleetAuditError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
+use crate::rotation::RotationError;
 use crate::secrets::PasswordError;
 use crate::telemetry::causes;
 use crate::tenant_db::TenantDbError;
@@ -32,7 +33,8 @@ pub struct ApiError {
     title: &'static str,
     detail: Option<String>,
     errors: Vec<FieldProblem>,
-    findings: Vec<DatabaseFinding>,
+    /// Boxed, for it is seldom there and an error travels by value.
+    findings: Option<Box<Vec<DatabaseFinding>>>,
     operation_id: Option<OperationId>,
     retry_after: Option<Duration>,
 }
@@ -49,7 +51,7 @@ impl ApiError {
             title,
             detail: None,
             errors: Vec::new(),
-            findings: Vec::new(),
+            findings: None,
             operation_id: None,
             retry_after: None,
         }
@@ -147,7 +149,7 @@ impl IntoResponse for ApiError {
             code: self.code.to_owned(),
             detail: self.detail,
             errors: self.errors,
-            findings: self.findings,
+            findings: self.findings.map(|findings| *findings).unwrap_or_default(),
             operation_id: self.operation_id.map(|id| id.as_uuid()),
             request_id: request_id(),
         };
@@ -380,7 +382,7 @@ impl From<TenantError> for ApiError {
                     "database_unsuitable",
                     "The database cannot be used like this",
                 );
-                refused.findings = report.findings;
+                refused.findings = Some(Box::new(report.findings));
                 refused
             }
             TenantError::NotOwnDatabase => {
@@ -404,6 +406,34 @@ impl From<TenantError> for ApiError {
             }
             TenantError::Sealed | TenantError::Random => Self::internal(&error),
             TenantError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<RotationError> for ApiError {
+    fn from(error: RotationError) -> Self {
+        match error {
+            RotationError::UnknownTenant(_) => Self::invalid("tenants", error.to_string()),
+            RotationError::Targets(reason) => Self::invalid("tenants", reason),
+            RotationError::Period => Self::invalid("schedule", error.to_string()),
+            RotationError::NotActive => Self::conflict("tenant_not_active", "The tenant is not in service"),
+            RotationError::NotManaged => {
+                Self::conflict("database_not_managed", "The client keeps this database itself")
+                    .detail("the client's admin gives new credentials: PUT /api/v1/database")
+            }
+            RotationError::MasterKeyMissing(version) => {
+                Self::conflict("master_key_missing", "This server does not hold a master key that is in use")
+                    .detail(format!("give every server version {version} in FREEHOLD_MASTER_KEYS, and restart them"))
+            }
+            RotationError::NothingToRotate(version) => {
+                Self::conflict("nothing_to_rotate", "Everything is under the newest master key that this server holds")
+                    .detail(format!(
+                        "it is version {version}; add one with a higher version to FREEHOLD_MASTER_KEYS on every \
+                         server, and restart them first"
+                    ))
+            }
+            RotationError::Operation(error) => error.into(),
+            RotationError::Database(error) => error.into(),
         }
     }
 }

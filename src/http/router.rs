@@ -45,6 +45,10 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::operations::retry))
         // /platform/v1/operation-groups/{id}
         .routes(routes!(platform::operations::group))
+        // /platform/v1/rotations, /platform/v1/rotation-schedules, /platform/v1/master-keys
+        .routes(routes!(platform::rotations::create))
+        .routes(routes!(platform::rotations::schedules, platform::rotations::set_schedule))
+        .routes(routes!(platform::rotations::master_keys))
         // /platform/v1/clusters
         .routes(routes!(platform::clusters::create, platform::clusters::list))
         // /platform/v1/connections

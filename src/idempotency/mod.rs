@@ -52,7 +52,7 @@ impl<'a> Request<'a> {
     }
 
     fn location(&self) -> Location {
-        Location::platform("idempotency_keys", "response_sealed", format!("{}/{}", self.super_admin, self.key))
+        response_location(self.super_admin, self.key)
     }
 
     /// The answer that was given to this request, if any. Until the caller's transaction ends, other requests with
@@ -93,6 +93,11 @@ impl<'a> Request<'a> {
 /// Drops the answers about something that is gone: they may hold what it was entered by.
 pub async fn forget_about(pool: &PgPool, about: Uuid) -> Result<(), sqlx::Error> {
     store::delete_about(pool, about).await
+}
+
+/// Where an answer is sealed.
+pub fn response_location(admin: SuperAdminId, key: &str) -> Location {
+    Location::platform("idempotency_keys", "response_sealed", format!("{admin}/{key}"))
 }
 
 /// Drops answers that are too old to be asked for again.

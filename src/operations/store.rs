@@ -1,7 +1,9 @@
 //! SQL of `operations` and `operation_steps`.
 
 use chrono::{DateTime, Utc};
-use graphile_worker::{JobSpecBuilder, Schema};
+use graphile_worker::sql::add_job::types::JobToAdd;
+use graphile_worker::sql::task_identifiers::TaskDetails;
+use graphile_worker::{JobSpec, JobSpecBuilder, Schema};
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
@@ -51,6 +53,64 @@ pub async fn create(
     enqueue(connection, operation.id).await
 }
 
+/// Stores many operations of one shape, such as one a tenant, in three statements. Returns those that were stored: a
+/// tenant that has an operation already is left out.
+pub async fn create_many(
+    connection: &mut PgConnection,
+    operations: &[NewOperation<'_>],
+    now: DateTime<Utc>,
+) -> Result<Vec<OperationId>, OperationError> {
+    let Some(first) = operations.first() else { return Ok(Vec::new()) };
+    let ids: Vec<Uuid> = operations.iter().map(|operation| operation.id.as_uuid()).collect();
+    let kinds: Vec<String> = operations.iter().map(|operation| operation.kind.to_owned()).collect();
+    let tenants: Vec<Option<Uuid>> =
+        operations.iter().map(|operation| operation.tenant_id.map(|id| id.as_uuid())).collect();
+    let inputs: Vec<serde_json::Value> = operations.iter().map(|operation| operation.input.clone()).collect();
+    let created = sqlx::query_scalar!(
+        "INSERT INTO operations (id, kind, tenant_id, input, state, created_by, created_at, group_id)
+         SELECT id, kind, tenant_id, input, 'queued', $5, $6, $7
+         FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::jsonb[]) AS new (id, kind, tenant_id, input)
+         ON CONFLICT DO NOTHING RETURNING id",
+        &ids,
+        &kinds,
+        &tenants as &[Option<Uuid>],
+        &inputs,
+        first.created_by,
+        now,
+        first.group_id
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let names: Vec<String> = first.steps.iter().map(|name| (*name).to_owned()).collect();
+    sqlx::query!(
+        "INSERT INTO operation_steps (operation_id, position, name, state)
+         SELECT id, position::int, name, 'pending'
+         FROM unnest($1::uuid[]) AS operation (id), unnest($2::text[]) WITH ORDINALITY AS step (name, position)",
+        &created,
+        &names
+    )
+    .execute(&mut *connection)
+    .await?;
+    let created: Vec<OperationId> = created.into_iter().map(OperationId::from_uuid).collect();
+    let specs: Vec<JobSpec> = created.iter().map(|id| job_spec(*id, JobSpecBuilder::new())).collect();
+    let jobs: Vec<JobToAdd<'_>> = created
+        .iter()
+        .zip(&specs)
+        .map(|(id, spec)| JobToAdd { identifier: JOB, payload: serde_json::json!({ "operation_id": id }), spec })
+        .collect();
+    graphile_worker::sql::add_job::batch::add_jobs(
+        connection,
+        &Schema::default(),
+        &jobs,
+        &TaskDetails::default(),
+        false,
+        false,
+    )
+    .await
+    .map_err(|error| OperationError::Queue(Box::new(error)))?;
+    Ok(created)
+}
+
 /// Queues the job that drives an operation. Queuing it twice is harmless: the second finds nothing to do.
 pub(super) async fn enqueue(connection: &mut PgConnection, id: OperationId) -> Result<(), OperationError> {
     enqueue_spec(connection, id, JobSpecBuilder::new()).await
@@ -70,13 +130,17 @@ pub(super) async fn database_time(connection: &mut PgConnection) -> Result<DateT
     sqlx::query_scalar!(r#"SELECT now() AS "now!""#).fetch_one(connection).await
 }
 
+fn job_spec(id: OperationId, spec: JobSpecBuilder) -> JobSpec {
+    // The key keeps restarts from piling up jobs: one that waits is replaced.
+    spec.max_attempts(100).job_key(id.to_string()).build()
+}
+
 async fn enqueue_spec(
     connection: &mut PgConnection,
     id: OperationId,
     spec: JobSpecBuilder,
 ) -> Result<(), OperationError> {
-    // The key keeps restarts from piling up jobs: one that waits is replaced.
-    let spec = spec.max_attempts(100).job_key(id.to_string()).build();
+    let spec = job_spec(id, spec);
     graphile_worker::sql::add_job::single::add_job(
         connection,
         &Schema::default(),

@@ -82,11 +82,10 @@ pub(super) async fn create_roles(
 }
 
 pub(super) async fn drop_roles(admin: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
-    let sql = format!(
-        "DROP ROLE IF EXISTS {}; DROP ROLE IF EXISTS {};",
-        escape_identifier(&names.login_role),
-        escape_identifier(&names.owner_role)
-    );
+    // Whichever of the two login roles there is: a credential may have been replaced since.
+    let [a, b] = names.login_roles().map(|role| escape_identifier(&role));
+    let owner = escape_identifier(&names.owner_role);
+    let sql = format!("DROP ROLE IF EXISTS {a}; DROP ROLE IF EXISTS {b}; DROP ROLE IF EXISTS {owner};");
     Ok(admin.batch_execute(&sql).await?)
 }
 

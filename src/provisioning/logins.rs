@@ -1,95 +1,115 @@
-//! Which roles of a tenant may sign in: locked while it is out of service, removed with it.
-
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+//! The two login roles of a tenant's database, which take turns: SQL that lets one in, proves it, and shuts one out.
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 use tokio_postgres::Client;
 
 use super::{DatabaseNames, ProvisioningError};
+use crate::secrets::{DatabaseUrl, connect};
 
-/// How long sessions have to end that were told to.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Between two looks at the sessions that are left.
-const PAUSE: Duration = Duration::from_millis(30);
-/// So many looks in a row have to find no session: one that was just being let in is not listed yet.
-const QUIET_LOOKS: u32 = 3;
+/// How long a session that is ended may take to go, in milliseconds.
+const FAREWELL: i64 = 5_000;
 
-/// Every role that a tenant may have on a cluster. Not all of them need be there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TenantRoles {
-    /// Owns the database; never signs in.
-    pub owner: String,
-    /// Sign in, by turns.
-    pub logins: BTreeSet<String>,
-}
-
-impl TenantRoles {
-    /// The roles that go by these names, and the login roles that alternate under this owner.
-    pub fn new(names: &DatabaseNames) -> Self {
-        Self::of_owner(&names.owner_role, [names.login_role.clone()])
+impl DatabaseNames {
+    /// The two login roles; at most one of them may sign in, but for a moment while a credential is replaced.
+    pub fn login_roles(&self) -> [String; 2] {
+        ["a", "b"].map(|suffix| format!("{}_{suffix}", self.database))
     }
 
-    /// The roles of an owner, and further login roles that are known.
-    pub fn of_owner(owner: &str, known: impl IntoIterator<Item = String>) -> Self {
-        let mut logins: BTreeSet<String> = known.into_iter().collect();
-        if let Some(base) = owner.strip_suffix("_owner") {
-            logins.extend(["a", "b"].map(|turn| format!("{base}_{turn}")));
-        }
-        Self { owner: owner.to_owned(), logins }
+    /// The same database with the login role whose turn is next.
+    #[must_use]
+    pub fn alternate(&self) -> Self {
+        let [a, b] = self.login_roles();
+        Self { login_role: if self.login_role == a { b } else { a }, ..self.clone() }
     }
 }
 
-fn literals(names: &BTreeSet<String>) -> String {
-    names.iter().map(|name| escape_literal(name)).collect::<Vec<_>>().join(", ")
-}
-
-/// Lets none of the roles sign in any more, and ends the sessions they have. When it returns there are none.
-pub(super) async fn lock(admin: &Client, logins: &BTreeSet<String>) -> Result<(), ProvisioningError> {
+/// Lets the login role of `names` sign in with a password, and makes the role first if need be. The other login role
+/// stays as it is.
+pub(super) async fn enable(admin: &Client, names: &DatabaseNames, verifier: &str) -> Result<(), ProvisioningError> {
+    let database = escape_identifier(&names.database);
+    let owner = escape_identifier(&names.owner_role);
+    let login = escape_identifier(&names.login_role);
+    let (owner_name, login_name) = (escape_literal(&names.owner_role), escape_literal(&names.login_role));
+    let verifier = escape_literal(verifier);
+    // One batch is one implicit transaction: the role is there with all of it, or as it was before.
     let sql = format!(
-        "DO $do$ DECLARE login name; BEGIN
-             FOR login IN SELECT rolname FROM pg_roles WHERE rolcanlogin AND rolname = ANY (ARRAY[{}]::name[]) LOOP
-                 EXECUTE format('ALTER ROLE %I NOLOGIN', login);
-             END LOOP;
-         END $do$",
-        literals(logins)
+        "DO $do$ BEGIN
+             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {login_name}) THEN CREATE ROLE {login} NOLOGIN; END IF;
+             IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+                 GRANT {login} TO CURRENT_USER;
+             END IF;
+         END $do$;
+         GRANT {owner} TO {login};
+         ALTER ROLE {login} SET role = {owner_name};
+         GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {login};
+         ALTER ROLE {login} LOGIN PASSWORD {verifier};"
+    );
+    Ok(admin.batch_execute(&sql).await?)
+}
+
+/// Shuts the login role of `names` out for good: it signs in no more, its password is gone, its sessions end. Accepts
+/// a role or a database that is not there.
+pub(super) async fn disable(admin: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    let database = escape_identifier(&names.database);
+    let login = escape_identifier(&names.login_role);
+    let (database_name, login_name) = (escape_literal(&names.database), escape_literal(&names.login_role));
+    let (owner, owner_name) = (escape_identifier(&names.owner_role), escape_literal(&names.owner_role));
+    // What the role may do it may as a member of the owner's: that goes as well.
+    let sql = format!(
+        "DO $do$ BEGIN
+             IF EXISTS (SELECT FROM pg_roles WHERE rolname = {login_name}) THEN
+                 ALTER ROLE {login} NOLOGIN PASSWORD NULL;
+                 IF EXISTS (SELECT FROM pg_roles WHERE rolname = {owner_name}) THEN REVOKE {owner} FROM {login}; END IF;
+                 IF EXISTS (SELECT FROM pg_database WHERE datname = {database_name}) THEN
+                     REVOKE CONNECT, TEMPORARY ON DATABASE {database} FROM {login};
+                 END IF;
+             END IF;
+         END $do$"
     );
     admin.batch_execute(&sql).await?;
-    let names: Vec<&str> = logins.iter().map(String::as_str).collect();
-    let give_up = Instant::now() + PATIENCE;
-    let mut quiet = 0;
-    while quiet < QUIET_LOOKS {
-        let sql = "SELECT count(*), count(*) FILTER (WHERE pg_terminate_backend(pid))
-                   FROM pg_stat_activity WHERE usename = ANY ($1::text[]::name[])";
-        let sessions: i64 = admin.query_one(sql, &[&names]).await?.get(0);
-        quiet = if sessions == 0 { quiet + 1 } else { 0 };
-        if Instant::now() > give_up {
-            return Err(ProvisioningError::SessionsLeft);
-        }
-        tokio::time::sleep(PAUSE).await;
+    // Only now: a session that began before the role was shut out is seen here, and none begins any more.
+    let sql = "SELECT count(*) FILTER (WHERE NOT pg_terminate_backend(pid, $2))
+               FROM pg_stat_activity WHERE usename = $1";
+    let left: i64 = admin.query_one(sql, &[&names.login_role, &FAREWELL]).await?.get(0);
+    if left > 0 {
+        return Err(ProvisioningError::Unreachable(anyhow::anyhow!("{left} sessions did not end")));
     }
     Ok(())
 }
 
-/// Lets a role sign in again, with the password it had.
-pub(super) async fn unlock(admin: &Client, login: &str) -> Result<(), ProvisioningError> {
-    Ok(admin.batch_execute(&format!("ALTER ROLE {} LOGIN", escape_identifier(login))).await?)
-}
-
-/// Removes all roles that are there. They own nothing any more once the database is gone.
-pub(super) async fn drop_all(admin: &Client, roles: &TenantRoles) -> Result<(), ProvisioningError> {
-    let all = roles.logins.iter().chain([&roles.owner]).map(|name| escape_identifier(name)).collect::<Vec<_>>();
-    Ok(admin.batch_execute(&format!("DROP ROLE IF EXISTS {}", all.join(", "))).await?)
+/// Signs in with a new credential, and checks that it acts as the owner and reaches no other tenant's database.
+///
+/// # Errors
+/// [`ProvisioningError::NotIsolated`] with what it reaches, [`ProvisioningError::Unsuitable`] if it is somebody else.
+pub async fn check_login(url: &DatabaseUrl, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    let (client, _) = connect(url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+    let sql = "SELECT current_user = $1 AND session_user = $2 AND current_database() = $3,
+                      (SELECT string_agg(datname, ', ') FROM pg_database
+                       WHERE datallowconn AND datname LIKE 'fh\\_%' AND datname <> current_database()
+                         AND has_database_privilege($2, oid, 'CONNECT'))";
+    let row = client.query_one(sql, &[&names.owner_role, &names.login_role, &names.database]).await?;
+    let (itself, reachable): (bool, Option<String>) = (row.get(0), row.get(1));
+    match reachable {
+        Some(databases) => Err(ProvisioningError::NotIsolated(databases)),
+        None if itself => Ok(()),
+        None => Err(ProvisioningError::Unsuitable(
+            "the new credential does not act as the owner of the tenant's database".to_owned(),
+        )),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Slug, TenantId};
 
     #[test]
-    fn both_turns_and_whatever_else_is_known_are_roles_of_the_tenant() {
-        let roles = TenantRoles::of_owner("fh_acme_1_owner", ["fh_acme_1_a".to_owned(), "another".to_owned()]);
-        assert_eq!(roles.logins, ["another", "fh_acme_1_a", "fh_acme_1_b"].map(str::to_owned).into());
-        assert!(TenantRoles::of_owner("theirs", []).logins.is_empty());
+    fn login_roles_take_turns() {
+        let slug: Slug = "acme".parse().unwrap();
+        let first = DatabaseNames::new(&slug, TenantId::new());
+        let second = first.alternate();
+        assert_ne!(first.login_role, second.login_role);
+        assert_eq!(first.login_roles(), [first.login_role.clone(), second.login_role.clone()]);
+        assert_eq!(second.alternate(), first);
     }
 }

@@ -3,12 +3,13 @@
 //! It knows clusters and the SQL of roles and databases. It knows nothing of the registry, of operations or of what a
 //! tenant's tables mean. Everything here is safe to repeat: `create` finds what is there, `drop` accepts what is not.
 //!
-//! What keeps tenants apart on one server: each database belongs to a NOLOGIN role of its own, one LOGIN role acts for
-//! it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
+//! What keeps tenants apart on one server: each database belongs to a NOLOGIN role of its own, one of two LOGIN roles,
+//! which take turns, acts for it, and PUBLIC may connect to nothing, so that no tenant's role gets even as far as another database's login.
 
 mod admin;
 mod catalog;
 mod inventory;
+mod lockout;
 mod logins;
 mod migrate;
 mod migrations;
@@ -25,7 +26,8 @@ use thiserror::Error;
 pub use admin::{DatabaseNames, hash_password};
 pub use catalog::{AppliedMigration, Catalog, Differences, Inspection, SchemaObject, inspect, read as read_catalog};
 pub use inventory::{DatabaseEntry, Inventory, RoleEntry};
-pub use logins::TenantRoles;
+pub use lockout::TenantRoles;
+pub use logins::check_login;
 pub use migrate::{MigrateError, MigrateFailure, MigrateLimits, Migrated, found_schema_version, migrate_database};
 pub use migrations::{OLDEST_SPOKEN_SCHEMA, TENANT_MIGRATOR, TenantMigrations};
 pub use own::{INSTANCE_TABLE, OwnDatabaseError, tenant_tables};
@@ -150,7 +152,18 @@ impl Cluster {
         admin::create_roles(&*self.admin().await?, names, verifier).await
     }
 
-    /// Removes both roles.
+    /// Lets the names' login role sign in with a password, of which `verifier` is the SCRAM verifier. The other login
+    /// role stays as it is.
+    pub async fn enable_login(&self, names: &DatabaseNames, verifier: &str) -> Result<(), ProvisioningError> {
+        logins::enable(&*self.admin().await?, names, verifier).await
+    }
+
+    /// Shuts the names' login role out and ends its sessions.
+    pub async fn disable_login(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+        logins::disable(&*self.admin().await?, names).await
+    }
+
+    /// Removes the owner role and whichever login roles there are.
     pub async fn drop_roles(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
         admin::drop_roles(&*self.admin().await?, names).await
     }
@@ -168,17 +181,17 @@ impl Cluster {
     /// Lets none of a tenant's roles sign in any more and ends their sessions: not even a server that has not heard of
     /// it goes on.
     pub async fn lock_logins(&self, roles: &TenantRoles) -> Result<(), ProvisioningError> {
-        logins::lock(&*self.admin().await?, &roles.logins).await
+        lockout::lock(&*self.admin().await?, &roles.logins).await
     }
 
     /// Lets a login role sign in again, with the password it had.
     pub async fn unlock_login(&self, login: &str) -> Result<(), ProvisioningError> {
-        logins::unlock(&*self.admin().await?, login).await
+        lockout::unlock(&*self.admin().await?, login).await
     }
 
     /// Removes every role of a tenant that is there.
     pub async fn drop_all_roles(&self, roles: &TenantRoles) -> Result<(), ProvisioningError> {
-        logins::drop_all(&*self.admin().await?, roles).await
+        lockout::drop_all(&*self.admin().await?, roles).await
     }
 
     /// What the cluster has of ours.

@@ -48,7 +48,8 @@ pub struct TenantRecord {
     spoken: Result<(), SchemaMismatch>,
     database_url: Option<DatabaseUrl>,
     next_database_url: Option<DatabaseUrl>,
-    data_keys: Vec<DataKey>,
+    /// Lowest version first, each with whether it seals already or is only known so far.
+    data_keys: Vec<(DataKey, bool)>,
     signing_keys: Vec<SigningKey>,
 }
 
@@ -129,12 +130,13 @@ impl TenantRecord {
 
     /// The data key that seals from now on.
     pub fn data_key(&self) -> Result<&DataKey, TenantDbError> {
-        self.data_keys.last().ok_or(TenantDbError::Sealed)
+        self.data_keys.iter().rev().find(|(_, active)| *active).map(|(key, _)| key).ok_or(TenantDbError::Sealed)
     }
 
     /// The data key that opens what it sealed.
     pub fn data_key_for(&self, sealed: &Sealed) -> Result<&DataKey, TenantDbError> {
-        self.data_keys.iter().find(|key| key.version() == sealed.key_version()).ok_or(TenantDbError::Sealed)
+        let mut keys = self.data_keys.iter().map(|(key, _)| key);
+        keys.find(|key| key.version() == sealed.key_version()).ok_or(TenantDbError::Sealed)
     }
 }
 
@@ -241,18 +243,28 @@ impl Directory {
         }
     }
 
+    /// Whether the platform's database is taken to be away. When the time is over, one request finds out.
     fn is_away(&self) -> bool {
-        let until = *self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
+        let mut until = self.away_until.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        match *until {
+            None => false,
+            Some(moment) if now < moment => true,
+            Some(_) => {
+                *until = now.checked_add(REREAD + AWAY);
+                false
+            }
+        }
     }
 
     async fn load(&self, key: Key<'_>, limit: Duration) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
         let loaded = timeout(limit, self.load_once(key)).await;
         let loaded = loaded.unwrap_or(Err(TenantDbError::Platform(sqlx::Error::PoolTimedOut)));
-        if let Err(TenantDbError::Platform(_)) = &loaded {
-            let until = Instant::now().checked_add(AWAY);
-            *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
-        }
+        let until = match &loaded {
+            Err(TenantDbError::Platform(_)) => Instant::now().checked_add(AWAY),
+            _ => None,
+        };
+        *self.away_until.lock().unwrap_or_else(PoisonError::into_inner) = until;
         loaded
     }
 
@@ -285,14 +297,15 @@ impl Directory {
     fn open(&self, sealed: SealedRecord, revision: u64) -> Result<TenantRecord, TenantDbError> {
         let id = TenantId::from_uuid(sealed.id);
         let mut data_keys = Vec::new();
-        for (version, wrapped) in sealed.wrapped_keys {
+        for (version, wrapped, active) in sealed.wrapped_keys {
             let wrapped = Sealed::from_bytes(wrapped).map_err(|_| TenantDbError::Sealed)?;
             let version = u32::try_from(version).map_err(|_| TenantDbError::Sealed)?;
-            data_keys.push(self.master_keys.unwrap(id, version, &wrapped).map_err(|_| TenantDbError::Sealed)?);
+            let key = self.master_keys.unwrap(id, version, &wrapped).map_err(|_| TenantDbError::Sealed)?;
+            data_keys.push((key, active));
         }
         let open = |bytes: Vec<u8>, location: &Location| {
             let value = Sealed::from_bytes(bytes).map_err(|_| TenantDbError::Sealed)?;
-            let key = data_keys.iter().find(|key| key.version() == value.key_version());
+            let key = data_keys.iter().map(|(key, _)| key).find(|key| key.version() == value.key_version());
             key.ok_or(TenantDbError::Sealed)?.open(location, &value).map_err(|_| TenantDbError::Sealed)
         };
         let open_url = |bytes: Option<Vec<u8>>, location: &Location| {
@@ -360,6 +373,12 @@ impl Directory {
     pub async fn gone(&self) -> Result<Vec<TenantId>, TenantDbError> {
         let known: Vec<_> = self.records.iter().map(|entry| entry.key().as_uuid()).collect();
         Ok(store::gone(&self.pool, &known).await?.into_iter().map(TenantId::from_uuid).collect())
+    }
+
+    /// A tenant's record as it is now, for what must not be done with an outdated one: unlike all else, this fails
+    /// while the platform's database does not answer.
+    pub async fn read_again(&self, id: TenantId) -> Result<Arc<TenantRecord>, TenantDbError> {
+        self.load(Key::Id(id.as_uuid()), READ).await?.ok_or(TenantDbError::NotActive)
     }
 
     /// Marks every record as perhaps outdated: notifications may have been missed.

@@ -27,7 +27,8 @@ pub(super) struct SealedRecord {
     pub(super) limits: TenantLimits,
     pub(super) database_url: Option<Vec<u8>>,
     pub(super) next_database_url: Option<Vec<u8>>,
-    pub(super) wrapped_keys: Vec<(i32, Vec<u8>)>,
+    /// Each key's version, the key, and whether it seals already.
+    pub(super) wrapped_keys: Vec<(i32, Vec<u8>, bool)>,
     pub(super) signing_keys: Vec<(Uuid, Vec<u8>, bool)>,
 }
 
@@ -45,6 +46,8 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
                     AS "key_versions!",
                 ARRAY(SELECT wrapped_key FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
                     AS "wrapped_keys!",
+                ARRAY(SELECT activated_at IS NOT NULL FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
+                    AS "keys_active!",
                 ARRAY(SELECT k.id FROM signing_keys k WHERE k.tenant_id = t.id ORDER BY k.id)
                     AS "signing_key_ids!",
                 ARRAY(SELECT k.secret_sealed FROM signing_keys k WHERE k.tenant_id = t.id ORDER BY k.id)
@@ -72,7 +75,13 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
         limits: row.limits.0,
         database_url: row.url_sealed,
         next_database_url: row.next_url_sealed,
-        wrapped_keys: row.key_versions.into_iter().zip(row.wrapped_keys).collect(),
+        wrapped_keys: row
+            .key_versions
+            .into_iter()
+            .zip(row.wrapped_keys)
+            .zip(row.keys_active)
+            .map(|((version, key), active)| (version, key, active))
+            .collect(),
         signing_keys: row
             .signing_key_ids
             .into_iter()

@@ -77,7 +77,7 @@ impl ClusterRegistry {
     /// Registers a cluster: checks the URL, shuts PUBLIC out of what every server has, builds the template database.
     pub async fn add(&self, name: &str, admin_url: &SecretString, actor: Actor) -> Result<ClusterRecord, TenantError> {
         let url = database_check::parse(admin_url, None, UrlOrigin::Owner)
-            .map_err(|finding| TenantError::UnsuitableDatabase(Report::ended_by(finding)))?;
+            .map_err(|finding| TenantError::UnsuitableDatabase(Box::new(Report::ended_by(finding))))?;
         if store::list_clusters(&self.pool).await?.iter().any(|cluster| cluster.name == name) {
             return Err(TenantError::ClusterNameTaken);
         }
@@ -85,7 +85,7 @@ impl ClusterRegistry {
             Question { url: &url, purpose: Purpose::Cluster, tenant: None, owners_servers: &[], connections_wanted: 8 };
         let report = database_check::check(&question, &self.clock).await;
         if !report.suitable() {
-            return Err(TenantError::UnsuitableDatabase(report));
+            return Err(TenantError::UnsuitableDatabase(Box::new(report)));
         }
         let suitable = |error: ProvisioningError| match error {
             ProvisioningError::Unsuitable(reason) => TenantError::UnsuitableCluster(reason),
@@ -172,6 +172,7 @@ impl ClusterRegistry {
     }
 }
 
-fn admin_url_location(id: ClusterId) -> Location {
+/// Where a cluster's admin URL is sealed.
+pub fn admin_url_location(id: ClusterId) -> Location {
     Location::platform("clusters", "admin_url_sealed", id)
 }

@@ -83,7 +83,7 @@ impl DatabaseChecks {
         in_use: Option<&DatabaseUrl>,
     ) -> Result<DatabaseUrl, TenantError> {
         let url = database_check::parse(&given.url, given.ca.as_deref(), origin)
-            .map_err(|finding| TenantError::UnsuitableDatabase(Report::ended_by(finding)))?;
+            .map_err(|finding| TenantError::UnsuitableDatabase(Box::new(Report::ended_by(finding))))?;
         let known = in_use.is_some_and(|in_use| {
             !in_use.public_addresses_only() && in_use.host() == url.host() && in_use.port() == url.port()
         });
@@ -114,7 +114,7 @@ impl DatabaseChecks {
     ) -> Result<Report, TenantError> {
         match self.read(given, origin, in_use) {
             Ok(url) => self.check(&url, tenant).await,
-            Err(TenantError::UnsuitableDatabase(report)) => Ok(report),
+            Err(TenantError::UnsuitableDatabase(report)) => Ok(*report),
             Err(error) => Err(error),
         }
     }

@@ -58,7 +58,7 @@ pub enum TenantError {
     UnsuitableCluster(String),
     /// The database cannot be used; each finding says why and what to do.
     #[error("the database cannot be used")]
-    UnsuitableDatabase(crate::database_check::Report),
+    UnsuitableDatabase(Box<crate::database_check::Report>),
     /// The tenant's database is one that the platform manages.
     #[error("the platform manages the tenant's database")]
     NotOwnDatabase,

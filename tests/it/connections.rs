@@ -67,15 +67,17 @@ impl Platform {
     fn until(&self, tenant: &Tenant, code: Option<&str>) -> impl Future<Output = Answer> {
         let code = code.map(str::to_owned);
         async move {
+            let mut last = String::new();
             for _ in 0..200 {
                 let answer = self.look(tenant).await;
+                last = format!("{} {}", answer.status, answer.text);
                 let now = answer.body["code"].as_str().map(str::to_owned);
                 if now == code {
                     return answer;
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            panic!("{} never became {code:?}", tenant.slug);
+            panic!("{} never became {code:?}, but {last}", tenant.slug);
         }
     }
 
@@ -399,7 +401,10 @@ async fn a_schema_that_is_not_spoken_is_said_to_be() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("schemas").await;
     for (version, code) in [("999", "tenant_schema_too_new"), ("0", "tenant_schema_too_old")] {
-        let sql = format!("UPDATE chat_instances SET schema_version = {version} WHERE slug = 'schemas'");
+        let sql = format!(
+            "UPDATE chat_instances SET schema_version = {version}, schema_compatible_from = {version}
+             WHERE slug = 'schemas'"
+        );
         platform.platform_client().await.batch_execute(&sql).await.unwrap();
         platform.until(&tenant, Some(code)).await;
     }
@@ -475,7 +480,10 @@ async fn tenants_go_on_while_the_platforms_database_is_away() {
     let database = server().await.create_platform_database().await;
     let (proxy, url) = Proxy::to(&server().await.url(&database)).await;
     let settings = &[("PLATFORM_DATABASE_URL", url.as_str())];
-    let platform = Platform::start_with(Options { settings, ..Options::default() }).await;
+    let database = Some(database);
+    let platform = Platform::start_with(Options { settings, database, ..Options::default() }).await;
+    let cluster = json!({ "name": "local", "admin_url": server().await.url("postgres") });
+    platform.post("/platform/v1/clusters", &platform.token, cluster).await.expect(StatusCode::CREATED);
     let tenant = platform.tenant("goes-on").await;
     platform.use_model(&tenant, "instant").await;
     for line in [Line::Cut, Line::Silent] {

@@ -109,7 +109,7 @@ async fn has_things(platform: &Platform, slug: &str) -> bool {
 
 /// Makes a tenant what it was before [`THINGS`].
 pub async fn take_back(platform: &Platform, slug: &str) {
-    let sql = format!("DROP TABLE things; DELETE FROM _sqlx_migrations WHERE version = {NEWEST}");
+    let sql = format!("DROP TABLE IF EXISTS things; DELETE FROM _sqlx_migrations WHERE version = {NEWEST}");
     execute(&platform.tenant_database(slug).await, &sql).await;
     let sql = format!("UPDATE chat_instances SET schema_version = {} WHERE slug = '{slug}'", own());
     platform.platform_client().await.batch_execute(&sql).await.unwrap();
@@ -468,6 +468,9 @@ async fn a_verification_finds_what_was_done_by_hand_and_names_it() {
     let name = down.rsplit('/').next().unwrap().split('?').next().unwrap();
     let admin = connect(&server().await.url("postgres")).await.unwrap();
     admin.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await.unwrap();
+    // As if the template had been built by an earlier program, which did not keep its catalog.
+    let forget = format!("COMMENT ON DATABASE freehold_template_{} IS NULL", own());
+    admin.batch_execute(&forget).await.unwrap();
     let begun = platform.post("/platform/v1/fleet/verifications", &platform.token, json!({})).await;
     let settled = platform.settled(&begun.expect(StatusCode::ACCEPTED)).await;
     assert_eq!(settled["state"], "succeeded", "{settled}");
@@ -526,6 +529,55 @@ async fn a_schema_that_cannot_be_spoken_is_answered_with_its_code() {
             assert!(tries < 60, "{values}: {} {}", answer.status, answer.text);
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+}
+
+/// Workers that are killed anywhere while they have several tenants in hand.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_killed_in_the_middle_of_tenants_lose_none() {
+    let slugs: Vec<String> = (0..12).map(|number| format!("kill-{number}")).collect();
+    let slugs: Vec<&str> = slugs.iter().map(String::as_str).collect();
+    // Slow enough to be killed in it, and half of it outside a transaction.
+    let more = [
+        migration(9001, "CREATE TABLE things (id uuid PRIMARY KEY, name text NOT NULL); SELECT pg_sleep(0.2)"),
+        migration(9002, "-- no-transaction\nCREATE INDEX CONCURRENTLY IF NOT EXISTS things_name ON things (name)"),
+    ];
+    let migrations = Arc::new(TenantMigrations::embedded().with_more(more));
+    let platform = moved(&slugs, Arc::clone(&migrations)).await;
+    platform.state.stop.cancel();
+    let options = Options {
+        settings: &[("FREEHOLD_WORKER_CONCURRENCY", "0")],
+        database: Some(platform.database.clone()),
+        migrations: Some(Arc::clone(&migrations)),
+        ..Options::default()
+    };
+    let platform = Platform::start_with(options).await;
+    let begun = migrate(&platform, json!({ "parallel": 3, "canary": { "count": 2 } })).await;
+    let id: OperationId = begun["operation"]["id"].as_str().unwrap().parse().unwrap();
+    let watch = connect(&server().await.url("postgres")).await.unwrap();
+    let mut kills = 0;
+    loop {
+        let config = harness::config(&server().await.url(&platform.database), &[]);
+        let state = AppState::build_with(config, SystemClock::shared(), None, Arc::clone(&migrations)).unwrap();
+        // Dropped in the middle, a worker leaves what a killed one leaves: its connections break, nothing is noted.
+        let run = state.engine.run(id);
+        if let Ok(ended) = tokio::time::timeout(Duration::from_millis(350 + 40 * kills), run).await {
+            ended.unwrap();
+            break;
+        }
+        kills += 1;
+        let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                    WHERE application_name = 'freehold-migrate' AND datname LIKE 'fh_kill_%'";
+        watch.query_one(kill, &[]).await.unwrap();
+        assert!(kills < 60, "it does not come to an end");
+    }
+    harness::announce(&format!("fleet migration: {kills} kills in the middle of tenants"));
+    let settled = platform.settled(&begun["operation"]).await;
+    assert_eq!(settled["state"], "succeeded", "{settled} {:?}", outcomes(&platform, &settled).await);
+    for slug in slugs {
+        assert_eq!(version(&platform, slug).await, Some(9002), "{slug}");
+        let valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'things_name'::regclass";
+        assert!(database(&platform, slug).await.query_one(valid, &[]).await.unwrap().get::<_, bool>(0), "{slug}");
     }
 }
 

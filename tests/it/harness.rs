@@ -22,6 +22,9 @@ use crate::fake_model::FakeModel;
 
 /// The master key of every test platform: random, made for this file, used nowhere else.
 pub const MASTER_KEYS: &str = "1:5mF0n0v3i8V2yqK4u1rZ0bQx7Wc9TjEeLhAoSdPgN2M=";
+/// The same, and a newer one, made likewise.
+pub const BOTH_MASTER_KEYS: &str =
+    "1:5mF0n0v3i8V2yqK4u1rZ0bQx7Wc9TjEeLhAoSdPgN2M=,2:0d8Xq1mC5bJtY7oGz3sVhR9wKpLeUaNf4yBxIiQkT6c=";
 pub const ADMIN_EMAIL: &str = "owner@freehold.example";
 pub const PASSWORD: &str = "correct horse battery staple";
 /// The name of the migrated database that platforms are cloned from.

@@ -51,9 +51,14 @@ async fn routes(platform: &Platform) -> Vec<Route> {
 fn body(route: &Route) -> Option<Value> {
     let body = match (route.method.as_str(), route.path.as_str()) {
         ("POST", "/platform/v1/tenants") => harness::new_tenant("not-to-be-made"),
+        ("POST", "/platform/v1/rotations") => json!({ "kind": "database", "all": true }),
+        ("PUT", "/platform/v1/rotation-schedules") => json!({ "kind": "database", "all": true, "schedule": "off" }),
         ("POST", "/platform/v1/clusters") => json!({ "name": "x", "admin_url": "postgres://a:b@127.0.0.1:1/c" }),
         ("POST", "/platform/v1/tenants/{slug}/invites" | "/platform/v1/tenants/{slug}/suspend") | ("PATCH", _) => {
             json!({})
+        }
+        ("PUT", "/api/v1/database") | ("POST", "/api/v1/database/check" | "/platform/v1/database-checks") => {
+            json!({ "url": "postgres://a:b@127.0.0.1:1/c" })
         }
         ("PUT", "/api/v1/ai-keys/{name}") => json!({
             "provider": "openai_compatible", "base_url": "http://127.0.0.1:1/v1", "api_key": "stolen",
@@ -149,6 +154,10 @@ async fn every_route_refuses_every_wrong_credential() {
     let (ours, other) = (platform.tenant("walk-ours").await, platform.tenant("walk-other").await);
     let session = start_conversation(&platform, &ours, "canary-of-walk-ours").await;
     let forged = forged(&ours, &other);
+    let mut waiting = harness::new_tenant("walk-waiting");
+    waiting["database"] = json!({ "mode": "own" });
+    let waiting = platform.post("/platform/v1/tenants", &platform.token, waiting).await.expect(StatusCode::ACCEPTED);
+    let database_token = waiting["database_token"]["token"].as_str().unwrap().to_owned();
     let mut cases = 0;
     let mut refused = async |route: &Route, credential: &str, token: &str, expected: StatusCode| {
         let path = fill(&route.path, &ours, &session);
@@ -170,6 +179,12 @@ async fn every_route_refuses_every_wrong_credential() {
         refused(route, "no credential", "", StatusCode::UNAUTHORIZED).await;
         for (credential, token) in &forged {
             refused(route, credential, token, StatusCode::UNAUTHORIZED).await;
+        }
+        let unknown = format!("fhd_{}", "A".repeat(43));
+        refused(route, "an unknown database token", &unknown, StatusCode::UNAUTHORIZED).await;
+        // A database token that is in force, of another tenant: it opens that tenant's database routes and no other.
+        if !route.path.starts_with("/api/v1/database") {
+            refused(route, "a database token", &database_token, StatusCode::UNAUTHORIZED).await;
         }
         let unknown = format!("fhs_{}", "A".repeat(43));
         refused(route, "an unknown session token", &unknown, StatusCode::UNAUTHORIZED).await;

@@ -95,3 +95,36 @@ async fn a_cluster_over_tls_provisions_a_tenant() {
     assert!(row.get::<_, bool>(1));
     server.process.stop().await.unwrap();
 }
+
+/// The client's server is old, encrypted, and trusted by nobody but through the authority that the client gives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clients_own_database_over_tls_is_set_up_and_used() {
+    let Some(bin) = programs("TLS to Postgres") else { return };
+    let platform = Platform::start().await;
+    let server = TlsServer::start(&bin).await;
+    let (superuser, _) =
+        secrets::connect(&server.url("postgres", "localhost", &server.verified("ca.pem"))).await.unwrap();
+    superuser.batch_execute(&format!("CREATE ROLE acme LOGIN PASSWORD '{PASSWORD}'")).await.unwrap();
+    superuser.batch_execute("CREATE DATABASE acme OWNER acme").await.unwrap();
+    let url = format!("postgres://acme:{PASSWORD}@localhost:{}/acme?sslmode=verify-full", server.port);
+    let mut body = crate::harness::new_tenant("acme");
+    body["database"] = json!({ "mode": "own", "url": url });
+    let refused = platform.post("/platform/v1/tenants", &platform.token, body.clone()).await;
+    assert!(refused.text.contains("certificate_unknown_issuer"), "{}", refused.text);
+    body["database"]["ca"] = json!(server.ca());
+    let answer = platform.post("/platform/v1/tenants", &platform.token, body).await.expect(StatusCode::ACCEPTED);
+    let operation = platform.settled(&answer["operation"]).await;
+    assert_eq!(operation["state"], "succeeded", "{operation}");
+    let accept = json!({
+        "tenant": "acme", "token": answer["admin_invite"]["token"], "password": crate::harness::PASSWORD
+    });
+    let tokens = platform.post("/api/v1/auth/accept-invite", "", accept).await.expect_success();
+    let shown = platform.get("/api/v1/database", tokens["access_token"].as_str().unwrap()).await.expect(StatusCode::OK);
+    assert_eq!((&shown["sslmode"], &shown["has_ca"]), (&json!("verify-full"), &json!(true)));
+    assert!(shown["last_check"]["server_version"].as_str().unwrap().starts_with("15."), "{shown}");
+    let sql =
+        "SELECT count(*), bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'acme'";
+    let row = superuser.query_one(sql, &[]).await.unwrap();
+    assert!(row.get::<_, i64>(0) > 0 && row.get::<_, bool>(1));
+    server.process.stop().await.unwrap();
+}

@@ -9,6 +9,7 @@ pub mod doctor;
 pub mod life;
 pub mod migrate;
 pub mod operation;
+pub mod rotate;
 pub mod session;
 pub mod tenant;
 

@@ -312,5 +312,21 @@ pub(super) fn shown(tenant: &Tenant) -> String {
         (None, Some(at)) => pairs.push(("deleted after", instant(at))),
         (None, None) => {}
     }
-    fields(&pairs)
+    let shown = fields(&pairs);
+    if tenant.rotations.is_empty() {
+        return shown;
+    }
+    let rows: Vec<Vec<String>> = tenant
+        .rotations
+        .iter()
+        .map(|rotation| {
+            vec![
+                wire(&rotation.kind),
+                optional(rotation.last_at.map(instant)),
+                optional(rotation.next_at.map(instant)),
+                rotation.every_days.map_or_else(|| "-".to_owned(), |days| format!("every {days} days")),
+            ]
+        })
+        .collect();
+    format!("{shown}\n\n{}", table(&["rotation", "last", "next", "schedule"], &rows, ""))
 }

@@ -8,5 +8,6 @@ pub mod doctor;
 pub mod fleet;
 pub mod lives;
 pub mod operations;
+pub mod rotations;
 pub mod sessions;
 pub mod tenants;

@@ -155,7 +155,9 @@ pub async fn list(
     responses((status = 200, body = Tenant), (status = 404, body = Problem))
 )]
 pub async fn show(_: SuperAdmin, State(state): State<AppState>, Path(slug): Path<String>) -> ApiResult<Json<Tenant>> {
-    Ok(Json(body(state.registry.find(&slug).await?)))
+    let row = state.registry.find(&slug).await?;
+    let rotations = state.rotations.of_tenant(row.id).await?;
+    Ok(Json(Tenant { rotations, ..body(row) }))
 }
 
 /// Changes a tenant's name, plan, registered address or limits.
@@ -250,6 +252,7 @@ pub(super) fn body(row: TenantRow) -> Tenant {
         },
         schema_version: row.schema_version,
         limits: row.limits.0,
+        rotations: Vec::new(),
         created_at: row.created_at,
         updated_at: row.updated_at,
         activated_at: row.activated_at,

@@ -128,7 +128,7 @@ impl OwnDatabases {
                 let url = self.checks.read(given, UrlOrigin::Owner, None)?;
                 let report = self.checks.check(&url, None).await?;
                 if !report.suitable() {
-                    return Err(TenantError::UnsuitableDatabase(report));
+                    return Err(TenantError::UnsuitableDatabase(Box::new(report)));
                 }
                 Some((url, shown(&report)))
             }
@@ -253,7 +253,7 @@ impl OwnDatabases {
             report.findings.extend(same_database(&in_use.url, &url, tenant, &report).await);
         }
         if !report.suitable() {
-            return Err(TenantError::UnsuitableDatabase(report));
+            return Err(TenantError::UnsuitableDatabase(Box::new(report)));
         }
         let check = shown(&report);
         let now = self.clock.now();

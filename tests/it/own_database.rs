@@ -232,7 +232,7 @@ async fn a_client_does_not_send_the_server_to_inner_doors() {
     let knocked = tokio::time::timeout(std::time::Duration::from_millis(100), listener.accept()).await;
     assert!(knocked.is_err(), "somebody was knocked on");
     // The owner may: it is the owner's network.
-    let url = bring("inner").await;
+    let url = bring("of_the_owners_network").await;
     let body = json!({ "url": url });
     let check = platform.post("/platform/v1/database-checks", &platform.token, body).await.expect(StatusCode::OK);
     assert_eq!(check["suitable"], true, "{check}");

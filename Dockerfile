@@ -14,11 +14,16 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
     && cp target/release/freehold-server target/release/freehold /out/
 
 FROM debian:bookworm-slim
-# Certificate authorities, for models and databases behind TLS. Nothing else is needed at run time.
+# Certificate authorities, for models and databases behind TLS; what the PostgreSQL client programs below need.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates \
+    && apt-get install -y --no-install-recommends ca-certificates libpq5 liblz4-1 libzstd1 zlib1g \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin freehold
+    && useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin freehold \
+    && install -d -o 10001 -g 10001 -m 0700 /var/lib/freehold/backups
+# pg_dump and pg_restore, for backups of tenants: as new as the newest database server, with a libpq of the same age.
+COPY --from=postgres:18-bookworm /usr/lib/postgresql/18/bin/pg_dump /usr/lib/postgresql/18/bin/pg_restore /usr/local/bin/
+COPY --from=postgres:18-bookworm /usr/lib/*-linux-gnu/libpq.so.5* /usr/local/lib/
+RUN ldconfig
 COPY --from=build /out/ /usr/local/bin/
 USER 10001
 ENV FREEHOLD_LISTEN=0.0.0.0:8080 FREEHOLD_LOG_FORMAT=json

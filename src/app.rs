@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{SuperAdmins, Tokens, Users};
+use crate::backups::{BackupServices, Backups};
 use crate::chat::Chat;
 use crate::clock::SharedClock;
 use crate::config::Config;
@@ -73,6 +74,8 @@ pub struct AppState {
     pub rotations: Rotations,
     /// Carries them out.
     pub rotator: Arc<Rotator>,
+    /// Backups of tenants, and bringing them back.
+    pub backups: Backups,
     /// Runs over all tenants.
     pub fleet: Fleet,
     /// The cached registry.
@@ -151,12 +154,27 @@ impl AppState {
             grace: delta(config.rotation_grace)?,
             token_lifetime: delta(config.access_token_lifetime)?,
         });
+        let backup_services = Arc::new(BackupServices {
+            pool: pool.clone(),
+            master_keys: Arc::clone(&master_keys),
+            clusters: clusters.clone(),
+            clock: Arc::clone(&clock),
+            directory: config.backup_dir.clone(),
+            postgres_client_dir: config.postgres_client_dir.clone(),
+        });
+        let backups = Backups::new(Arc::clone(&backup_services), config.backup_upload_gib);
         let fleet = Fleet::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock));
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
-        let mut engine =
-            worker::engine(worker_pool, Arc::clone(&clock), provisioning, Arc::new(fleet.clone()), &rotator);
+        let mut engine = worker::engine(
+            worker_pool,
+            Arc::clone(&clock),
+            provisioning,
+            Arc::new(fleet.clone()),
+            &rotator,
+            backup_services,
+        );
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }
@@ -207,6 +225,7 @@ impl AppState {
             ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock), Arc::clone(&directory)),
             chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
             engine: Arc::new(engine),
+            backups,
             notifications: broadcast::Sender::new(1024),
             stop: CancellationToken::new(),
             give_up,

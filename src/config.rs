@@ -136,6 +136,24 @@ pub const SETTINGS: &[Setting] = &[
         Some("30"),
         "seconds that answers under way have to end when the server stops",
     ),
+    setting(
+        "backup_dir",
+        "FREEHOLD_BACKUP_DIR",
+        Some(""),
+        "the directory for tenants' sealed backups, shared by all servers of the platform; no backups when empty",
+    ),
+    setting(
+        "backup_upload_gib",
+        "FREEHOLD_BACKUP_UPLOAD_GIB",
+        Some("64"),
+        "gibibytes that a backup may have that is uploaded to be restored",
+    ),
+    setting(
+        "postgres_client_dir",
+        "FREEHOLD_POSTGRES_CLIENT_DIR",
+        Some(""),
+        "the directory of `pg_dump` and `pg_restore`, as new as the newest database server; in the PATH when empty",
+    ),
 ];
 
 /// How log lines are written.
@@ -202,6 +220,12 @@ pub struct Config {
     pub rotation_grace: Duration,
     /// How long answers under way have to end.
     pub shutdown_grace: Duration,
+    /// Where tenants' backups lie.
+    pub backup_dir: Option<PathBuf>,
+    /// How long a backup may be that is uploaded, in gibibytes.
+    pub backup_upload_gib: u64,
+    /// Where the PostgreSQL client programs are.
+    pub postgres_client_dir: Option<PathBuf>,
 }
 
 /// Why the configuration was refused. Never holds a value, for it may be a secret.
@@ -269,12 +293,7 @@ impl Config {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
             .ok_or_else(|| source.invalid("public_url", "must be an http or https address".to_owned()))?;
-        let templates_dir = Some(source.text("templates_dir")?).filter(|text| !text.is_empty()).map(PathBuf::from);
-        if let Some(directory) = &templates_dir
-            && !directory.is_dir()
-        {
-            return Err(source.invalid("templates_dir", "is not a directory".to_owned()));
-        }
+        let templates_dir = source.directory("templates_dir")?;
         Ok(Self {
             platform_database_url: source.parse("platform_database_url")?,
             master_keys: Arc::new(
@@ -299,6 +318,9 @@ impl Config {
             invite_lifetime: Duration::from_secs(86_400 * source.number("invite_days", 1, 90)?),
             rotation_grace: Duration::from_secs(source.number("rotation_grace_seconds", 0, 86_400)?),
             shutdown_grace: Duration::from_secs(source.number("shutdown_seconds", 0, 3600)?),
+            backup_dir: source.directory("backup_dir")?,
+            backup_upload_gib: source.number("backup_upload_gib", 1, 16_384)?,
+            postgres_client_dir: source.directory("postgres_client_dir")?,
         })
     }
 }
@@ -364,6 +386,15 @@ impl Source<'_> {
 
     fn parse<T: FromStr<Err: std::fmt::Display>>(&self, key: &'static str) -> Result<T, ConfigError> {
         self.text(key)?.parse().map_err(|error: T::Err| self.invalid(key, error.to_string()))
+    }
+
+    /// A directory that has to be there, or none when the setting is empty.
+    fn directory(&self, key: &'static str) -> Result<Option<PathBuf>, ConfigError> {
+        match self.text(key)? {
+            text if text.is_empty() => Ok(None),
+            text if Path::new(&text).is_dir() => Ok(Some(PathBuf::from(text))),
+            _ => Err(self.invalid(key, "is not a directory".to_owned())),
+        }
     }
 
     fn number(&self, key: &'static str, least: u64, most: u64) -> Result<u64, ConfigError> {

@@ -114,6 +114,8 @@ uuid_ids! {
     SigningKeyId,
     /// One invitation.
     InviteId,
+    /// One backup of a tenant.
+    BackupId,
     /// One chain of refresh tokens that replace each other, which are revoked together.
     RefreshFamilyId,
 }

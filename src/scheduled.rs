@@ -31,4 +31,9 @@ pub static TASKS: &[Task<AppState>] = &[
         period: TimeDelta::hours(1),
         run: |state| Box::pin(async move { Ok(state.rotator.forget_retired_signing_keys().await.map(drop)?) }),
     },
+    Task {
+        name: "prune_backup_uploads",
+        period: TimeDelta::hours(1),
+        run: |state| Box::pin(async move { Ok(state.backups.prune_uploads().await?) }),
+    },
 ];

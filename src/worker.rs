@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use sqlx::PgPool;
 
+use crate::backups::{self, BackupServices};
 use crate::clock::SharedClock;
 use crate::fleet::{self, Fleet};
 use crate::operations::Engine;
@@ -19,6 +20,7 @@ pub fn engine(
     provisioning: Arc<Provisioning>,
     fleet: Arc<Fleet>,
     rotator: &Arc<Rotator>,
+    backups: Arc<BackupServices>,
 ) -> Engine {
     Engine::new(pool, clock)
         .register(&provision::DEFINITION, Arc::clone(&provisioning))
@@ -29,4 +31,7 @@ pub fn engine(
         .register(&rotation::signing_key::DEFINITION, Arc::clone(rotator))
         .register(&rotation::data_key::DEFINITION, Arc::clone(rotator))
         .register(&rotation::master_key::DEFINITION, Arc::clone(rotator))
+        .register(&backups::BACKUP_TENANT, Arc::clone(&backups))
+        .register(&backups::RESTORE_TENANT, Arc::clone(&backups))
+        .register(&backups::DROP_REPLACED_DATABASE, backups)
 }

@@ -89,6 +89,24 @@ impl Client {
         self.read(self.send(self.request(Method::PUT, path, &[]).json(body)).await?).await
     }
 
+    /// `POST` with a file as its body, however long that takes.
+    pub async fn post_file<T: DeserializeOwned>(&self, path: &[&str], file: tokio::fs::File) -> Result<T, Failure> {
+        let request = self.request(Method::POST, path, &[]).header(CONTENT_TYPE, "application/octet-stream").body(file);
+        self.read(self.send_as(request, None).await?).await
+    }
+
+    /// `GET` of something that is no JSON, piece by piece, however long that takes.
+    pub async fn download(
+        &self,
+        path: &[&str],
+    ) -> Result<impl Stream<Item = Result<Vec<u8>, Failure>> + use<>, Failure> {
+        let response = self.send_as(self.request(Method::GET, path, &[]), None).await?;
+        let server = self.server.clone();
+        Ok(response
+            .bytes_stream()
+            .map(move |piece| piece.map(|piece| piece.to_vec()).map_err(|error| unreachable(&server, error))))
+    }
+
     /// `DELETE`, whose answer has no body.
     pub async fn delete(&self, path: &[&str]) -> Result<(), Failure> {
         self.send(self.request(Method::DELETE, path, &[])).await.map(drop)

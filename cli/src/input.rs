@@ -57,6 +57,32 @@ pub fn ask_password(output: &Output) -> Result<SecretString, Failure> {
     answer.map(SecretString::from).map_err(|error| unanswered(&error))
 }
 
+/// Asks for the passphrase of a backup without showing it; for a new one twice, for a mistyped one opens nothing.
+pub fn ask_passphrase(output: &Output, is_new: bool) -> Result<SecretString, Failure> {
+    if !output.is_interactive() {
+        return Err(missing("passphrase", "--passphrase-file FILE, --passphrase-file - for stdin, or --key-file FILE"));
+    }
+    let mut question = Password::new().with_prompt("Passphrase");
+    if is_new {
+        question = question.with_confirmation("The same again", "The two differ.");
+    }
+    question.interact().map(SecretString::from).map_err(|error| unanswered(&error))
+}
+
+/// Asks for a slug to be typed, which confirms something that cannot be taken back.
+pub fn confirm_slug(output: &Output, slug: &str, what: &str) -> Result<(), Failure> {
+    if !output.is_interactive() {
+        return Err(missing("confirmation", "--yes"));
+    }
+    output.note(what);
+    let typed: String = Input::new()
+        .with_prompt(format!("Type `{slug}` to go on"))
+        .allow_empty(true)
+        .interact_text()
+        .map_err(|error| unanswered(&error))?;
+    if typed.trim() == slug { Ok(()) } else { Err(Failure::failed("not_confirmed", "nothing was done")) }
+}
+
 /// Asks for an e-mail address.
 pub fn ask_email(output: &Output) -> Result<String, Failure> {
     if !output.is_interactive() {

@@ -26,7 +26,7 @@ use clap::Parser;
 
 use args::{Cli, Command};
 use commands::{
-    Context, cluster, completions, connections, database, doctor, migrate, operation, rotate, session, tenant,
+    Context, backup, cluster, completions, connections, database, doctor, migrate, operation, rotate, session, tenant,
 };
 use failure::{Exit, Failure};
 use output::{Output, Sinks};
@@ -68,6 +68,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Logout => session::logout(&context).await?,
         Command::Session(command) => session::run(&context, command).await?,
         Command::Tenant(command) => tenant::run(&context, command).await?,
+        Command::Backup(command) => backup::run(&context, command).await?,
         Command::Operation(command) => operation::run(&context, command).await?,
         Command::Cluster(command) => cluster::run(&context, command).await?,
         Command::Connections => connections::run(&context).await?,

@@ -303,8 +303,8 @@ impl PgBouncer {
         let postgres = url::Url::parse(&bench.postgres)?;
         let path = home.path().display();
         let file = format!(
-            "[databases]\n* = host=127.0.0.1 port={} user=postgres\n\
-             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
+            "[databases]\n* = host=127.0.0.1 port={}\n\
+             [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = trust\n\
              auth_file = {path}/users.txt\npool_mode = session\nmax_client_conn = 10000\n\
              default_pool_size = {connections}\nmax_user_connections = {connections}\nmax_db_connections = 0\n\
              server_reset_query = DISCARD ALL\nlogfile = {path}/log\nlog_connections = 0\nlog_disconnections = 0\n",

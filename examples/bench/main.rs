@@ -17,6 +17,7 @@ mod proxy;
 #[path = "../../tests/it/fake_model.rs"]
 mod fake_model;
 
+mod backup;
 mod chat;
 mod connections;
 mod faults;
@@ -50,6 +51,12 @@ enum What {
         /// How many tenants, one after another, and then eight at a time.
         #[arg(long, default_value_t = 200)]
         tenants: usize,
+    },
+    /// A tenant's backup and restore, next to bare `pg_dump` and `pg_restore`.
+    Backup {
+        /// How many mebibytes of messages the tenant has.
+        #[arg(long, default_value_t = 100)]
+        mebibytes: u32,
     },
     /// Chat turns with an instant model, next to the model alone.
     Chat {
@@ -89,6 +96,11 @@ enum What {
     },
 }
 
+/// The directory of the server's backups, which goes with the benchmark.
+fn backup_dir() -> PathBuf {
+    std::env::temp_dir().join(format!("freehold-bench-backups-{}", std::process::id()))
+}
+
 const PASSWORD: &str = "a password for the benchmark";
 
 #[tokio::main]
@@ -98,17 +110,20 @@ async fn main() -> Result<()> {
         return fleet::serve().await;
     }
     let mut bench = Bench::start_with(&arguments.what).await?;
-    match arguments.what {
+    let result = match arguments.what {
         What::Connections(options) => connections::run(&bench, &options).await,
         What::Faults(options) => faults::run(&bench, &options).await,
         What::Outage(options) => faults::outage(&bench, &options).await,
         What::Provisioning { tenants } => provisioning::run(&bench, tenants).await,
+        What::Backup { mebibytes } => backup::run(&bench, mebibytes).await,
         What::Fleet { tenants } => fleet::run(bench, tenants).await,
         What::FleetServer => Ok(()),
         What::Chat { seconds } => chat::run(&bench, Duration::from_secs(seconds)).await,
         What::Credentials { tenants, clients } => rotation::credentials(&bench, tenants, clients).await,
         What::MasterKey { values } => rotation::master_key(&mut bench, values).await,
-    }
+    };
+    drop(std::fs::remove_dir_all(backup_dir()));
+    result
 }
 
 impl What {
@@ -157,6 +172,7 @@ impl Settings {
             ("FREEHOLD_LISTEN", format!("127.0.0.1:{}", self.port)),
             ("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true".to_owned()),
             ("FREEHOLD_WORKER_CONCURRENCY", "8".to_owned()),
+            ("FREEHOLD_BACKUP_DIR", backup_dir().display().to_string()),
             ("FREEHOLD_TENANT_POOL_SIZE", "16".to_owned()),
             ("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned())),
         ];
@@ -190,6 +206,7 @@ impl Bench {
         let reached_by = if matches!(what, What::Outage(_)) { over_line } else { platform.clone() };
         let master_keys = format!("1:{}", random_key());
         let settings = Settings { platform: platform.clone(), reached_by, port, master_keys, more: what.environment() };
+        std::fs::create_dir_all(backup_dir())?;
         let command = |arguments: &[&str]| settings.command(arguments);
         ensure!(command(&["migrate"]).status().await.context("build with --release first")?.success(), "migrate");
         let file = std::env::temp_dir().join(format!("freehold-bench-{}", std::process::id()));
@@ -255,16 +272,22 @@ impl Bench {
         });
         let answer = self.post("/platform/v1/tenants", &self.token, body).await?;
         let id = text(&answer["operation"], "id")?;
+        self.succeeded(&id).await.with_context(|| format!("provision {slug}"))?;
+        Ok((answer["admin_invite"].clone(), started.elapsed()))
+    }
+
+    /// Waits until an operation has succeeded.
+    async fn succeeded(&self, id: &str) -> Result<()> {
         let url = format!("{}/platform/v1/operations/{id}/events", self.url);
         let mut events = self.client.get(url).bearer_auth(&self.token).send().await?.bytes_stream();
         let mut seen = String::new();
         while let Some(bytes) = events.next().await {
             seen.push_str(&String::from_utf8_lossy(&bytes?));
             if seen.contains("\"state\":\"succeeded\"") {
-                return Ok((answer["admin_invite"].clone(), started.elapsed()));
+                return Ok(());
             }
         }
-        anyhow::bail!("{slug} was not provisioned: {seen}")
+        anyhow::bail!("the operation did not succeed: {seen}")
     }
 
     fn memory_mib(&self) -> Option<f64> {

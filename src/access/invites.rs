@@ -53,6 +53,18 @@ pub async fn insert_invite(client: &impl GenericClient, invite: &NewInvite<'_>) 
     tenant_store::insert_invite(client, invite).await
 }
 
+/// Ends every session and every open invite of a tenant that is not in service yet: in a database brought back from a
+/// backup, those that were ended since would be alive again.
+///
+/// # Errors
+/// If the tenant's database refuses.
+pub async fn end_sessions_and_invites(
+    client: &impl tokio_postgres::GenericClient,
+    now: DateTime<Utc>,
+) -> Result<(), tokio_postgres::Error> {
+    tenant_store::end_sessions_and_invites(client, now).await
+}
+
 impl Users {
     /// Makes an invite, which replaces open ones for the same address.
     ///

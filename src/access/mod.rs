@@ -21,7 +21,7 @@ mod tokens;
 mod users;
 
 pub use error::AccessError;
-pub use invites::{Invite, InviteRequest, NewInvite, insert_invite};
+pub use invites::{Invite, InviteRequest, NewInvite, end_sessions_and_invites, insert_invite};
 pub use roles::{
     AiChat, AiKeysRead, AiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn, DatabaseManage, PERMISSIONS,
     Permission, Permissions, UsersRead, UsersWrite,

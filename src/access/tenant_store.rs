@@ -117,6 +117,9 @@ const FIND_ATTEMPTS: &str = "SELECT failures, last_attempt FROM sign_in_attempts
 
 const FORGET_ATTEMPTS: &str = "DELETE FROM sign_in_attempts WHERE subject = $1";
 
+const END_FAMILIES: &str = "UPDATE refresh_families SET revoked_at = $1 WHERE revoked_at IS NULL";
+const END_INVITES: &str = "UPDATE user_invites SET expires_at = $1 WHERE accepted_at IS NULL AND expires_at > $1";
+
 /// Every statement, for a test that prepares them all against the schema.
 pub const STATEMENTS: &[&str] = &[
     ACTIVE_USER,
@@ -141,6 +144,8 @@ pub const STATEMENTS: &[&str] = &[
     FIND_INVITE,
     ACCEPT_INVITE,
     VOID_INVITES,
+    END_FAMILIES,
+    END_INVITES,
     COUNT_ATTEMPT,
     FIND_ATTEMPTS,
     FORGET_ATTEMPTS,
@@ -399,5 +404,15 @@ pub(super) async fn find_attempts(
 pub(super) async fn forget_attempts(client: &impl GenericClient, subject: Subject) -> Result<(), Error> {
     let statement = client.prepare_cached(FORGET_ATTEMPTS).await?;
     client.execute(&statement, &[&subject.as_bytes()]).await?;
+    Ok(())
+}
+
+/// Ends every session and every open invite.
+pub(super) async fn end_sessions_and_invites(
+    client: &impl tokio_postgres::GenericClient,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    client.execute(END_FAMILIES, &[&now]).await?;
+    client.execute(END_INVITES, &[&now]).await?;
     Ok(())
 }

@@ -7,17 +7,21 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio_postgres::error::SqlState;
 
 use super::context::request_id;
 use crate::access::AccessError;
 use crate::api::database::DatabaseFinding;
 use crate::api::{FieldProblem, Problem};
+use crate::backup_archive::ArchiveError;
+use crate::backups::BackupError;
 use crate::chat::ChatError;
 use crate::configuration::ConfigurationError;
 use crate::fleet::FleetError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
+use crate::postgres_programs::ProgramError;
 use crate::rotation::RotationError;
 use crate::secrets::PasswordError;
 use crate::telemetry::causes;
@@ -30,13 +34,17 @@ pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     title: &'static str,
-    detail: Option<String>,
+    detail: Option<Box<str>>,
     errors: Vec<FieldProblem>,
     /// Boxed, for it is seldom there and an error travels by value.
-    findings: Option<Box<Vec<DatabaseFinding>>>,
+    findings: Option<Box<Findings>>,
     operation_id: Option<OperationId>,
     retry_after: Option<Duration>,
 }
+
+/// What a check of a database found, apart: an error travels by value and stays small.
+#[derive(Debug)]
+struct Findings(Vec<DatabaseFinding>);
 
 /// What handlers return.
 pub type ApiResult<T> = Result<T, ApiError>;
@@ -59,7 +67,7 @@ impl ApiError {
     /// Says what happened this time and what to do about it.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into());
+        self.detail = Some(detail.into().into_boxed_str());
         self
     }
 
@@ -117,7 +125,9 @@ impl ApiError {
 
     /// A tenant's database refused a statement, or went away while it was at it.
     fn tenant_database(error: &tokio_postgres::Error) -> Self {
-        if error.as_db_error().is_none() {
+        // It also says goodbye: somebody ended the session, or the server stops or starts.
+        let leaving = [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW];
+        if error.code().is_none_or(|code| leaving.contains(&code)) {
             return Self::unavailable("tenant_database_unavailable", "The database does not answer", error);
         }
         Self::internal(error)
@@ -146,9 +156,9 @@ impl IntoResponse for ApiError {
             title: self.title.to_owned(),
             status: self.status.as_u16(),
             code: self.code.to_owned(),
-            detail: self.detail,
+            detail: self.detail.map(String::from),
             errors: self.errors,
-            findings: self.findings.map(|findings| *findings).unwrap_or_default(),
+            findings: self.findings.map(|findings| findings.0).unwrap_or_default(),
             operation_id: self.operation_id.map(|id| id.as_uuid()),
             request_id: request_id(),
         };
@@ -300,6 +310,64 @@ impl From<ChatError> for ApiError {
     }
 }
 
+impl From<BackupError> for ApiError {
+    fn from(error: BackupError) -> Self {
+        let text = error.to_string();
+        let refused = |code| Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, "The backup cannot be used");
+        match error {
+            BackupError::NoDirectory => Self::conflict("backup_dir_missing", "Backups are not set up").detail(text),
+            BackupError::OneSecret => Self::invalid("passphrase", text),
+            BackupError::Passphrase(_) => Self::invalid("passphrase", text),
+            BackupError::KeyFile(_) => Self::invalid("key", text),
+            BackupError::NotFound => Self::not_found("backup"),
+            BackupError::NotComplete => Self::conflict("backup_not_complete", "The backup is not complete"),
+            BackupError::FileMissing => Self::conflict("backup_file_missing", "The backup's file is not here").detail(
+                "it was removed, or the backup directory is not shared by all servers: ask the one that has the file",
+            ),
+            BackupError::InUse(operation) => {
+                let mut conflict = Self::conflict("backup_in_use", "An operation works on the backup").detail(text);
+                conflict.operation_id = Some(operation);
+                conflict
+            }
+            BackupError::TooLarge { .. } => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The file is too large")
+                    .detail(format!("{text}; the setting is FREEHOLD_BACKUP_UPLOAD_GIB"))
+            }
+            BackupError::BrokenOff => Self::new(StatusCode::BAD_REQUEST, "upload_broken_off", "The upload broke off"),
+            BackupError::Archive(ArchiveError::Io(_)) | BackupError::Io(_) => {
+                Self::unavailable("backup_dir_unusable", "The backup directory cannot be used", &error)
+            }
+            BackupError::Archive(archive) => refused(archive.code()).detail(text),
+            BackupError::SchemaNewer { .. } => {
+                refused("backup_schema_newer").detail(format!("{text}; restore it with a newer version of Freehold"))
+            }
+            BackupError::NoDatabase { .. } => {
+                Self::conflict("tenant_without_database", "There is nothing to back up").detail(text)
+            }
+            BackupError::TenantExists { .. } => Self::conflict("tenant_exists", "The tenant is there").detail(format!(
+                "{text}; one in service is replaced if `replace` names it, one being deleted has to be undeleted first"
+            )),
+            BackupError::OtherTenant(_) => refused("backup_of_another_tenant").detail(text),
+            BackupError::OwnDatabase => refused("backup_of_own_database").detail(text),
+            BackupError::Busy => Self::unavailable("busy", "Too many backups are asked for at once", &error),
+            BackupError::Program(ProgramError::Missing { .. } | ProgramError::Unsuitable { .. }) => {
+                log("postgres_client_missing", &error);
+                Self::conflict("postgres_client_missing", "The PostgreSQL client programs are missing").detail(text)
+            }
+            BackupError::Provisioning(error) => TenantError::from(error).into(),
+            BackupError::Tenant(error) => error.into(),
+            BackupError::Operation(error) => error.into(),
+            BackupError::Database(error) => error.into(),
+            BackupError::KeyGone
+            | BackupError::Unreadable
+            | BackupError::Program(_)
+            | BackupError::Differs(_)
+            | BackupError::Migration(_)
+            | BackupError::Task(_) => Self::internal(&error),
+        }
+    }
+}
+
 impl From<OperationError> for ApiError {
     fn from(error: OperationError) -> Self {
         match error {
@@ -370,7 +438,7 @@ impl From<TenantError> for ApiError {
                     "database_unsuitable",
                     "The database cannot be used like this",
                 );
-                refused.findings = Some(Box::new(report.findings));
+                refused.findings = Some(Box::new(Findings(report.findings)));
                 refused
             }
             TenantError::NotOwnDatabase => {

@@ -17,7 +17,8 @@ use super::error::ApiError;
 use super::{context, health, platform, tenant};
 use crate::app::AppState;
 
-/// Bodies are small: the largest is a configuration with a system prompt.
+/// Bodies are small: the largest is a configuration with a system prompt. An uploaded backup is streamed past this, and
+/// has a limit of its own.
 const BODY_LIMIT: usize = 256 * 1024;
 
 fn routes() -> OpenApiRouter<AppState> {
@@ -31,6 +32,13 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::tenants::create, platform::tenants::list))
         .routes(routes!(platform::tenants::show, platform::tenants::update))
         .routes(routes!(platform::tenants::invite))
+        // /platform/v1/tenants/{slug}/backups, /platform/v1/backups, /platform/v1/backups/{id}, .../content, .../restore
+        .routes(routes!(platform::backups::create))
+        .routes(routes!(platform::backups::list))
+        .routes(routes!(platform::backups::upload))
+        .routes(routes!(platform::backups::show, platform::backups::delete))
+        .routes(routes!(platform::backups::content))
+        .routes(routes!(platform::backups::restore))
         // /platform/v1/operations, /platform/v1/operations/{id}, .../events, .../retry
         .routes(routes!(platform::operations::list))
         .routes(routes!(platform::operations::show))

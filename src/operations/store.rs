@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use graphile_worker::sql::add_job::types::JobToAdd;
-use graphile_worker::sql::task_identifiers::TaskDetails;
+use graphile_worker::sql::task_identifiers;
 use graphile_worker::{JobSpec, JobSpecBuilder, Schema};
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
@@ -53,7 +53,7 @@ pub async fn create(
     enqueue(connection, operation.id).await
 }
 
-/// Stores many operations of one shape, such as one a tenant, in three statements. Returns those that were stored: a
+/// Stores many operations of one shape, such as one a tenant, in a few statements. Returns those that were stored: a
 /// tenant that has an operation already is left out.
 pub async fn create_many(
     connection: &mut PgConnection,
@@ -98,16 +98,14 @@ pub async fn create_many(
         .zip(&specs)
         .map(|(id, spec)| JobToAdd { identifier: JOB, payload: serde_json::json!({ "operation_id": id }), spec })
         .collect();
-    graphile_worker::sql::add_job::batch::add_jobs(
-        connection,
-        &Schema::default(),
-        &jobs,
-        &TaskDetails::default(),
-        false,
-        false,
-    )
-    .await
-    .map_err(|error| OperationError::Queue(Box::new(error)))?;
+    let queue = |error| OperationError::Queue(Box::new(error));
+    // The library wants to know the name of each job's task, and warns of each that it does not.
+    let tasks = task_identifiers::get_tasks_details(&mut *connection, &Schema::default(), vec![JOB.to_owned()])
+        .await
+        .map_err(queue)?;
+    graphile_worker::sql::add_job::batch::add_jobs(connection, &Schema::default(), &jobs, &tasks, false, false)
+        .await
+        .map_err(queue)?;
     Ok(created)
 }
 

@@ -6,7 +6,7 @@ use tokio_postgres::{Client, error::SqlState};
 
 use super::ProvisioningError;
 use super::template;
-use crate::ids::{Slug, TenantId};
+use crate::ids::{OperationId, Slug, TenantId};
 
 /// The names of a tenant's database and roles. They carry the slug for the people who look at the server, and part
 /// of the tenant's id, so that a slug used again never meets what an earlier tenant left.
@@ -26,6 +26,19 @@ impl DatabaseNames {
         let id = id.as_uuid().simple().to_string();
         let random_end = id.get(20..).unwrap_or(&id);
         let base = format!("fh_{}_{random_end}", slug.as_str().replace('-', "_"));
+        Self::from_base(base)
+    }
+
+    /// Names for a database that an operation makes beside one that the tenant may have. They carry part of the
+    /// operation's id too, so that no two of them ever meet. The slug is cut to 33 bytes for it.
+    pub fn beside(slug: &Slug, id: TenantId, operation: OperationId) -> Self {
+        let (id, operation) = (id.as_uuid().simple().to_string(), operation.as_uuid().simple().to_string());
+        let end = |id: &str, length: usize| id.get(id.len().saturating_sub(length)..).unwrap_or(id).to_owned();
+        let slug: String = slug.as_str().replace('-', "_").chars().take(33).collect();
+        Self::from_base(format!("fh_{slug}_{}_{}", end(&id, 12), end(&operation, 6)))
+    }
+
+    fn from_base(base: String) -> Self {
         Self { owner_role: format!("{base}_owner"), login_role: format!("{base}_a"), database: base }
     }
 }
@@ -89,6 +102,10 @@ pub(super) async fn drop_roles(admin: &Client, names: &DatabaseNames) -> Result<
     Ok(admin.batch_execute(&sql).await?)
 }
 
+pub(super) async fn drop_role(admin: &Client, role: &str) -> Result<(), ProvisioningError> {
+    Ok(admin.batch_execute(&format!("DROP ROLE IF EXISTS {}", escape_identifier(role))).await?)
+}
+
 pub(super) async fn create_database(
     admin: &Client,
     names: &DatabaseNames,
@@ -105,6 +122,32 @@ pub(super) async fn create_database(
         Err(error) if error.code() == Some(&SqlState::DUPLICATE_DATABASE) => {}
         other => other?,
     }
+    admit(admin, names).await
+}
+
+/// A database without anything in it. One that is there is removed first, whoever is connected: a restore that a dead
+/// server left under way must not go on in it.
+pub(super) async fn recreate_empty_database(admin: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    drop_database(admin, names).await?;
+    let create = format!(
+        "CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8' OWNER {} ALLOW_CONNECTIONS false",
+        escape_identifier(&names.database),
+        escape_identifier(&names.owner_role)
+    );
+    admin.batch_execute(&create).await?;
+    admit(admin, names).await
+}
+
+/// In an empty database, only the owner makes anything: up to version 14 of Postgres, everybody may.
+pub(super) async fn reserve_schema(database: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    let owner = escape_identifier(&names.owner_role);
+    let sql = format!("REVOKE CREATE ON SCHEMA public FROM PUBLIC; GRANT ALL ON SCHEMA public TO {owner}");
+    Ok(database.batch_execute(&sql).await?)
+}
+
+/// Shuts PUBLIC out, lets the login role in, and opens the database.
+async fn admit(admin: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    let database = escape_identifier(&names.database);
     let admit = format!(
         "REVOKE ALL ON DATABASE {database} FROM PUBLIC;
          GRANT CONNECT, TEMPORARY ON DATABASE {database} TO {};
@@ -133,6 +176,11 @@ pub(super) async fn assign_ownership(database: &Client, names: &DatabaseNames) -
         let grant = format!("GRANT ALL ON SCHEMA public TO {}", escape_identifier(&names.owner_role));
         database.batch_execute(&grant).await?;
     }
+    check_isolation(database, names).await
+}
+
+/// Checks that the login role may connect to no other tenant's database.
+pub(super) async fn check_isolation(database: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
     let reachable: Option<String> = database
         .query_one(
             "SELECT string_agg(datname, ', ') FROM pg_database
@@ -159,5 +207,10 @@ mod tests {
         let second = DatabaseNames::new(&slug, TenantId::new());
         assert!(first.owner_role.len() <= 63, "{}", first.owner_role);
         assert_ne!(first, second);
+        let id = TenantId::new();
+        let beside = DatabaseNames::beside(&slug, id, OperationId::new());
+        assert!(beside.owner_role.len() <= 63, "{}", beside.owner_role);
+        assert_ne!(beside, DatabaseNames::new(&slug, id));
+        assert_ne!(beside, DatabaseNames::beside(&slug, id, OperationId::new()));
     }
 }

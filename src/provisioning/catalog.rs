@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
 use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// One row an object: kind, name, definition. Every name in a definition is qualified, for the search path is
@@ -77,7 +78,8 @@ const OBJECTS: &str = "
 const EXTENSION: &str = "extension AS MATERIALIZED (SELECT classid, objid FROM pg_depend WHERE deptype = 'e')";
 
 /// So that a name means the same everywhere, and a database that does not answer does not keep us.
-const SETUP: &str = "SET search_path = pg_catalog; SET statement_timeout = 30000; SET lock_timeout = 2000;";
+const SETUP: &str = "SET search_path = pg_catalog; SET statement_timeout = 30000; SET lock_timeout = 2000; \
+                     SET jit = off;";
 
 /// An object of a schema, named.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -89,7 +91,7 @@ pub struct SchemaObject {
 }
 
 /// A database's schema.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Catalog {
     /// A digest of all objects.
     pub digest: String,
@@ -97,7 +99,30 @@ pub struct Catalog {
     pub objects: BTreeMap<SchemaObject, String>,
 }
 
+/// A catalog as text, with the version of the server that read it: another one may show a definition otherwise.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    server_version: i32,
+    digest: String,
+    objects: Vec<(String, String, String)>,
+}
+
 impl Catalog {
+    pub(super) fn to_text(&self, server_version: i32) -> Option<String> {
+        let object =
+            |(object, digest): (&SchemaObject, &String)| (object.kind.clone(), object.name.clone(), digest.clone());
+        let objects = self.objects.iter().map(object).collect();
+        serde_json::to_string(&Kept { server_version, digest: self.digest.clone(), objects }).ok()
+    }
+
+    /// Nothing if it is not one, or was read by a server of another major version.
+    pub(super) fn from_text(text: &str, server_version: i32) -> Option<Self> {
+        let kept: Kept = serde_json::from_str(text).ok()?;
+        let object = |(kind, name, digest)| (SchemaObject { kind, name }, digest);
+        (kept.server_version / 10_000 == server_version / 10_000)
+            .then(|| Self { digest: kept.digest, objects: kept.objects.into_iter().map(object).collect() })
+    }
+
     /// Objects that `other` lacks, has otherwise, or has beyond these.
     pub fn differences(&self, other: &Self) -> Differences {
         let mut found = Differences::default();
@@ -207,6 +232,14 @@ mod tests {
         let object = |name: &str| SchemaObject { kind: "table".to_owned(), name: name.to_owned() };
         let objects = objects.iter().map(|(name, digest)| (object(name), (*digest).to_owned())).collect();
         Catalog { digest: String::new(), objects }
+    }
+
+    #[test]
+    fn a_kept_catalog_is_of_the_servers_own_version() {
+        let kept = catalog(&[("a", "1"), ("b", "2")]).to_text(180_001).unwrap();
+        assert_eq!(Catalog::from_text(&kept, 180_006), Some(catalog(&[("a", "1"), ("b", "2")])));
+        assert_eq!(Catalog::from_text(&kept, 190_000), None);
+        assert_eq!(Catalog::from_text("a remark of somebody's", 180_006), None);
     }
 
     #[test]

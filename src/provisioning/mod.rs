@@ -8,6 +8,7 @@
 
 mod admin;
 mod catalog;
+mod contents;
 mod logins;
 mod migrate;
 mod migrations;
@@ -23,6 +24,7 @@ use thiserror::Error;
 
 pub use admin::{DatabaseNames, hash_password};
 pub use catalog::{AppliedMigration, Catalog, Differences, Inspection, SchemaObject, inspect, read as read_catalog};
+pub use contents::{Snapshot, checksums, server_version};
 pub use logins::check_login;
 pub use migrate::{MigrateError, MigrateFailure, MigrateLimits, Migrated, found_schema_version, migrate_database};
 pub use migrations::{OLDEST_SPOKEN_SCHEMA, TENANT_MIGRATOR, TenantMigrations};
@@ -161,9 +163,37 @@ impl Cluster {
         admin::drop_roles(&*self.admin().await?, names).await
     }
 
+    /// Removes one login role.
+    pub async fn drop_login_role(&self, role: &str) -> Result<(), ProvisioningError> {
+        admin::drop_role(&*self.admin().await?, role).await
+    }
+
     /// Clones the template into the tenant's database and lets in only the tenant's login role.
     pub async fn create_database(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
         admin::create_database(&*self.admin().await?, names, &self.migrations.template_name()).await
+    }
+
+    /// Makes an empty database for the tenant and lets in only its login role. One of that name is removed first.
+    pub async fn recreate_empty_database(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+        admin::recreate_empty_database(&*self.admin().await?, names).await?;
+        admin::reserve_schema(&self.inside(names).await?, names).await
+    }
+
+    /// Checks that the tenant's login role may connect to no other tenant's database.
+    pub async fn check_isolation(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+        admin::check_isolation(&self.inside(names).await?, names).await
+    }
+
+    /// The server's version, for example 180006.
+    pub async fn server_version(&self) -> Result<i32, ProvisioningError> {
+        contents::server_version(&*self.admin().await?).await
+    }
+
+    /// A connection to a tenant's database as the administrator.
+    async fn inside(&self, names: &DatabaseNames) -> Result<tokio_postgres::Client, ProvisioningError> {
+        let url = self.url.with_database(&names.database);
+        let (database, _) = connect(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+        Ok(database)
     }
 
     /// Removes the tenant's database, whoever is connected.
@@ -173,9 +203,7 @@ impl Cluster {
 
     /// Gives everything in the tenant's database to its owner role.
     pub async fn assign_ownership(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
-        let url = self.url.with_database(&names.database);
-        let (database, _) = connect(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
-        admin::assign_ownership(&database, names).await
+        admin::assign_ownership(&self.inside(names).await?, names).await
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use postgres_protocol::escape::escape_identifier;
+use postgres_protocol::escape::{escape_identifier, escape_literal};
 use sqlx::migrate::Migrate;
 use sqlx::{ConnectOptions, Connection};
 use tokio_postgres::Client;
@@ -64,6 +64,10 @@ pub(super) async fn catalog(
     migrations: &TenantMigrations,
 ) -> Result<Catalog, ProvisioningError> {
     ensure(admin, url, migrations).await?;
+    if let Some(kept) = kept_catalog(admin, &migrations.template_name()).await? {
+        return Ok(kept);
+    }
+    // Built by an earlier program, or by a server that has been upgraded since.
     let holder = lock(url).await?;
     let reading = escape_identifier(READING);
     // One that a killed server left behind is of no use: it may be of another version.
@@ -78,9 +82,31 @@ pub(super) async fn catalog(
             connect(&url.with_database(READING)).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
         Ok(catalog::read(&client).await?)
     };
-    let read = read.await;
+    let read: Result<Catalog, ProvisioningError> = read.await;
     holder.batch_execute(&format!("DROP DATABASE IF EXISTS {reading} WITH (FORCE)")).await?;
-    read
+    let read = read?;
+    // Only the template's owner may; another administrator of the cluster reads it anew each time.
+    if let Err(error) = keep_catalog(&holder, &migrations.template_name(), &read).await {
+        tracing::debug!(%error, "keep the template's catalog");
+    }
+    Ok(read)
+}
+
+/// The catalog that was kept when the template was built, as the database's comment: nobody may connect to it to read it,
+/// and removing a clone waits for a checkpoint.
+async fn kept_catalog(admin: &Client, name: &str) -> Result<Option<Catalog>, ProvisioningError> {
+    let sql = "SELECT shobj_description(oid, 'pg_database'), current_setting('server_version_num')::int4
+               FROM pg_database WHERE datname = $1";
+    let row = admin.query_one(sql, &[&name]).await?;
+    let (text, version): (Option<String>, i32) = (row.get(0), row.get(1));
+    Ok(text.and_then(|text| Catalog::from_text(&text, version)))
+}
+
+async fn keep_catalog(admin: &Client, name: &str, catalog: &Catalog) -> Result<(), ProvisioningError> {
+    let version: i32 = admin.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?.get(0);
+    let Some(text) = catalog.to_text(version) else { return Ok(()) };
+    let comment = format!("COMMENT ON DATABASE {} IS {}", escape_identifier(name), escape_literal(&text));
+    Ok(admin.batch_execute(&comment).await?)
 }
 
 async fn exists(admin: &Client, name: &str) -> Result<bool, ProvisioningError> {
@@ -117,6 +143,11 @@ async fn build(admin: &Client, url: &DatabaseUrl, migrations: &TenantMigrations)
     admin.batch_execute(&format!("CREATE DATABASE {building} TEMPLATE template0 ENCODING 'UTF8'")).await?;
     admin.batch_execute(&format!("REVOKE ALL ON DATABASE {building} FROM PUBLIC")).await?;
     migrate(url, migrations).await.map_err(ProvisioningError::Migration)?;
+    let (client, _) =
+        connect(&url.with_database(BUILDING)).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+    let catalog = catalog::read(&client).await?;
+    drop(client);
+    keep_catalog(admin, BUILDING, &catalog).await?;
     admin.batch_execute(&format!("ALTER DATABASE {building} WITH ALLOW_CONNECTIONS false IS_TEMPLATE true")).await?;
     let rename = format!("ALTER DATABASE {building} RENAME TO {}", escape_identifier(&migrations.template_name()));
     Ok(admin.batch_execute(&rename).await?)

@@ -4,6 +4,8 @@
 //! sqlx does not verify certificates under `require`. So an address is parsed once into a structure of our own, and
 //! both drivers' options are built from that.
 
+mod libpq;
+
 use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};

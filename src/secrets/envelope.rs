@@ -222,6 +222,18 @@ impl DataKey {
         self.key.expose_secret()
     }
 
+    /// The key itself, for a sealed backup of its tenant and for nothing else.
+    #[must_use]
+    pub fn export(&self) -> Zeroizing<[u8; KEY_LENGTH]> {
+        Zeroizing::new(*self.expose_key())
+    }
+
+    /// A key that a sealed backup held.
+    #[must_use]
+    pub fn import(version: u32, key: &[u8; KEY_LENGTH]) -> Self {
+        Self::from_key(version, key)
+    }
+
     /// Which of the tenant's keys this is.
     #[must_use]
     pub fn version(&self) -> u32 {

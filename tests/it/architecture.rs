@@ -6,12 +6,36 @@ use std::path::{Path, PathBuf};
 /// Each module's level; a module may use its own level and those below. Features use each other only as listed.
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
-    (2, &["tenants", "access", "configuration", "chat", "fleet", "rotation"]),
+    (2, &["tenants", "access", "configuration", "chat", "fleet", "rotation", "backups"]),
     (
         1,
-        &["operations", "tenant_db", "provisioning", "providers", "audit", "idempotency", "schedule", "database_check"],
+        &[
+            "operations",
+            "tenant_db",
+            "provisioning",
+            "providers",
+            "audit",
+            "idempotency",
+            "schedule",
+            "postgres_programs",
+            "database_check",
+        ],
     ),
-    (0, &["config", "ids", "clock", "platform_db", "postgres_pool", "telemetry", "secrets", "api", "addresses"]),
+    (
+        0,
+        &[
+            "config",
+            "ids",
+            "clock",
+            "platform_db",
+            "postgres_pool",
+            "telemetry",
+            "secrets",
+            "api",
+            "addresses",
+            "backup_archive",
+        ],
+    ),
 ];
 
 /// The only uses of one feature by another.
@@ -23,12 +47,15 @@ const FEATURE_USES: &[(&str, &str)] = &[
     ("chat", "configuration"),
     ("rotation", "tenants"),
     ("rotation", "configuration"),
+    ("backups", "tenants"),
+    ("backups", "access"),
 ];
 
 /// Files outside `store.rs` and `tenant_store.rs` with SQL, each for a reason.
 const SQL_ELSEWHERE: &[(&str, &str)] = &[
     ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
     ("src/provisioning/logins.rs", "the administrator's SQL, with quoted identifiers"),
+    ("src/provisioning/contents.rs", "counts and compares tables it knows nothing of, with quoted identifiers"),
     ("src/provisioning/own.rs", "claims, fills and leaves databases that clients bring"),
     ("src/database_check/facts.rs", "asks the catalogs of a server that is nobody's yet"),
     ("src/database_check/mod.rs", "asks a server for its identifier"),
@@ -188,6 +215,20 @@ fn a_tenants_pool_is_opened_only_where_a_credential_was_verified() {
             let opens = code.contains("databases.open(") || code.contains("postgres_pool::build(");
             let home = path.starts_with("src/tenant_db") || path.starts_with("src/provisioning");
             opens && !home && !allowed.iter().any(|allowed| path.starts_with(allowed))
+        })
+        .map(|(path, _)| path)
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
+}
+
+#[test]
+fn a_data_key_leaves_the_memory_only_into_a_sealed_backup() {
+    let wrong: Vec<_> = sources()
+        .into_iter()
+        .filter(|(path, text)| {
+            let code = code(text);
+            let exports = code.contains(".export()") || code.contains("DataKey::import(");
+            exports && !path.starts_with("src/backups") && !path.starts_with("src/secrets")
         })
         .map(|(path, _)| path)
         .collect();

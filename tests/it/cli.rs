@@ -169,3 +169,89 @@ async fn the_fleet_is_planned_migrated_and_verified() {
     let status = terminal.run(&["migrate", "--status", "--json"]).await;
     assert_eq!((status.exit, &status.json()["tenants"][0]["tenant"]), (Exit::Failed, &json!("cli-c")));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_are_rotated_by_name_for_all_and_by_schedule() {
+    let settings = &[("FREEHOLD_ROTATION_GRACE_SECONDS", "0")];
+    let platform = Platform::start_with(crate::harness::Options { settings, ..Default::default() }).await;
+    let terminal = Terminal::signed_in(&platform).await;
+    platform.tenant("turning").await;
+    platform.tenant("turning-too").await;
+    let one = terminal.run(&["rotate", "database", "turning"]).await;
+    assert_eq!(one.exit, Exit::Done, "{}", one.stderr);
+    let all = terminal.run(&["rotate", "data-key", "--all", "--json"]).await;
+    assert_eq!(all.exit, Exit::Done, "{}", all.stderr);
+    assert_eq!((&all.json()["group"]["succeeded"], &all.json()["skipped"]), (&json!(2), &json!([])));
+    let held = terminal.run(&["rotate", "signing-key", "turning", "--detach", "--json"]).await;
+    assert_eq!(held.json()["operations"].as_array().unwrap().len(), 1);
+    let some = terminal.run(&["rotate", "database", "--all"]).await;
+    assert_eq!(some.exit, Exit::Done, "{}", some.stderr);
+    assert!(some.stdout.contains("1 rotated, 1 left out") && some.stdout.contains("operation_in_progress"));
+    let scheduled = terminal.run(&["rotate", "database", "--all", "--schedule", "90d"]).await;
+    assert!(scheduled.stdout.contains("every 90 days"), "{}", scheduled.stdout);
+    let shown = terminal.run(&["tenant", "show", "turning"]).await;
+    assert!(shown.stdout.contains("rotation") && shown.stdout.contains("every 90 days"), "{}", shown.stdout);
+    let nothing = terminal.run(&["rotate", "master-key", "--json"]).await;
+    assert_eq!((nothing.exit, &nothing.json()["error"]["code"]), (Exit::Failed, &json!("nothing_to_rotate")));
+    for wrong in [
+        &["rotate", "database"][..],
+        &["rotate", "master-key", "turning"],
+        &["rotate", "database", "--all", "--schedule", "3"],
+    ] {
+        assert_eq!(terminal.run(wrong).await.exit, Exit::Usage, "{wrong:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_is_backed_up_to_a_file_and_comes_back_from_it() {
+    let platform = Platform::start().await;
+    let terminal = Terminal::signed_in(&platform).await;
+    let ours = platform.tenant("cli-backup").await;
+    let (key, file) = (terminal.path("key"), terminal.path("ours.fhbackup"));
+    let done = async |arguments: &[&str]| {
+        let output = terminal.run(arguments).await;
+        assert_eq!(output.exit, Exit::Done, "{arguments:?}: {}", output.stderr);
+        output
+    };
+    done(&["backup", "key", "generate", &key]).await;
+    assert_eq!(mode(&key), 0o600);
+    let secret = std::fs::read_to_string(&key).unwrap();
+    let made = done(&["tenant", "backup", "cli-backup", "--key-file", &key, "--output", &file, "--json"]).await;
+    assert_eq!((mode(&file), made.json()["backup"]["state"].as_str().unwrap()), (0o600, "complete"));
+    assert!(!made.stdout.contains(secret.trim()) && !made.stderr.contains(secret.trim()), "the key is shown");
+    let checked = done(&["backup", "verify", &file, "--key-file", &key, "--json"]).await;
+    assert_eq!((&checked.json()["slug"], &checked.json()["tenant_id"]), (&json!("cli-backup"), &json!(ours.id)));
+    assert!(!checked.stdout.contains("data_keys"), "{}", checked.stdout);
+    let listed = done(&["backup", "list", "--tenant", "cli-backup"]).await;
+    assert!(listed.stdout.contains("complete") && listed.stdout.contains("key_file"), "{}", listed.stdout);
+
+    // What is wrong is said, with the option that helps.
+    let weak = terminal.path("weak");
+    std::fs::write(&weak, "too short").unwrap();
+    let refused = terminal.run(&["tenant", "backup", "cli-backup", "--passphrase-file", &weak]).await;
+    assert!(refused.stderr.contains("at least 12 characters"), "{}", refused.stderr);
+    let other = terminal.run(&["backup", "verify", &file, "--passphrase-file", &weak]).await;
+    assert!(other.stderr.contains("--key-file"), "{}", other.stderr);
+    let mut damaged = std::fs::read(&file).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    let broken = terminal.path("broken.fhbackup");
+    std::fs::write(&broken, damaged).unwrap();
+    let refused = terminal.run(&["tenant", "restore", "--file", &broken, "--key-file", &key, "--json"]).await;
+    assert_eq!((refused.exit, refused.json()["error"]["code"].as_str().unwrap()), (Exit::Failed, "backup_damaged"));
+    let there = terminal.run(&["tenant", "restore", "--file", &file, "--key-file", &key, "--json"]).await;
+    assert_eq!(there.json()["error"]["code"], "tenant_exists");
+    let unasked = ["tenant", "restore", "--file", &file, "--key-file", &key, "--replace", "cli-backup"];
+    assert_eq!(terminal.run(&unasked).await.exit, Exit::Usage, "replacing asks first");
+
+    crate::backup::purge(&platform, "cli-backup").await;
+    done(&["tenant", "restore", "--file", &file, "--key-file", &key]).await;
+    platform.login("cli-backup", &ours.user_email).await;
+    // The uploaded copies are gone; the platform's own backup stays until it is deleted.
+    let listed = done(&["backup", "list", "--json"]).await.json();
+    let items = listed["items"].as_array().unwrap();
+    assert_eq!(items.len(), 1, "{listed}");
+    let id = items[0]["id"].as_str().unwrap();
+    done(&["tenant", "restore", "--backup", id, "--key-file", &key, "--replace", "cli-backup", "--yes"]).await;
+    platform.login("cli-backup", &ours.user_email).await;
+    done(&["backup", "delete", id]).await;
+}

@@ -468,6 +468,9 @@ async fn a_verification_finds_what_was_done_by_hand_and_names_it() {
     let name = down.rsplit('/').next().unwrap().split('?').next().unwrap();
     let admin = connect(&server().await.url("postgres")).await.unwrap();
     admin.batch_execute(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await.unwrap();
+    // As if the template had been built by an earlier program, which did not keep its catalog.
+    let forget = format!("COMMENT ON DATABASE freehold_template_{} IS NULL", own());
+    admin.batch_execute(&forget).await.unwrap();
     let begun = platform.post("/platform/v1/fleet/verifications", &platform.token, json!({})).await;
     let settled = platform.settled(&begun.expect(StatusCode::ACCEPTED)).await;
     assert_eq!(settled["state"], "succeeded", "{settled}");

@@ -1,5 +1,6 @@
 //! A Postgres for the whole run, and platforms on it: a database, a server on a free port, a signed-in super admin.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -136,6 +137,19 @@ pub async fn execute(url: &str, sql: &str) {
     try_execute(url, sql).await.unwrap();
 }
 
+/// A directory for the backups of the platform on this database; another process on the same one has the same.
+pub fn backup_dir(database_url: &str) -> PathBuf {
+    let database = database_url.rsplit('/').next().unwrap().split('?').next().unwrap();
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("backups").join(database);
+    std::fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+/// Where `pg_dump` and `pg_restore` of the embedded Postgres are.
+fn client_programs() -> PathBuf {
+    freehold_cli::dev::client_programs(Path::new(env!("CARGO_MANIFEST_DIR"))).expect("run `make setup`")
+}
+
 /// The configuration of a platform on a database.
 pub fn config(database_url: &str, settings: &[(&str, &str)]) -> Config {
     let environment = |name: &str| match settings.iter().find(|(key, _)| *key == name) {
@@ -146,6 +160,8 @@ pub fn config(database_url: &str, settings: &[(&str, &str)]) -> Config {
             "FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS" => Some("true".to_owned()),
             "FREEHOLD_PLATFORM_POOL_SIZE" => Some("8".to_owned()),
             "FREEHOLD_SHUTDOWN_SECONDS" => Some("5".to_owned()),
+            "FREEHOLD_BACKUP_DIR" => Some(backup_dir(database_url).display().to_string()),
+            "FREEHOLD_POSTGRES_CLIENT_DIR" => Some(client_programs().display().to_string()),
             _ => None,
         },
     };
@@ -217,12 +233,7 @@ impl Platform {
         if let Some(body) = &body {
             request = request.json(body);
         }
-        let response = request.send().await.unwrap();
-        let status = response.status();
-        let headers = response.headers().clone();
-        let text = response.text().await.unwrap();
-        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
-        Answer { what: format!("{method} {path}"), status, headers, text, body }
+        Answer::read(&format!("{method} {path}"), request.send().await.unwrap()).await
     }
 
     pub async fn get(&self, path: &str, token: &str) -> Answer {
@@ -349,6 +360,15 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Reads an answer to its end.
+    pub async fn read(what: &str, response: reqwest::Response) -> Self {
+        let status = response.status();
+        let headers = response.headers().clone();
+        let text = response.text().await.unwrap();
+        let body = serde_json::from_str(&text).unwrap_or(Value::Null);
+        Self { what: what.to_owned(), status, headers, text, body }
+    }
+
     /// The body, if the status is the expected one.
     #[track_caller]
     pub fn expect(self, status: StatusCode) -> Value {

@@ -21,6 +21,7 @@ use reqwest::{Method, StatusCode};
 use secrecy::SecretString;
 use serde_json::{Value, json};
 
+use crate::backup;
 use crate::fleet_migration;
 use crate::harness::{self, Options, Platform, announce, connect, server};
 use crate::own_database;
@@ -115,6 +116,7 @@ async fn start_operation(platform: &Platform, kind: &str, slug: &str) -> Value {
             rotation(platform, json!({ "kind": "master_key" })).await
         }
         "provision_own_database" => own_database::start(platform, slug).await,
+        "backup_tenant" | "restore_tenant" | "drop_replaced_database" => backup::start(platform, kind, slug).await,
         "migrate_fleet" | "verify_fleet" => start_on_the_fleet(platform, kind).await,
         other => panic!("the matrix does not know how to start {other}"),
     }
@@ -282,7 +284,8 @@ async fn no_death_at_any_step_of_any_operation_leaves_an_orphan() {
         .collect()
         .await;
     let failures: Vec<String> = outcomes.into_iter().flatten().collect();
-    let orphans = orphans(&platform).await;
+    let mut orphans = orphans(&platform).await;
+    orphans.extend(backup::leftovers(&platform).await);
     announce(&format!("kill matrix: {count} cases, {} failed, {} orphans", failures.len(), orphans.len()));
     assert!(failures.is_empty(), "{failures:#?}");
     assert!(orphans.is_empty(), "{orphans:#?}");
@@ -299,6 +302,8 @@ async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case:
     let compare = async |succeeded: bool| {
         if on_the_fleet {
             compare_fleet(platform, case.kind, id, succeeded).await
+        } else if backup::serves_anyway(case.kind) {
+            compare(platform, &slug, End::Done).await
         } else {
             let end = match (succeeded, needs_tenant(case.kind)) {
                 (true, _) => End::Done,
@@ -330,11 +335,17 @@ async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case:
         serves(platform, &slug).await?;
     }
     if undone {
-        // What was undone can be done again, from the same row.
-        let path = format!("/platform/v1/operations/{id}/retry");
-        platform.send(Method::POST, &path, &platform.token, None).await.expect(StatusCode::ACCEPTED);
-        run_here(platform, id, None).await?;
-        expect_state(platform, id, "succeeded").await?;
+        // What was undone can be done again, from the same row; or, where that has forgotten a key, from a new one.
+        let again = match backup::ask_again(platform, case.kind, &slug).await {
+            Some(operation) => operation["id"].as_str().unwrap().to_owned(),
+            None => {
+                let path = format!("/platform/v1/operations/{id}/retry");
+                platform.send(Method::POST, &path, &platform.token, None).await.expect(StatusCode::ACCEPTED);
+                id.to_owned()
+            }
+        };
+        run_here(platform, &again, None).await?;
+        expect_state(platform, &again, "succeeded").await?;
         compare(true).await?;
     }
     if needs_tenant(case.kind) {
@@ -407,7 +418,8 @@ async fn compare(platform: &Platform, slug: &str, end: End) -> Result<(), String
     let left = if end == End::StillServing { 2 } else { 1 };
     let seen = (state.as_str(), wrapped, signing, databases.len(), roles);
     let matches = match end {
-        End::Gone => seen == ("failed", 0, 0, 0, 0),
+        // A tenant that was to come back from a backup is as gone as it was.
+        End::Gone => ["failed", "deleted"].contains(&seen.0) && (seen.1, seen.2, seen.3, seen.4) == (0, 0, 0, 0),
         End::Done | End::StillServing => {
             (state.as_str(), databases.len(), roles) == ("active", 1, 2)
                 && (1..=left).contains(&wrapped)

@@ -14,6 +14,7 @@
 
 mod access;
 mod architecture;
+mod backup;
 mod chat;
 mod cli;
 mod clusters;

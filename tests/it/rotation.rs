@@ -152,7 +152,7 @@ async fn run(platform: &Platform, operation: &Value, settings: &[(&str, &str)], 
     let engine = Arc::clone(&state.engine);
     let run = tokio::spawn(async move {
         while let Err(error) = engine.run(id).await {
-            let RunError::NotBefore(at) = error else { panic!("{error}") };
+            let RunError::NotBefore(at) = error else { panic!("{error:?}") };
             clock.set(at);
         }
     });

@@ -1,5 +1,6 @@
 //! The commands, one module for each noun of the command line, and what they share.
 
+pub mod backup;
 pub mod cluster;
 pub mod completions;
 pub mod connections;

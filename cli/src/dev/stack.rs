@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use super::account::create_directory;
 use super::api::Api;
+use super::binaries::client_programs;
 use super::demo::{Model, SetUp};
 use super::model_server::{ModelServer, first_free_port};
 use super::postgres::{EmbeddedPostgres, EmbeddedPostgresOptions};
@@ -209,7 +211,17 @@ struct ServerSettings<'a> {
 impl ServerSettings<'_> {
     fn command(&self, log: &str) -> SupervisedCommand {
         let level = variable("RUST_LOG").unwrap_or_else(|| "info".to_owned());
-        SupervisedCommand::new(self.program, self.project.log(log))
+        let backups = self.project.own("backups");
+        let mut command = SupervisedCommand::new(self.program, self.project.log(log));
+        if create_directory(&backups, 0o700).is_ok() {
+            command = command.env("FREEHOLD_BACKUP_DIR", &backups);
+        }
+        if variable("FREEHOLD_POSTGRES_CLIENT_DIR").is_none()
+            && let Some(programs) = client_programs(&self.project.root)
+        {
+            command = command.env("FREEHOLD_POSTGRES_CLIENT_DIR", programs);
+        }
+        command
             .env("PLATFORM_DATABASE_URL", self.databases.platform.as_str())
             .env("FREEHOLD_MASTER_KEYS_FILE", self.keys)
             .env("FREEHOLD_LISTEN", format!("127.0.0.1:{}", self.port))

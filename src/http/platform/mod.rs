@@ -1,5 +1,6 @@
 //! The platform API: super admins only, sign-in apart.
 
+pub mod backups;
 pub mod clusters;
 pub mod connections;
 pub mod databases;

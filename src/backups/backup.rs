@@ -1,0 +1,177 @@
+//! The operation `backup_tenant`.
+//!
+//! | step | does | undo |
+//! |---|---|---|
+//! | `write_archive` | one snapshot: checksums and `pg_dump`, sealed into a file that gets its name last | file removed |
+//! | `verify_archive` | reads the file back from its first byte to its last | - |
+//!
+//! The tenant stays in service; nothing of it changes.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+
+use super::files::{self, Writing};
+use super::{BackupError, BackupServices, backup_key_location, store};
+use crate::backup_archive::{ArchiveKey, Derivation, KeyBytes, Manifest, ManifestKey, Summary};
+use crate::ids::TenantId;
+use crate::operations::{
+    Definition, OperationProgress, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture,
+    store::note_progress,
+};
+use crate::provisioning::{self, ProvisioningError, Snapshot};
+use crate::secrets::{DataKey, DatabaseUrl, Sealed, connect};
+use crate::tenant_db::database_url_location;
+use crate::tenants::TenantError;
+
+/// What was asked for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct BackupInput {
+    pub(super) file_name: String,
+}
+
+/// The operation.
+pub static DEFINITION: Definition<BackupServices> = Definition {
+    kind: "backup_tenant",
+    steps: &[
+        Step {
+            name: "write_archive",
+            run: |s, c| boxed(write_archive(s, c)),
+            undo: |s, c| boxed(remove_archive(s, c)),
+        },
+        Step { name: "verify_archive", run: |s, c| boxed(verify_archive(s, c)), undo: |_, _| boxed(nothing()) },
+    ],
+    settle,
+};
+
+pub(super) fn boxed(work: impl Future<Output = Result<(), BackupError>> + Send + 'static) -> StepFuture<'static> {
+    Box::pin(async move { work.await.map_err(StepError::from) })
+}
+
+pub(super) async fn nothing() -> Result<(), BackupError> {
+    Ok(())
+}
+
+/// How much of the work is done, in mebibytes.
+pub(super) fn mebibytes(done: u64, total: u64) -> OperationProgress {
+    OperationProgress { done: done >> 20, failed: 0, total: total.max(done) >> 20 }
+}
+
+/// A tenant's data keys, every version, and its database's address.
+fn open_tenant(
+    services: &BackupServices,
+    tenant: TenantId,
+    sealed: &store::SealedTenant,
+) -> Option<(Vec<DataKey>, DatabaseUrl)> {
+    let mut keys = Vec::new();
+    for (version, wrapped) in sealed.key_versions.iter().zip(&sealed.wrapped_keys) {
+        let wrapped = Sealed::from_bytes(wrapped.clone()).ok()?;
+        keys.push(services.master_keys.unwrap(tenant, u32::try_from(*version).ok()?, &wrapped).ok()?);
+    }
+    let url = Sealed::from_bytes(sealed.url_sealed.clone()).ok()?;
+    let key = keys.iter().find(|key| key.version() == url.key_version())?;
+    let url = DatabaseUrl::parse(&key.open_str(&database_url_location(tenant), &url).ok()?).ok()?;
+    Some((keys, url))
+}
+
+struct Task {
+    pending: store::Pending,
+    path: PathBuf,
+    key: ArchiveKey,
+}
+
+async fn task(services: &BackupServices, context: &StepContext) -> Result<Task, BackupError> {
+    let mut pending = store::pending(&services.pool, context.operation_id).await?.ok_or(BackupError::Unreadable)?;
+    let key = services.open_archive_key(&backup_key_location(pending.id), pending.archive_key_sealed.take())?;
+    Ok(Task { path: services.directory()?.join(&pending.file_name), pending, key })
+}
+
+async fn write_archive(services: Arc<BackupServices>, context: StepContext) -> Result<(), BackupError> {
+    let task = task(&services, &context).await?;
+    let tenant = context.tenant_id.ok_or(BackupError::Unreadable)?;
+    let sealed = store::sealed_tenant(&services.pool, tenant).await?.ok_or(TenantError::NotFound)?;
+    let (keys, url) = open_tenant(&services, tenant, &sealed).ok_or(TenantError::Sealed)?;
+    let url = url.with_application_name("freehold backup");
+    let (client, _) = connect(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+    // The client's transaction keeps the snapshot alive until the dump is finished: manifest and dump see the same.
+    let snapshot = Snapshot::take(&client).await?;
+    let programs = services.programs()?;
+    programs.check_dump(snapshot.server_version).await?;
+    let manifest = Manifest {
+        about: Summary {
+            created_at: task.pending.created_at,
+            freehold_version: env!("CARGO_PKG_VERSION").to_owned(),
+            tenant_id: tenant.as_uuid(),
+            slug: sealed.slug,
+            name: sealed.name,
+            plan: sealed.plan,
+            template: sealed.template,
+            admin_email: sealed.admin_email,
+            limits: sealed.limits,
+            database_mode: sealed.database_mode,
+            schema_version: snapshot.schema_version,
+            postgres_version: snapshot.server_version,
+            tables: snapshot.tables,
+        },
+        data_keys: keys
+            .iter()
+            .map(|key| ManifestKey { version: key.version(), key: KeyBytes::new(key.export()) })
+            .collect(),
+    };
+    let derivation = Derivation::from_bytes(&task.pending.key_derivation)?;
+    let mut dump = programs.dump(&url, &snapshot.name, &snapshot.foreign_schemas, provisioning::INSTANCE_TABLE)?;
+    let writing = Writing::begin(task.path, derivation, task.key, manifest);
+    let (mut done, mut told) = (0_u64, 0);
+    while let Some(piece) = dump.next_piece().await? {
+        done += piece.len() as u64;
+        if !writing.write(piece).await {
+            break;
+        }
+        if done >> 23 > told {
+            told = done >> 23;
+            note_progress(&services.pool, context.operation_id, &mebibytes(done, 0)).await?;
+        }
+    }
+    // Only what pg_dump calls whole gets an end, and so its name.
+    let written = match dump.finish().await {
+        Ok(()) => writing.finish().await?,
+        Err(error) => return Err(error.into()),
+    };
+    drop(client);
+    let size = i64::try_from(written.size).unwrap_or(i64::MAX);
+    store::note_written(&services.pool, task.pending.id, size, &written.sha256, snapshot.schema_version).await?;
+    Ok(())
+}
+
+async fn verify_archive(services: Arc<BackupServices>, context: StepContext) -> Result<(), BackupError> {
+    let task = task(&services, &context).await?;
+    files::verify(task.path, task.key).await.map(drop)
+}
+
+/// Needs no key: an operation that is undone may have lost it.
+async fn remove_archive(services: Arc<BackupServices>, context: StepContext) -> Result<(), BackupError> {
+    let input: BackupInput = serde_json::from_value(context.input).map_err(|_| BackupError::Unreadable)?;
+    match &services.directory {
+        Some(directory) => files::remove(directory.join(&input.file_name)).await,
+        None => Ok(()),
+    }
+}
+
+fn settle<'a>(
+    connection: &'a mut PgConnection,
+    context: &'a StepContext,
+    outcome: Outcome,
+    now: DateTime<Utc>,
+) -> SettleFuture<'a> {
+    Box::pin(async move {
+        let state = match outcome {
+            Outcome::Started => return Ok(()),
+            Outcome::Succeeded => "complete",
+            Outcome::Failed | Outcome::NeedsOperator => "failed",
+        };
+        store::settle_backup(connection, context.operation_id, state, now).await
+    })
+}

@@ -70,12 +70,12 @@ pub struct AppState {
     pub own_databases: OwnDatabases,
     /// The registered clusters.
     pub clusters: ClusterRegistry,
+    /// Backups of tenants, and bringing them back.
+    pub backups: Backups,
     /// Asks for rotations of credentials and keys.
     pub rotations: Rotations,
     /// Carries them out.
     pub rotator: Arc<Rotator>,
-    /// Backups of tenants, and bringing them back.
-    pub backups: Backups,
     /// Runs over all tenants.
     pub fleet: Fleet,
     /// The cached registry.
@@ -172,8 +172,8 @@ impl AppState {
             Arc::clone(&clock),
             provisioning,
             Arc::new(fleet.clone()),
-            &rotator,
             backup_services,
+            &rotator,
         );
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);

@@ -14,6 +14,11 @@ pub static TASKS: &[Task<AppState>] = &[
         run: |state| Box::pin(async move { Ok(idempotency::prune(&state.pool, state.clock.now()).await?) }),
     },
     Task {
+        name: "prune_backup_uploads",
+        period: TimeDelta::hours(1),
+        run: |state| Box::pin(async move { Ok(state.backups.prune_uploads().await?) }),
+    },
+    Task {
         name: "begin_due_rotations",
         period: TimeDelta::minutes(1),
         run: |state| {
@@ -30,10 +35,5 @@ pub static TASKS: &[Task<AppState>] = &[
         name: "forget_retired_signing_keys",
         period: TimeDelta::hours(1),
         run: |state| Box::pin(async move { Ok(state.rotator.forget_retired_signing_keys().await.map(drop)?) }),
-    },
-    Task {
-        name: "prune_backup_uploads",
-        period: TimeDelta::hours(1),
-        run: |state| Box::pin(async move { Ok(state.backups.prune_uploads().await?) }),
     },
 ];

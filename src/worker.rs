@@ -19,19 +19,19 @@ pub fn engine(
     clock: SharedClock,
     provisioning: Arc<Provisioning>,
     fleet: Arc<Fleet>,
-    rotator: &Arc<Rotator>,
     backups: Arc<BackupServices>,
+    rotator: &Arc<Rotator>,
 ) -> Engine {
     Engine::new(pool, clock)
         .register(&provision::DEFINITION, Arc::clone(&provisioning))
         .register(&own_database::provision::DEFINITION, provisioning)
         .register(&fleet::migrate::DEFINITION, Arc::clone(&fleet))
         .register(&fleet::verify::DEFINITION, fleet)
+        .register(&backups::BACKUP_TENANT, Arc::clone(&backups))
+        .register(&backups::RESTORE_TENANT, Arc::clone(&backups))
+        .register(&backups::DROP_REPLACED_DATABASE, backups)
         .register(&rotation::database::DEFINITION, Arc::clone(rotator))
         .register(&rotation::signing_key::DEFINITION, Arc::clone(rotator))
         .register(&rotation::data_key::DEFINITION, Arc::clone(rotator))
         .register(&rotation::master_key::DEFINITION, Arc::clone(rotator))
-        .register(&backups::BACKUP_TENANT, Arc::clone(&backups))
-        .register(&backups::RESTORE_TENANT, Arc::clone(&backups))
-        .register(&backups::DROP_REPLACED_DATABASE, backups)
 }

@@ -84,11 +84,6 @@ impl Client {
         self.read(self.send(self.request(Method::PATCH, path, &[]).json(body)).await?).await
     }
 
-    /// `PUT` with a body.
-    pub async fn put<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Failure> {
-        self.read(self.send(self.request(Method::PUT, path, &[]).json(body)).await?).await
-    }
-
     /// `POST` with a file as its body, however long that takes.
     pub async fn post_file<T: DeserializeOwned>(&self, path: &[&str], file: tokio::fs::File) -> Result<T, Failure> {
         let request = self.request(Method::POST, path, &[]).header(CONTENT_TYPE, "application/octet-stream").body(file);
@@ -105,6 +100,11 @@ impl Client {
         Ok(response
             .bytes_stream()
             .map(move |piece| piece.map(|piece| piece.to_vec()).map_err(|error| unreachable(&server, error))))
+    }
+
+    /// `PUT` with a body.
+    pub async fn put<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Failure> {
+        self.read(self.send(self.request(Method::PUT, path, &[]).json(body)).await?).await
     }
 
     /// `DELETE`, whose answer has no body.

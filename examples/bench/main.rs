@@ -174,6 +174,7 @@ impl Settings {
             ("FREEHOLD_WORKER_CONCURRENCY", "8".to_owned()),
             ("FREEHOLD_BACKUP_DIR", backup_dir().display().to_string()),
             ("FREEHOLD_TENANT_POOL_SIZE", "16".to_owned()),
+            ("FREEHOLD_BACKUP_DIR", backup_dir().display().to_string()),
             ("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned())),
         ];
         environment.extend(self.more.iter().cloned());
@@ -202,11 +203,11 @@ impl Bench {
         platform.set_path("freehold_bench");
         let platform = platform.to_string();
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        std::fs::create_dir_all(backup_dir())?;
         let (line, over_line) = proxy::Proxy::to(&platform).await;
         let reached_by = if matches!(what, What::Outage(_)) { over_line } else { platform.clone() };
         let master_keys = format!("1:{}", random_key());
         let settings = Settings { platform: platform.clone(), reached_by, port, master_keys, more: what.environment() };
-        std::fs::create_dir_all(backup_dir())?;
         let command = |arguments: &[&str]| settings.command(arguments);
         ensure!(command(&["migrate"]).status().await.context("build with --release first")?.success(), "migrate");
         let file = std::env::temp_dir().join(format!("freehold-bench-{}", std::process::id()));

@@ -263,11 +263,11 @@ impl BackupServices {
 }
 
 /// Where the key of a backup under way is sealed.
-fn backup_key_location(backup: Uuid) -> Location {
+pub fn backup_key_location(backup: Uuid) -> Location {
     Location::platform("backups", "archive_key_sealed", backup)
 }
 
 /// Where the key of a restore under way is sealed.
-fn restore_key_location(operation: OperationId) -> Location {
+pub fn restore_key_location(operation: OperationId) -> Location {
     Location::platform("restores", "archive_key_sealed", operation)
 }

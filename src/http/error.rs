@@ -34,17 +34,19 @@ pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     title: &'static str,
-    detail: Option<Box<str>>,
+    /// Boxed, because an error travels by value, mostly in the `Err` that is not taken.
+    more: Box<More>,
+}
+
+/// What is said beyond the code.
+#[derive(Debug, Default)]
+struct More {
+    detail: Option<String>,
     errors: Vec<FieldProblem>,
-    /// Boxed, for it is seldom there and an error travels by value.
-    findings: Option<Box<Findings>>,
+    findings: Vec<DatabaseFinding>,
     operation_id: Option<OperationId>,
     retry_after: Option<Duration>,
 }
-
-/// What a check of a database found, apart: an error travels by value and stays small.
-#[derive(Debug)]
-struct Findings(Vec<DatabaseFinding>);
 
 /// What handlers return.
 pub type ApiResult<T> = Result<T, ApiError>;
@@ -52,36 +54,27 @@ pub type ApiResult<T> = Result<T, ApiError>;
 impl ApiError {
     /// An error with a status, a stable code and a title that does not vary.
     pub fn new(status: StatusCode, code: &'static str, title: &'static str) -> Self {
-        Self {
-            status,
-            code,
-            title,
-            detail: None,
-            errors: Vec::new(),
-            findings: None,
-            operation_id: None,
-            retry_after: None,
-        }
+        Self { status, code, title, more: Box::default() }
     }
 
     /// Says what happened this time and what to do about it.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into().into_boxed_str());
+        self.more.detail = Some(detail.into());
         self
     }
 
     /// Names a field that was refused.
     #[must_use]
     pub fn field(mut self, field: impl Into<String>, message: impl Into<String>) -> Self {
-        self.errors.push(FieldProblem { field: field.into(), message: message.into() });
+        self.more.errors.push(FieldProblem { field: field.into(), message: message.into() });
         self
     }
 
     /// Says when to try again.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait);
+        self.more.retry_after = Some(wait);
         self
     }
 
@@ -156,10 +149,10 @@ impl IntoResponse for ApiError {
             title: self.title.to_owned(),
             status: self.status.as_u16(),
             code: self.code.to_owned(),
-            detail: self.detail.map(String::from),
-            errors: self.errors,
-            findings: self.findings.map(|findings| findings.0).unwrap_or_default(),
-            operation_id: self.operation_id.map(|id| id.as_uuid()),
+            detail: self.more.detail,
+            errors: self.more.errors,
+            findings: self.more.findings,
+            operation_id: self.more.operation_id.map(|id| id.as_uuid()),
             request_id: request_id(),
         };
         let mut response = (self.status, Json(problem)).into_response();
@@ -168,7 +161,7 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if let Some(wait) = self.retry_after {
+        if let Some(wait) = self.more.retry_after {
             // Rounded up: whoever comes back after so many seconds must not be a moment early.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
@@ -326,7 +319,7 @@ impl From<BackupError> for ApiError {
             ),
             BackupError::InUse(operation) => {
                 let mut conflict = Self::conflict("backup_in_use", "An operation works on the backup").detail(text);
-                conflict.operation_id = Some(operation);
+                conflict.more.operation_id = Some(operation);
                 conflict
             }
             BackupError::TooLarge { .. } => {
@@ -374,7 +367,7 @@ impl From<OperationError> for ApiError {
             OperationError::Conflict { holder, kind } => {
                 let mut conflict = Self::conflict("operation_in_progress", "Another operation holds the tenant")
                     .detail(format!("operation {holder} ({kind}) has to be settled first"));
-                conflict.operation_id = Some(holder);
+                conflict.more.operation_id = Some(holder);
                 conflict
             }
             OperationError::NotFound => Self::not_found("operation"),
@@ -438,7 +431,7 @@ impl From<TenantError> for ApiError {
                     "database_unsuitable",
                     "The database cannot be used like this",
                 );
-                refused.findings = Some(Box::new(Findings(report.findings)));
+                refused.more.findings = report.findings;
                 refused
             }
             TenantError::NotOwnDatabase => {

@@ -43,9 +43,15 @@ pub const SEALED_COLUMNS: &[(&str, &str, RotationKind)] = &[
     ("wrapped_keys", "wrapped_key", RotationKind::MasterKey),
     ("clusters", "admin_url_sealed", RotationKind::MasterKey),
     ("idempotency_keys", "response_sealed", RotationKind::MasterKey),
+    ("backups", "archive_key_sealed", RotationKind::MasterKey),
+    ("restores", "archive_key_sealed", RotationKind::MasterKey),
+    ("restore_keys", "wrapped_key", RotationKind::MasterKey),
     ("tenant_databases", "url_sealed", RotationKind::DataKey),
     ("tenant_databases", "next_url_sealed", RotationKind::DataKey),
     ("signing_keys", "secret_sealed", RotationKind::DataKey),
+    // Made, used and deleted by one operation, which holds the tenant: no rotation of its data key comes in between.
+    ("restores", "url_sealed", RotationKind::DataKey),
+    ("restores", "signing_secret_sealed", RotationKind::DataKey),
     ("api_configurations", "api_key_sealed", RotationKind::DataKey),
 ];
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Each module's level; a module may use its own level and those below. Features use each other only as listed.
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
-    (2, &["tenants", "access", "configuration", "chat", "fleet", "rotation", "backups"]),
+    (2, &["tenants", "access", "configuration", "chat", "fleet", "backups", "rotation"]),
     (
         1,
         &[
@@ -45,17 +45,18 @@ const FEATURE_USES: &[(&str, &str)] = &[
     ("tenants", "configuration"),
     ("chat", "access"),
     ("chat", "configuration"),
-    ("rotation", "tenants"),
-    ("rotation", "configuration"),
     ("backups", "tenants"),
     ("backups", "access"),
+    ("rotation", "tenants"),
+    ("rotation", "configuration"),
+    ("rotation", "backups"),
 ];
 
 /// Files outside `store.rs` and `tenant_store.rs` with SQL, each for a reason.
 const SQL_ELSEWHERE: &[(&str, &str)] = &[
     ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
-    ("src/provisioning/logins.rs", "the administrator's SQL, with quoted identifiers"),
     ("src/provisioning/contents.rs", "counts and compares tables it knows nothing of, with quoted identifiers"),
+    ("src/provisioning/logins.rs", "the administrator's SQL, with quoted identifiers"),
     ("src/provisioning/own.rs", "claims, fills and leaves databases that clients bring"),
     ("src/database_check/facts.rs", "asks the catalogs of a server that is nobody's yet"),
     ("src/database_check/mod.rs", "asks a server for its identifier"),

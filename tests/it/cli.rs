@@ -171,38 +171,6 @@ async fn the_fleet_is_planned_migrated_and_verified() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn credentials_are_rotated_by_name_for_all_and_by_schedule() {
-    let settings = &[("FREEHOLD_ROTATION_GRACE_SECONDS", "0")];
-    let platform = Platform::start_with(crate::harness::Options { settings, ..Default::default() }).await;
-    let terminal = Terminal::signed_in(&platform).await;
-    platform.tenant("turning").await;
-    platform.tenant("turning-too").await;
-    let one = terminal.run(&["rotate", "database", "turning"]).await;
-    assert_eq!(one.exit, Exit::Done, "{}", one.stderr);
-    let all = terminal.run(&["rotate", "data-key", "--all", "--json"]).await;
-    assert_eq!(all.exit, Exit::Done, "{}", all.stderr);
-    assert_eq!((&all.json()["group"]["succeeded"], &all.json()["skipped"]), (&json!(2), &json!([])));
-    let held = terminal.run(&["rotate", "signing-key", "turning", "--detach", "--json"]).await;
-    assert_eq!(held.json()["operations"].as_array().unwrap().len(), 1);
-    let some = terminal.run(&["rotate", "database", "--all"]).await;
-    assert_eq!(some.exit, Exit::Done, "{}", some.stderr);
-    assert!(some.stdout.contains("1 rotated, 1 left out") && some.stdout.contains("operation_in_progress"));
-    let scheduled = terminal.run(&["rotate", "database", "--all", "--schedule", "90d"]).await;
-    assert!(scheduled.stdout.contains("every 90 days"), "{}", scheduled.stdout);
-    let shown = terminal.run(&["tenant", "show", "turning"]).await;
-    assert!(shown.stdout.contains("rotation") && shown.stdout.contains("every 90 days"), "{}", shown.stdout);
-    let nothing = terminal.run(&["rotate", "master-key", "--json"]).await;
-    assert_eq!((nothing.exit, &nothing.json()["error"]["code"]), (Exit::Failed, &json!("nothing_to_rotate")));
-    for wrong in [
-        &["rotate", "database"][..],
-        &["rotate", "master-key", "turning"],
-        &["rotate", "database", "--all", "--schedule", "3"],
-    ] {
-        assert_eq!(terminal.run(wrong).await.exit, Exit::Usage, "{wrong:?}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tenant_is_backed_up_to_a_file_and_comes_back_from_it() {
     let platform = Platform::start().await;
     let terminal = Terminal::signed_in(&platform).await;
@@ -254,4 +222,36 @@ async fn a_tenant_is_backed_up_to_a_file_and_comes_back_from_it() {
     done(&["tenant", "restore", "--backup", id, "--key-file", &key, "--replace", "cli-backup", "--yes"]).await;
     platform.login("cli-backup", &ours.user_email).await;
     done(&["backup", "delete", id]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_are_rotated_by_name_for_all_and_by_schedule() {
+    let settings = &[("FREEHOLD_ROTATION_GRACE_SECONDS", "0")];
+    let platform = Platform::start_with(crate::harness::Options { settings, ..Default::default() }).await;
+    let terminal = Terminal::signed_in(&platform).await;
+    platform.tenant("turning").await;
+    platform.tenant("turning-too").await;
+    let one = terminal.run(&["rotate", "database", "turning"]).await;
+    assert_eq!(one.exit, Exit::Done, "{}", one.stderr);
+    let all = terminal.run(&["rotate", "data-key", "--all", "--json"]).await;
+    assert_eq!(all.exit, Exit::Done, "{}", all.stderr);
+    assert_eq!((&all.json()["group"]["succeeded"], &all.json()["skipped"]), (&json!(2), &json!([])));
+    let held = terminal.run(&["rotate", "signing-key", "turning", "--detach", "--json"]).await;
+    assert_eq!(held.json()["operations"].as_array().unwrap().len(), 1);
+    let some = terminal.run(&["rotate", "database", "--all"]).await;
+    assert_eq!(some.exit, Exit::Done, "{}", some.stderr);
+    assert!(some.stdout.contains("1 rotated, 1 left out") && some.stdout.contains("operation_in_progress"));
+    let scheduled = terminal.run(&["rotate", "database", "--all", "--schedule", "90d"]).await;
+    assert!(scheduled.stdout.contains("every 90 days"), "{}", scheduled.stdout);
+    let shown = terminal.run(&["tenant", "show", "turning"]).await;
+    assert!(shown.stdout.contains("ROTATION") && shown.stdout.contains("every 90 days"), "{}", shown.stdout);
+    let nothing = terminal.run(&["rotate", "master-key", "--json"]).await;
+    assert_eq!((nothing.exit, &nothing.json()["error"]["code"]), (Exit::Failed, &json!("nothing_to_rotate")));
+    for wrong in [
+        &["rotate", "database"][..],
+        &["rotate", "master-key", "turning"],
+        &["rotate", "database", "--all", "--schedule", "3"],
+    ] {
+        assert_eq!(terminal.run(wrong).await.exit, Exit::Usage, "{wrong:?}");
+    }
 }

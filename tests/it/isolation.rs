@@ -51,11 +51,11 @@ async fn routes(platform: &Platform) -> Vec<Route> {
 fn body(route: &Route) -> Option<Value> {
     let body = match (route.method.as_str(), route.path.as_str()) {
         ("POST", "/platform/v1/tenants") => harness::new_tenant("not-to-be-made"),
-        ("POST", "/platform/v1/rotations") => json!({ "kind": "database", "all": true }),
-        ("PUT", "/platform/v1/rotation-schedules") => json!({ "kind": "database", "all": true, "schedule": "off" }),
         ("POST", "/platform/v1/tenants/{slug}/backups" | "/platform/v1/backups/{id}/restore") => {
             json!({ "passphrase": "a passphrase of the attacker's" })
         }
+        ("POST", "/platform/v1/rotations") => json!({ "kind": "database", "all": true }),
+        ("PUT", "/platform/v1/rotation-schedules") => json!({ "kind": "database", "all": true, "schedule": "off" }),
         ("POST", "/platform/v1/clusters") => json!({ "name": "x", "admin_url": "postgres://a:b@127.0.0.1:1/c" }),
         ("POST", "/platform/v1/tenants/{slug}/invites") | ("PATCH", _) => json!({}),
         ("PUT", "/api/v1/database") | ("POST", "/api/v1/database/check" | "/platform/v1/database-checks") => {

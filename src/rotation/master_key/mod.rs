@@ -6,6 +6,7 @@
 //! | `rewrap_data_keys` | tenants' data keys: only their wrapping, in batches; what they seal stays as it is |
 //! | `reseal_cluster_urls` | the clusters' admin URLs |
 //! | `reseal_answers` | answers kept for repeated requests |
+//! | `reseal_archive_keys` | what backups and restores under way keep |
 //! | `verify_unused` | looks at everything once more, and proves that no older key is in use |
 //!
 //! Each value carries the version of its key, so a pass that was killed goes on with what is left, and doing it again
@@ -23,8 +24,9 @@ use uuid::Uuid;
 
 use super::{RotationError, Rotations, Rotator, permanent, platform_failed, record_success};
 use crate::api::rotation::{MasterKey, MasterKeyList, RotationKind};
+use crate::backups;
 use crate::idempotency;
-use crate::ids::{ClusterId, SuperAdminId, TenantId};
+use crate::ids::{ClusterId, OperationId, SuperAdminId, TenantId};
 use crate::operations::{
     self, Definition, OperationProgress, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture,
 };
@@ -53,6 +55,11 @@ pub static DEFINITION: Definition<Rotator> = Definition {
             undo: |_, _| boxed(nothing()),
         },
         Step { name: "reseal_answers", run: |s, c| boxed(reseal_answers(s, c)), undo: |_, _| boxed(nothing()) },
+        Step {
+            name: "reseal_archive_keys",
+            run: |s, c| boxed(reseal_archive_keys(s, c)),
+            undo: |_, _| boxed(nothing()),
+        },
         Step { name: "verify_unused", run: |s, c| boxed(verify_unused(s, c)), undo: |_, _| boxed(nothing()) },
     ],
     settle,
@@ -206,6 +213,42 @@ async fn answers_pass(services: &Rotator, context: &StepContext, target: u32) ->
     }
 }
 
+async fn reseal_archive_keys(services: Arc<Rotator>, context: StepContext) -> Result<(), StepError> {
+    let target = target(&services, &context)?;
+    archive_keys_pass(&services, &context, target).await
+}
+
+/// There are as many as operations under way. One that has ended meanwhile has deleted its own.
+async fn archive_keys_pass(services: &Rotator, context: &StepContext, target: u32) -> Result<(), StepError> {
+    let version = target.cast_signed();
+    let rows = store::archive_keys_not_under(&services.pool, version).await.map_err(platform_failed)?;
+    let mut pass = Pass::new(services, context, i64::try_from(rows.len()).unwrap_or(i64::MAX));
+    for row in rows {
+        let location = match row.is_backup {
+            true => backups::backup_key_location(row.id),
+            false => backups::restore_key_location(OperationId::from_uuid(row.id)),
+        };
+        let opened = Sealed::from_bytes(row.sealed.as_slice())
+            .and_then(|sealed| services.master_keys.open_platform(&location, &sealed));
+        if let Ok(key) = &opened {
+            let new = services.master_keys.seal_platform(&location, key);
+            store::reseal_archive_key(&services.pool, &row, new.as_bytes()).await.map_err(platform_failed)?;
+        }
+        pass.note(1, usize::from(opened.is_err())).await?;
+    }
+    for row in store::restore_keys_not_under(&services.pool, version).await.map_err(platform_failed)? {
+        let tenant = TenantId::from_uuid(row.tenant_id);
+        let opened = Sealed::from_bytes(row.wrapped_key.as_slice())
+            .and_then(|wrapped| services.master_keys.unwrap(tenant, row.version.cast_unsigned(), &wrapped));
+        if let Ok(key) = &opened {
+            let new = services.master_keys.wrap(tenant, key);
+            store::rewrap_restore_key(&services.pool, &row, new.as_bytes(), version).await.map_err(platform_failed)?;
+        }
+        pass.note(1, usize::from(opened.is_err())).await?;
+    }
+    pass.finish("keys of backups and restores")
+}
+
 async fn verify_unused(services: Arc<Rotator>, context: StepContext) -> Result<(), StepError> {
     let target = target(&services, &context)?;
     for _ in 0..PASSES {
@@ -221,6 +264,7 @@ async fn verify_unused(services: Arc<Rotator>, context: StepContext) -> Result<(
         data_keys_pass(&services, &context, target).await?;
         cluster_urls_pass(&services, &context, target).await?;
         answers_pass(&services, &context, target).await?;
+        archive_keys_pass(&services, &context, target).await?;
     }
     let in_use = store::versions_in_use(&services.pool).await.map_err(platform_failed)?;
     let older: Vec<String> = in_use

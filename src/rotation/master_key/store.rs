@@ -143,6 +143,85 @@ pub(super) async fn reseal_answers(pool: &PgPool, batch: &Answers) -> Result<(),
     Ok(())
 }
 
+/// The key of an archive that is being written or read.
+pub(super) struct ArchiveKeyRow {
+    pub(super) is_backup: bool,
+    /// The backup's id or the restore's operation.
+    pub(super) id: Uuid,
+    pub(super) sealed: Vec<u8>,
+}
+
+pub(super) async fn archive_keys_not_under(pool: &PgPool, version: i32) -> Result<Vec<ArchiveKeyRow>, sqlx::Error> {
+    sqlx::query_as!(
+        ArchiveKeyRow,
+        r#"SELECT true AS "is_backup!", id AS "id!", archive_key_sealed AS "sealed!" FROM backups
+           WHERE substring(archive_key_sealed FROM 2 FOR 4) <> int4send($1)
+           UNION ALL SELECT false, operation_id, archive_key_sealed FROM restores
+           WHERE substring(archive_key_sealed FROM 2 FOR 4) <> int4send($1)"#,
+        version
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Stores it if it is still the one that was read.
+pub(super) async fn reseal_archive_key(pool: &PgPool, row: &ArchiveKeyRow, new: &[u8]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "WITH backup AS (
+             UPDATE backups SET archive_key_sealed = $3 WHERE $4 AND id = $1 AND archive_key_sealed = $2
+         )
+         UPDATE restores SET archive_key_sealed = $3 WHERE NOT $4 AND operation_id = $1 AND archive_key_sealed = $2",
+        row.id,
+        row.sealed,
+        new,
+        row.is_backup
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// A data key out of a backup, before it is in force.
+pub(super) struct RestoreKeyRow {
+    pub(super) operation_id: Uuid,
+    pub(super) tenant_id: Uuid,
+    pub(super) version: i32,
+    pub(super) wrapped_key: Vec<u8>,
+}
+
+pub(super) async fn restore_keys_not_under(pool: &PgPool, version: i32) -> Result<Vec<RestoreKeyRow>, sqlx::Error> {
+    sqlx::query_as!(
+        RestoreKeyRow,
+        "SELECT k.operation_id, r.tenant_id, k.version, k.wrapped_key
+         FROM restore_keys k JOIN restores r USING (operation_id)
+         WHERE substring(k.wrapped_key FROM 2 FOR 4) <> int4send($1)",
+        version
+    )
+    .fetch_all(pool)
+    .await
+}
+
+/// Stores it if it is still the one that was read.
+pub(super) async fn rewrap_restore_key(
+    pool: &PgPool,
+    row: &RestoreKeyRow,
+    new: &[u8],
+    master_key_version: i32,
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE restore_keys SET wrapped_key = $4, master_key_version = $5
+         WHERE operation_id = $1 AND version = $2 AND wrapped_key = $3",
+        row.operation_id,
+        row.version,
+        row.wrapped_key,
+        new,
+        master_key_version
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
 /// Every version that something is under, and how many values, lowest first.
 pub(super) async fn versions_in_use(pool: &PgPool) -> Result<Vec<(i32, i64)>, sqlx::Error> {
     let rows = sqlx::query!(
@@ -151,6 +230,11 @@ pub(super) async fn versions_in_use(pool: &PgPool) -> Result<Vec<(i32, i64)>, sq
              SELECT substring(wrapped_key FROM 2 FOR 4) AS header FROM wrapped_keys
              UNION ALL SELECT substring(admin_url_sealed FROM 2 FOR 4) FROM clusters
              UNION ALL SELECT substring(response_sealed FROM 2 FOR 4) FROM idempotency_keys
+             UNION ALL SELECT substring(archive_key_sealed FROM 2 FOR 4) FROM backups
+                 WHERE archive_key_sealed IS NOT NULL
+             UNION ALL SELECT substring(archive_key_sealed FROM 2 FOR 4) FROM restores
+                 WHERE archive_key_sealed IS NOT NULL
+             UNION ALL SELECT substring(wrapped_key FROM 2 FOR 4) FROM restore_keys
          ) AS sealed
          GROUP BY header ORDER BY header"#
     )

@@ -18,6 +18,7 @@ use crate::backups::BackupError;
 use crate::chat::ChatError;
 use crate::configuration::ConfigurationError;
 use crate::fleet::FleetError;
+use crate::fleet_audit::FleetAuditError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
@@ -371,6 +372,8 @@ impl From<OperationError> for ApiError {
                 conflict
             }
             OperationError::NotFound => Self::not_found("operation"),
+            OperationError::TenantGone => Self::conflict("tenant_gone", "The tenant was deleted for good")
+                .detail("nothing is done to it any more"),
             OperationError::NotRetryable => {
                 Self::conflict("operation_not_failed", "Only an operation that failed can be retried")
             }
@@ -389,6 +392,15 @@ impl From<FleetError> for ApiError {
             FleetError::UnknownVersion { .. } => Self::invalid("target_version", error.to_string()),
             FleetError::Operation(error) => error.into(),
             FleetError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<FleetAuditError> for ApiError {
+    fn from(error: FleetAuditError) -> Self {
+        match error {
+            FleetAuditError::Operation(error) => error.into(),
+            FleetAuditError::Database(error) => error.into(),
         }
     }
 }
@@ -440,6 +452,14 @@ impl From<TenantError> for ApiError {
             TenantError::NotWaiting => Self::conflict("tenant_not_active", "The tenant takes no database now")
                 .detail("it is being set up, suspended for good, or removed"),
             TenantError::NotFound => Self::not_found("tenant"),
+            TenantError::WrongState { .. } => {
+                Self::conflict("wrong_tenant_state", "The tenant is not in a state for this").detail(error.to_string())
+            }
+            TenantError::PurgeBegun => Self::conflict("purge_begun", "The tenant is being removed for good")
+                .detail("its database may be gone already: only a backup of its own brings it back"),
+            TenantError::Contended => {
+                Self::conflict("tenant_contended", "The tenant kept changing meanwhile").detail("try again")
+            }
             TenantError::Operation(error) => error.into(),
             TenantError::Idempotency(error) => error.into(),
             TenantError::Provisioning(error) => {

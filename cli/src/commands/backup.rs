@@ -43,11 +43,11 @@ pub async fn run(context: &Context<'_>, command: BackupCommand) -> Result<(), Fa
         }
         BackupCommand::Download { id, output } => {
             let client = context.client()?;
-            let backup: Backup = client.get(&path(id, None), &[]).await?;
+            let backup: Backup = client.get(&path(&id.to_string(), None), &[]).await?;
             fetch_to(context, &client, &backup, &output).await
         }
         BackupCommand::Delete { id } => {
-            context.client()?.delete(&path(id, None)).await?;
+            context.client()?.delete(&path(&id.to_string(), None)).await?;
             context
                 .output
                 .data(&json!({ "deleted": id }), || "Deleted. Copies of the file elsewhere still open.".into())
@@ -61,9 +61,7 @@ pub async fn run(context: &Context<'_>, command: BackupCommand) -> Result<(), Fa
     }
 }
 
-fn path(id: Uuid, what: Option<&'static str>) -> Vec<&'static str> {
-    // Paths are made of pieces that live as long as the command.
-    let id: &'static str = Box::leak(id.to_string().into_boxed_str());
+fn path<'a>(id: &'a str, what: Option<&'a str>) -> Vec<&'a str> {
     BACKUPS.into_iter().chain([id]).chain(what).collect()
 }
 
@@ -125,7 +123,7 @@ pub async fn create(context: &Context<'_>, args: TenantBackupArgs) -> Result<(),
         return context.output.data(&accepted, || shown(&accepted.backup));
     }
     settled(&client, context, &accepted.operation, "freehold tenant backup").await?;
-    let backup: Backup = client.get(&path(id, None), &[]).await?;
+    let backup: Backup = client.get(&path(&id.to_string(), None), &[]).await?;
     match &args.output {
         Some(output) => fetch_to(context, &client, &backup, output).await,
         None => context.output.data(&backup, || shown(&backup)),
@@ -166,7 +164,8 @@ pub async fn restore(context: &Context<'_>, args: TenantRestoreArgs) -> Result<(
     };
     let mut body = json!({ "slug": args.slug, "replace": args.replace, "cluster": args.cluster });
     secret.put_into(&mut body);
-    let asked: Result<RestoreBackupResponse, Failure> = client.post(&path(id, Some("restore")), &body).await;
+    let asked: Result<RestoreBackupResponse, Failure> =
+        client.post(&path(&id.to_string(), Some("restore")), &body).await;
     let outcome = match &asked {
         Ok(accepted) if args.detach => {
             context.output.note(format!("hint: freehold operation follow {}", accepted.operation.id));
@@ -175,7 +174,7 @@ pub async fn restore(context: &Context<'_>, args: TenantRestoreArgs) -> Result<(
         Ok(accepted) => settled(&client, context, &accepted.operation, "freehold tenant restore").await,
         Err(_) => Ok(()),
     };
-    if is_ours && client.delete(&path(id, None)).await.is_err() {
+    if is_ours && client.delete(&path(&id.to_string(), None)).await.is_err() {
         context.output.note("The uploaded file could not be removed; the platform does so after a day.");
     }
     let accepted = asked?;
@@ -235,7 +234,7 @@ async fn fetch_to(context: &Context<'_>, client: &Client, backup: &Backup, targe
     let unwritten =
         |error: std::io::Error| Failure::failed("file_unusable", format!("cannot write {}: {error}", target.display()));
     refuse_existing(target)?;
-    let mut pieces = pin!(client.download(&path(backup.id, Some("content"))).await?);
+    let mut pieces = pin!(client.download(&path(&backup.id.to_string(), Some("content"))).await?);
     let mut hash = Sha256::new();
     let to_stdout = target == Path::new("-");
     let mut file = match (to_stdout, target.parent().filter(|parent| !parent.as_os_str().is_empty())) {

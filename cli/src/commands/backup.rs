@@ -16,7 +16,6 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
-use uuid::Uuid;
 
 use super::{Context, note_more, pages};
 use crate::args::{ArchiveSecretArgs, BackupCommand, BackupKeyCommand, TenantBackupArgs, TenantRestoreArgs};

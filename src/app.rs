@@ -14,13 +14,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{SuperAdmins, Tokens, Users};
+use crate::api::platform::TenantState;
 use crate::backups::{BackupServices, Backups};
 use crate::chat::Chat;
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::configuration::AiKeys;
 use crate::fleet::Fleet;
+use crate::fleet_audit::FleetAudit;
 use crate::http::router;
+use crate::ids::TenantId;
 use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
@@ -29,9 +32,10 @@ use crate::rotation::{Rotations, Rotator};
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
-use crate::tenant_db::{Directory, PoolSettings, Shares, TenantDatabases};
+use crate::tenant_db::{Directory, PoolSettings, Shares, TenantDatabases, TenantRecord};
 use crate::tenants::clusters::ClusterRegistry;
 use crate::tenants::database_checks::DatabaseChecks;
+use crate::tenants::life::Life;
 use crate::tenants::own_database::OwnDatabases;
 use crate::tenants::provision::Provisioning;
 use crate::tenants::registry::Registry;
@@ -64,6 +68,8 @@ pub struct AppState {
     pub users: Users,
     /// The registry of tenants.
     pub registry: Registry,
+    /// Suspends, resumes, deletes and takes back.
+    pub life: Arc<Life>,
     /// Checks of databases that somebody wants to use.
     pub database_checks: DatabaseChecks,
     /// Clients' own databases.
@@ -78,6 +84,8 @@ pub struct AppState {
     pub rotator: Arc<Rotator>,
     /// Runs over all tenants.
     pub fleet: Fleet,
+    /// Compares the registry with what is there.
+    pub fleet_audit: Arc<FleetAudit>,
     /// The cached registry.
     pub directory: Arc<Directory>,
     /// The tenants' pools.
@@ -167,13 +175,18 @@ impl AppState {
         // For each operation a connection that holds its lock, and some for the queue itself.
         let worker_connections = u32::try_from(config.worker_concurrency).unwrap_or(u32::MAX).saturating_mul(2) + 4;
         let worker_pool = platform_db::pool(&config.platform_database_url, worker_connections);
+        let life = Arc::new(Life::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock)));
+        let fleet_audit =
+            Arc::new(FleetAudit::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock)));
         let mut engine = worker::engine(
             worker_pool,
             Arc::clone(&clock),
             provisioning,
             Arc::new(fleet.clone()),
             backup_services,
+            Arc::clone(&fleet_audit),
             &rotator,
+            &life,
         );
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
@@ -233,8 +246,10 @@ impl AppState {
             config,
             pool,
             clock,
+            life,
             clusters,
             fleet,
+            fleet_audit,
             directory,
             databases,
             tasks,
@@ -369,8 +384,12 @@ async fn follow_registry(state: AppState) {
         };
         match notification {
             Ok(Notification::Registry(id)) => {
+                let known = state.directory.knows_tenant(id);
                 let record = state.directory.refresh(id).await;
                 state.databases.follow(id, record.as_ref());
+                if known {
+                    follow_life(&state, id, record.as_deref());
+                }
             }
             Ok(Notification::Operation(_)) => {}
             Ok(Notification::Shares) => state.databases.look_at_shares(),
@@ -379,9 +398,33 @@ async fn follow_registry(state: AppState) {
                 for id in state.databases.tenants() {
                     let record = state.directory.refresh(id).await;
                     state.databases.follow(id, record.as_ref());
+                    follow_life(&state, id, record.as_deref());
                 }
+                forget_gone(&state).await;
             }
             Err(broadcast::error::RecvError::Closed) => return,
         }
+    }
+}
+
+/// What follows from a tenant's life beside its connections: answers under way end when it goes out of service, and
+/// nothing opened is kept of one that is gone.
+fn follow_life(state: &AppState, id: TenantId, record: Option<&TenantRecord>) {
+    match record {
+        Some(record) if record.is_active() => state.chat.reopen(id),
+        Some(record) => state.chat.close(id, record.state),
+        None => {
+            state.chat.close(id, TenantState::Deleted);
+            state.chat.reopen(id);
+            state.directory.forget(id);
+        }
+    }
+}
+
+/// Forgets the tenants that were deleted while nobody listened.
+async fn forget_gone(state: &AppState) {
+    match state.directory.gone().await {
+        Ok(gone) => gone.into_iter().for_each(|id| follow_life(state, id, None)),
+        Err(error) => tracing::warn!(%error, "look for deleted tenants"),
     }
 }

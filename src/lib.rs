@@ -19,6 +19,7 @@ pub mod configuration;
 pub mod database_check;
 pub mod doctor;
 pub mod fleet;
+pub mod fleet_audit;
 pub mod http;
 pub mod idempotency;
 pub mod ids;

@@ -19,6 +19,40 @@ pub static TASKS: &[Task<AppState>] = &[
         run: |state| Box::pin(async move { Ok(state.backups.prune_uploads().await?) }),
     },
     Task {
+        name: "prune_sign_ins",
+        period: TimeDelta::hours(1),
+        run: |state| {
+            Box::pin(async move {
+                let (sessions, attempts) = state.super_admins.prune().await?;
+                tracing::debug!(sessions, attempts, "prune sign-ins");
+                Ok(())
+            })
+        },
+    },
+    Task {
+        name: "audit_fleet",
+        period: TimeDelta::hours(1),
+        run: |state| {
+            Box::pin(async move {
+                state.fleet_audit.begin(None).await?;
+                Ok(())
+            })
+        },
+    },
+    Task {
+        name: "purge_deleted_tenants",
+        period: TimeDelta::minutes(1),
+        run: |state| {
+            Box::pin(async move {
+                let begun = state.life.purge_due().await?;
+                if begun > 0 {
+                    tracing::info!(begun, "purge deleted tenants");
+                }
+                Ok(())
+            })
+        },
+    },
+    Task {
         name: "begin_due_rotations",
         period: TimeDelta::minutes(1),
         run: |state| {

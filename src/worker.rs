@@ -8,8 +8,10 @@ use sqlx::PgPool;
 use crate::backups::{self, BackupServices};
 use crate::clock::SharedClock;
 use crate::fleet::{self, Fleet};
+use crate::fleet_audit::{self, FleetAudit};
 use crate::operations::Engine;
 use crate::rotation::{self, Rotator};
+use crate::tenants::life::{Life, delete, purge, resume, suspend, undelete};
 use crate::tenants::own_database;
 use crate::tenants::provision::{self, Provisioning};
 
@@ -20,7 +22,9 @@ pub fn engine(
     provisioning: Arc<Provisioning>,
     fleet: Arc<Fleet>,
     backups: Arc<BackupServices>,
+    fleet_audit: Arc<FleetAudit>,
     rotator: &Arc<Rotator>,
+    life: &Arc<Life>,
 ) -> Engine {
     Engine::new(pool, clock)
         .register(&provision::DEFINITION, Arc::clone(&provisioning))
@@ -30,6 +34,12 @@ pub fn engine(
         .register(&backups::BACKUP_TENANT, Arc::clone(&backups))
         .register(&backups::RESTORE_TENANT, Arc::clone(&backups))
         .register(&backups::DROP_REPLACED_DATABASE, backups)
+        .register(&fleet_audit::DEFINITION, fleet_audit)
+        .register(&suspend::DEFINITION, Arc::clone(life))
+        .register(&resume::DEFINITION, Arc::clone(life))
+        .register(&delete::DEFINITION, Arc::clone(life))
+        .register(&undelete::DEFINITION, Arc::clone(life))
+        .register(&purge::DEFINITION, Arc::clone(life))
         .register(&rotation::database::DEFINITION, Arc::clone(rotator))
         .register(&rotation::signing_key::DEFINITION, Arc::clone(rotator))
         .register(&rotation::data_key::DEFINITION, Arc::clone(rotator))

@@ -82,6 +82,9 @@ pub enum Command {
     /// Durable operations, such as the provisioning of a tenant
     #[command(subcommand)]
     Operation(OperationCommand),
+    /// Compare what is registered with what is there
+    #[command(subcommand)]
+    Audit(AuditCommand),
     /// Postgres servers on which managed tenants get their databases
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -140,7 +143,7 @@ pub enum TenantCommand {
         #[arg(value_parser = slug)]
         slug: String,
     },
-    /// Change a tenant's name, plan or registered admin
+    /// Change a tenant's name, plan, registered admin or limits
     Set(TenantSetArgs),
     /// Make a new one-time invite for a client admin
     Invite(TenantInviteArgs),
@@ -150,6 +153,82 @@ pub enum TenantCommand {
     Restore(Box<TenantRestoreArgs>),
     /// Make a new token with which the client gives its own database, or new credentials for it
     DatabaseToken(TenantDatabaseTokenArgs),
+    /// Take a tenant out of service at once, on every server
+    Suspend(TenantSuspendArgs),
+    /// Put a suspended tenant back into service
+    Resume(TenantLifeArgs),
+    /// Delete a tenant: out of service at once, removed for good when its grace is over
+    Delete(TenantDeleteArgs),
+    /// Take a deletion back, while its grace lasts
+    Undelete(TenantLifeArgs),
+}
+
+/// `freehold tenant resume` and `undelete`, and what all of their kind take.
+#[derive(Debug, Args)]
+pub struct TenantLifeArgs {
+    /// The tenant's slug
+    #[arg(value_parser = slug)]
+    pub slug: String,
+    /// Return once the platform has accepted it, without following the operation
+    #[arg(long)]
+    pub detach: bool,
+}
+
+/// `freehold tenant suspend`.
+#[derive(Debug, Args)]
+pub struct TenantSuspendArgs {
+    /// Which tenant
+    #[command(flatten)]
+    pub life: TenantLifeArgs,
+    /// Why, for your own people; the client is not told
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+}
+
+/// `freehold tenant delete`.
+#[derive(Debug, Args)]
+pub struct TenantDeleteArgs {
+    /// Which tenant
+    #[command(flatten)]
+    pub life: TenantLifeArgs,
+    /// Do not ask for the slug to be typed, for scripts
+    #[arg(long)]
+    pub yes: bool,
+    /// For how many days it can be taken back [default: 30]
+    #[arg(long, value_name = "N", conflicts_with = "now")]
+    pub grace_days: Option<u32>,
+    /// Remove it for good at once
+    #[arg(long)]
+    pub now: bool,
+}
+
+/// A limit that can be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitName {
+    /// Connections to the tenant's database that each server may hold.
+    Connections,
+}
+
+/// A limit and its new value; none takes it away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// Which.
+    pub name: LimitName,
+    /// Its value.
+    pub value: Option<u32>,
+}
+
+fn limit(text: &str) -> Result<Limit, String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE, for example connections=4")?;
+    let name = match name {
+        "connections" => LimitName::Connections,
+        _ => return Err("the limits are: connections".into()),
+    };
+    let value = match value {
+        "none" => None,
+        number => Some(number.parse().map_err(|_| "a number, or none")?),
+    };
+    Ok(Limit { name, value })
 }
 
 /// `freehold tenant create`.
@@ -218,6 +297,13 @@ pub struct PageArgs {
     pub all: bool,
 }
 
+impl PageArgs {
+    /// All of it.
+    pub fn all() -> Self {
+        Self { limit: NonZeroUsize::MIN, all: true }
+    }
+}
+
 /// `freehold tenant list`.
 #[derive(Debug, Args)]
 pub struct TenantListArgs {
@@ -245,6 +331,9 @@ pub struct TenantSetArgs {
     /// Where to reach the client's admin
     #[arg(long, value_name = "EMAIL", group = "change")]
     pub admin_email: Option<String>,
+    /// What it may use, for example connections=4, or connections=none for the platform's own limit
+    #[arg(long = "limit", value_name = "NAME=VALUE", group = "change", value_parser = limit)]
+    pub limits: Vec<Limit>,
 }
 
 /// `freehold tenant invite`.
@@ -435,6 +524,17 @@ pub enum ClusterCommand {
     List,
 }
 
+/// `freehold audit`.
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Compare registry, databases, roles and keys, and report orphans and strangers; exit code 1 if there are problems
+    Fleet {
+        /// Show what the last audit found, without running one
+        #[arg(long)]
+        last: bool,
+    },
+}
+
 /// `freehold migrate`. With --json each line of stdout is a document: the operation each time it moves, and at the end
 /// a report.
 #[derive(Debug, Args)]
@@ -593,6 +693,17 @@ mod tests {
         for line in mistakes {
             assert!(Cli::try_parse_from(line).is_err(), "{line:?}");
         }
+    }
+
+    #[test]
+    fn limits_are_named_and_numbers_or_none() {
+        let named = |value| Limit { name: LimitName::Connections, value };
+        assert_eq!(limit("connections=4"), Ok(named(Some(4))));
+        assert_eq!(limit("connections=none"), Ok(named(None)));
+        for mistake in ["connections", "connections=", "connections=-1", "speed=1"] {
+            assert!(limit(mistake).is_err(), "{mistake}");
+        }
+        assert!(Cli::try_parse_from(["freehold", "tenant", "delete", "acme", "--now", "--grace-days", "3"]).is_err());
     }
 
     #[test]

@@ -112,6 +112,11 @@ impl Client {
         self.send(self.request(Method::DELETE, path, &[])).await.map(drop)
     }
 
+    /// `DELETE`, whose answer says what becomes of it.
+    pub async fn delete_for<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, String)]) -> Result<T, Failure> {
+        self.read(self.send(self.request(Method::DELETE, path, query)).await?).await
+    }
+
     /// `POST` with a body and an idempotency key: sent again when the connection breaks or a gateway answers for
     /// the server, because the server does a thing once for each key.
     pub async fn post_once<T: DeserializeOwned>(

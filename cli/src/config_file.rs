@@ -216,6 +216,10 @@ mod tests {
             created_at: DateTime::UNIX_EPOCH,
             updated_at: DateTime::UNIX_EPOCH,
             activated_at: None,
+            suspended_at: None,
+            suspend_reason: None,
+            delete_after: None,
+            deleted_at: None,
         }
     }
 

@@ -91,6 +91,11 @@ pub fn ask_email(output: &Output) -> Result<String, Failure> {
     Input::new().with_prompt("E-mail").interact_text().map_err(|error| unanswered(&error))
 }
 
+/// Asks for a line of text, at a terminal that is known to be there.
+pub fn ask_line(prompt: &str) -> Result<String, Failure> {
+    Input::new().with_prompt(prompt).allow_empty(true).interact_text().map_err(|error| unanswered(&error))
+}
+
 fn missing(what: &str, option: &str) -> Failure {
     Failure::usage("input_missing", format!("the {what} is missing, and there is no terminal to ask at")).hint(option)
 }

@@ -26,7 +26,8 @@ use clap::Parser;
 
 use args::{Cli, Command};
 use commands::{
-    Context, backup, cluster, completions, connections, database, doctor, migrate, operation, rotate, session, tenant,
+    Context, audit, backup, cluster, completions, connections, database, doctor, migrate, operation, rotate, session,
+    tenant,
 };
 use failure::{Exit, Failure};
 use output::{Output, Sinks};
@@ -70,6 +71,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Tenant(command) => tenant::run(&context, command).await?,
         Command::Backup(command) => backup::run(&context, command).await?,
         Command::Operation(command) => operation::run(&context, command).await?,
+        Command::Audit(command) => audit::run(&context, command).await?,
         Command::Cluster(command) => cluster::run(&context, command).await?,
         Command::Connections => connections::run(&context).await?,
         Command::Migrate(args) => return migrate::run(&context, *args).await,

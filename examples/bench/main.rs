@@ -24,6 +24,7 @@ mod faults;
 mod fleet;
 mod provisioning;
 mod rotation;
+mod suspension;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -94,6 +95,15 @@ enum What {
         #[arg(long, default_value_t = 100_000)]
         values: usize,
     },
+    /// A tenant is suspended under load: time until the last answer of two servers.
+    Suspension {
+        /// How often.
+        #[arg(long, default_value_t = 10)]
+        rounds: usize,
+        /// How many clients each server has.
+        #[arg(long, default_value_t = 8)]
+        clients: usize,
+    },
 }
 
 /// The directory of the server's backups, which goes with the benchmark.
@@ -120,6 +130,7 @@ async fn main() -> Result<()> {
         What::FleetServer => Ok(()),
         What::Chat { seconds } => chat::run(&bench, Duration::from_secs(seconds)).await,
         What::Credentials { tenants, clients } => rotation::credentials(&bench, tenants, clients).await,
+        What::Suspension { rounds, clients } => suspension::run(&bench, rounds, clients).await,
         What::MasterKey { values } => rotation::master_key(&mut bench, values).await,
     };
     drop(std::fs::remove_dir_all(backup_dir()));
@@ -172,6 +183,7 @@ impl Settings {
             ("FREEHOLD_LISTEN", format!("127.0.0.1:{}", self.port)),
             ("FREEHOLD_ALLOW_PRIVATE_MODEL_HOSTS", "true".to_owned()),
             ("FREEHOLD_WORKER_CONCURRENCY", "8".to_owned()),
+            ("FREEHOLD_BACKUP_DIR", backup_dir().display().to_string()),
             ("FREEHOLD_TENANT_POOL_SIZE", "16".to_owned()),
             ("FREEHOLD_BACKUP_DIR", backup_dir().display().to_string()),
             ("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "warn".to_owned())),

@@ -8,6 +8,7 @@ pub mod connections;
 pub mod database;
 pub mod doctor;
 pub mod fleet;
+pub mod fleet_audit;
 pub mod platform;
 pub mod rotation;
 pub mod tenant;

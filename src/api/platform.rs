@@ -229,6 +229,36 @@ pub struct TenantLimits {
     pub connections: Option<u32>,
 }
 
+/// A change of what a tenant may use. What is left out stays as it is, and `null` takes a limit away.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TenantLimitsChange {
+    /// See [`TenantLimits::connections`], 1 to 1000.
+    #[garde(inner(inner(range(min = 1, max = 1000))))]
+    #[serde(default, deserialize_with = "super::given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u32>)]
+    pub connections: Option<Option<u32>>,
+}
+
+/// `POST /platform/v1/tenants/{slug}/suspend`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SuspendTenantRequest {
+    /// Why, for the owner's own people; the client is not told.
+    #[garde(inner(length(chars, min = 1, max = 500)))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The answer to what changes a tenant's life. 202 if an operation does it, 200 if it is so already.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TenantOperation {
+    /// The tenant as it is now.
+    pub tenant: Tenant,
+    /// The operation, unless there is nothing to do.
+    pub operation: Option<Operation>,
+}
+
 /// A tenant as the registry knows it.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Tenant {
@@ -262,6 +292,18 @@ pub struct Tenant {
     pub updated_at: DateTime<Utc>,
     /// When it went into service.
     pub activated_at: Option<DateTime<Utc>>,
+    /// Since when it is suspended.
+    #[serde(default)]
+    pub suspended_at: Option<DateTime<Utc>>,
+    /// Why it is suspended, as whoever did it wrote.
+    #[serde(default)]
+    pub suspend_reason: Option<String>,
+    /// When it is removed for good, while it is being deleted. Until then it can be taken back.
+    #[serde(default)]
+    pub delete_after: Option<DateTime<Utc>>,
+    /// When it was removed for good.
+    #[serde(default)]
+    pub deleted_at: Option<DateTime<Utc>>,
 }
 
 /// Where a tenant's database is. Never holds a credential.
@@ -318,6 +360,10 @@ pub struct UpdateTenantRequest {
     #[garde(inner(email), inner(length(max = 254)))]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin_email: Option<String>,
+    /// What it may use.
+    #[garde(dive)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<TenantLimitsChange>,
 }
 
 /// The state of an operation.

@@ -36,6 +36,12 @@ impl Cache {
         Self { providers, settings: DashMap::new(), keys: DashMap::new() }
     }
 
+    /// Forgets a tenant, and with it the keys that were opened.
+    pub(super) fn forget(&self, tenant: TenantId) {
+        self.settings.remove(&tenant);
+        self.keys.remove(&tenant);
+    }
+
     /// The tenant's settings, as they were just read from its database.
     pub(super) fn settings(&self, tenant: TenantId, stored: &StoredSettings) -> Result<Arc<Settings>, ChatError> {
         if let Some(entry) = self.settings.get(&tenant) {

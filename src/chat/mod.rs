@@ -14,7 +14,7 @@ pub mod tenant_store;
 mod turn;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
 use thiserror::Error;
@@ -22,10 +22,11 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::platform::TenantState;
 use crate::api::tenant::Usage;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
-use crate::ids::{ChatSessionId, MessageId};
+use crate::ids::{ChatSessionId, MessageId, TenantId};
 use crate::providers::ProviderClient;
 use crate::tenant_db::TenantDbError;
 
@@ -39,7 +40,37 @@ pub struct Chat {
     give_up: CancellationToken,
     cache: Arc<cache::Cache>,
     /// The answers that this process is working on.
-    running: Arc<DashMap<MessageId, ()>>,
+    running: Arc<DashMap<MessageId, Running>>,
+    /// Tenants that went out of service while this process ran.
+    closed: Arc<DashMap<TenantId, &'static str>>,
+}
+
+/// The codes of answers whose tenant went out of service meanwhile, the same as for requests.
+pub const CLOSED: [&str; 3] = ["tenant_suspended", "tenant_deleting", "tenant_not_active"];
+
+/// An answer that is being worked on.
+struct Running {
+    tenant: TenantId,
+    closed: Closed,
+}
+
+/// Tells an answer that its tenant went out of service, and why.
+#[derive(Clone, Default)]
+struct Closed {
+    token: CancellationToken,
+    code: Arc<OnceLock<&'static str>>,
+}
+
+impl Closed {
+    fn close(&self, code: &'static str) {
+        let _ = self.code.set(code);
+        self.token.cancel();
+    }
+
+    async fn closed(&self) -> &'static str {
+        self.token.cancelled().await;
+        self.code.get().copied().unwrap_or("tenant_not_active")
+    }
 }
 
 impl fmt::Debug for Chat {
@@ -53,7 +84,29 @@ impl Chat {
     /// for.
     /// Answers under way are among `tasks`; when `give_up` is cancelled they end with what has arrived.
     pub fn new(providers: ProviderClient, clock: SharedClock, tasks: TaskTracker, give_up: CancellationToken) -> Self {
-        Self { clock, tasks, give_up, cache: Arc::new(cache::Cache::new(providers)), running: Arc::default() }
+        let cache = Arc::new(cache::Cache::new(providers));
+        Self { clock, tasks, give_up, cache, running: Arc::default(), closed: Arc::default() }
+    }
+
+    /// A tenant is out of service, or gone: its answers under way end at once, for nobody may be billed for more of
+    /// them, and what is known of its settings and keys is forgotten.
+    pub fn close(&self, tenant: TenantId, state: TenantState) {
+        let [suspended, deleting, other] = CLOSED;
+        let code = match state {
+            TenantState::Suspended => suspended,
+            TenantState::Deleting => deleting,
+            _ => other,
+        };
+        self.closed.insert(tenant, code);
+        for entry in self.running.iter().filter(|entry| entry.tenant == tenant) {
+            entry.closed.close(code);
+        }
+        self.cache.forget(tenant);
+    }
+
+    /// A tenant is in service, as it was or again.
+    pub fn reopen(&self, tenant: TenantId) {
+        self.closed.remove(&tenant);
     }
 }
 

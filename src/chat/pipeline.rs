@@ -23,13 +23,13 @@ use tracing::Instrument as _;
 
 use super::prompt::{self, Spoken};
 use super::turn::{Begin, Failure, Finished};
-use super::{Answer, AnswerEvent, Chat, ChatError, Question, models, tenant_store};
+use super::{Answer, AnswerEvent, Chat, ChatError, Closed, Question, Running, models, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::configuration::tenant_store as configuration_store;
-use crate::ids::{ChatSessionId, MessageId};
+use crate::ids::{ChatSessionId, MessageId, TenantId};
 use crate::providers::{ChatEvent, ChatRequest, ModelProvider, ProviderError, Usage};
 use crate::telemetry::causes;
 use crate::tenant_db::{Client, TenantDb, TenantDbError};
@@ -139,7 +139,7 @@ impl Chat {
 impl Turn {
     async fn run(self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, mut listener: Listener) {
         let message_id = self.begin.answer_id;
-        let _running = Running::enter(&self.chat.running, message_id);
+        let (_running, closed) = UnderWay::enter(&self.chat, message_id, self.db.record().id);
         let stored = tenant_store::begin(&client, &self.begin).await;
         // No connection is held while the model speaks.
         drop(client);
@@ -159,7 +159,7 @@ impl Turn {
         let Self { chat, db, request, provider, settings, .. } = self;
         let prompt_length = prompt::length(&request.messages);
         let started = Instant::now();
-        let (content, end) = speak(&*provider, request, &mut listener, ANSWER_DEADLINE, &chat.give_up).await;
+        let (content, end) = speak(&*provider, request, &mut listener, ANSWER_DEADLINE, (&chat.give_up, &closed)).await;
         let (usage, failure) = match end {
             Ok(usage) if content.is_empty() => (usage, Some(Failure::Empty)),
             Ok(usage) => (usage, None),
@@ -168,7 +168,21 @@ impl Turn {
         if let Some(failure) = &failure {
             tracing::warn!(%message_id, code = failure.code(), causes = causes(failure), "an answer failed");
         }
+        let is_closed = if let Some(Failure::Closed(code)) = &failure {
+            // Told first: storing may well fail by now, and nobody is to wait for that.
+            listener.tell(failed(code, &settings)).await;
+            true
+        } else {
+            false
+        };
         let finished = Finished::new(message_id, content, usage, failure.as_ref(), prompt_length, started.elapsed());
+        if is_closed {
+            // Once, while a connection is left. Else the row stays as it is, and is shown as interrupted later.
+            if let Ok(client) = db.client().await {
+                let _ = timeout(STORE_TIMEOUT, tenant_store::finish(&client, &finished, chat.clock.now())).await;
+            }
+            return;
+        }
         let event = match store(&db, &finished, &chat.clock).await {
             Ok(()) => match (finished.error_code, finished.usage) {
                 (None, Some(usage)) => AnswerEvent::Done { usage },
@@ -198,7 +212,7 @@ async fn speak(
     request: ChatRequest,
     listener: &mut Listener,
     deadline: Duration,
-    give_up: &CancellationToken,
+    (give_up, closed): (&CancellationToken, &Closed),
 ) -> (String, Result<Option<Usage>, Failure>) {
     let mut content = String::new();
     let end = tokio::select! {
@@ -206,6 +220,7 @@ async fn speak(
             end.unwrap_or(Err(Failure::Deadline))
         }
         () = give_up.cancelled() => Err(Failure::Stopping),
+        code = closed.closed() => Err(Failure::Closed(code)),
     };
     (content, end)
 }
@@ -253,19 +268,26 @@ impl Listener {
 }
 
 /// Marks an answer as this process's work, and takes the mark away even if the work panics.
-struct Running {
-    all: Arc<DashMap<MessageId, ()>>,
+struct UnderWay {
+    all: Arc<DashMap<MessageId, Running>>,
     id: MessageId,
 }
 
-impl Running {
-    fn enter(all: &Arc<DashMap<MessageId, ()>>, id: MessageId) -> Self {
-        all.insert(id, ());
-        Self { all: Arc::clone(all), id }
+impl UnderWay {
+    /// The mark, and what is cancelled when the tenant goes out of service.
+    fn enter(chat: &Chat, id: MessageId, tenant: TenantId) -> (Self, Closed) {
+        let closed = Closed::default();
+        chat.running.insert(id, Running { tenant, closed: closed.clone() });
+        // Looked at after it was entered: whoever closes the tenant notes that first and then looks through the
+        // entries, so one of the two sees the other.
+        if let Some(code) = chat.closed.get(&tenant) {
+            closed.close(*code);
+        }
+        (Self { all: Arc::clone(&chat.running), id }, closed)
     }
 }
 
-impl Drop for Running {
+impl Drop for UnderWay {
     fn drop(&mut self) {
         self.all.remove(&self.id);
     }

@@ -35,6 +35,8 @@ pub(super) enum Failure {
     Empty,
     #[error("the server is stopping")]
     Stopping,
+    #[error("the tenant went out of service")]
+    Closed(&'static str),
 }
 
 impl Failure {
@@ -46,6 +48,7 @@ impl Failure {
             Self::TooLarge => "answer_too_large",
             Self::Empty => "answer_empty",
             Self::Stopping => "server_stopped",
+            Self::Closed(code) => code,
         }
     }
 }

@@ -125,7 +125,9 @@ fn input(context: &StepContext) -> Result<MigrateInput, StepError> {
 /// Why a tenant is left alone, from how it stands.
 pub(super) fn reason_to_skip(state: &str, holder: Option<&str>) -> Option<(&'static str, String)> {
     let reason = match state {
-        "active" | "suspended" => None,
+        "active" => None,
+        // Its database lets nobody in, us included.
+        "suspended" => Some(("tenant_suspended", "it is suspended; resume it, then migrate it".to_owned())),
         "requested" | "provisioning" => Some(("being_provisioned", "it is being provisioned".to_owned())),
         "waiting_for_client" => Some(("waiting_for_client", "it has no database yet".to_owned())),
         "deleting" | "deleted" => Some(("tenant_deleting", "it is being deleted".to_owned())),

@@ -17,6 +17,7 @@ use crate::backups::BackupError;
 use crate::chat::ChatError;
 use crate::configuration::ConfigurationError;
 use crate::fleet::FleetError;
+use crate::fleet_audit::FleetAuditError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
 use crate::operations::OperationError;
@@ -33,10 +34,16 @@ pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     title: &'static str,
+    /// Boxed, because an error travels by value, mostly in the `Err` that is not taken.
+    more: Box<More>,
+}
+
+/// What is said beyond the code.
+#[derive(Debug, Default)]
+struct More {
     detail: Option<String>,
     errors: Vec<FieldProblem>,
-    /// Boxed, for it is seldom there and an error travels by value.
-    findings: Option<Box<Vec<DatabaseFinding>>>,
+    findings: Vec<DatabaseFinding>,
     operation_id: Option<OperationId>,
     retry_after: Option<Duration>,
 }
@@ -47,36 +54,27 @@ pub type ApiResult<T> = Result<T, ApiError>;
 impl ApiError {
     /// An error with a status, a stable code and a title that does not vary.
     pub fn new(status: StatusCode, code: &'static str, title: &'static str) -> Self {
-        Self {
-            status,
-            code,
-            title,
-            detail: None,
-            errors: Vec::new(),
-            findings: None,
-            operation_id: None,
-            retry_after: None,
-        }
+        Self { status, code, title, more: Box::default() }
     }
 
     /// Says what happened this time and what to do about it.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into());
+        self.more.detail = Some(detail.into());
         self
     }
 
     /// Names a field that was refused.
     #[must_use]
     pub fn field(mut self, field: impl Into<String>, message: impl Into<String>) -> Self {
-        self.errors.push(FieldProblem { field: field.into(), message: message.into() });
+        self.more.errors.push(FieldProblem { field: field.into(), message: message.into() });
         self
     }
 
     /// Says when to try again.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
-        self.retry_after = Some(wait);
+        self.more.retry_after = Some(wait);
         self
     }
 
@@ -149,10 +147,10 @@ impl IntoResponse for ApiError {
             title: self.title.to_owned(),
             status: self.status.as_u16(),
             code: self.code.to_owned(),
-            detail: self.detail,
-            errors: self.errors,
-            findings: self.findings.map(|findings| *findings).unwrap_or_default(),
-            operation_id: self.operation_id.map(|id| id.as_uuid()),
+            detail: self.more.detail,
+            errors: self.more.errors,
+            findings: self.more.findings,
+            operation_id: self.more.operation_id.map(|id| id.as_uuid()),
             request_id: request_id(),
         };
         let mut response = (self.status, Json(problem)).into_response();
@@ -161,7 +159,7 @@ impl IntoResponse for ApiError {
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if let Some(wait) = self.retry_after {
+        if let Some(wait) = self.more.retry_after {
             // Rounded up: whoever comes back after so many seconds must not be a moment early.
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
@@ -319,7 +317,7 @@ impl From<BackupError> for ApiError {
             ),
             BackupError::InUse(operation) => {
                 let mut conflict = Self::conflict("backup_in_use", "An operation works on the backup").detail(text);
-                conflict.operation_id = Some(operation);
+                conflict.more.operation_id = Some(operation);
                 conflict
             }
             BackupError::TooLarge { .. } => {
@@ -367,10 +365,12 @@ impl From<OperationError> for ApiError {
             OperationError::Conflict { holder, kind } => {
                 let mut conflict = Self::conflict("operation_in_progress", "Another operation holds the tenant")
                     .detail(format!("operation {holder} ({kind}) has to be settled first"));
-                conflict.operation_id = Some(holder);
+                conflict.more.operation_id = Some(holder);
                 conflict
             }
             OperationError::NotFound => Self::not_found("operation"),
+            OperationError::TenantGone => Self::conflict("tenant_gone", "The tenant was deleted for good")
+                .detail("nothing is done to it any more"),
             OperationError::NotRetryable => {
                 Self::conflict("operation_not_failed", "Only an operation that failed can be retried")
             }
@@ -389,6 +389,15 @@ impl From<FleetError> for ApiError {
             FleetError::UnknownVersion { .. } => Self::invalid("target_version", error.to_string()),
             FleetError::Operation(error) => error.into(),
             FleetError::Database(error) => error.into(),
+        }
+    }
+}
+
+impl From<FleetAuditError> for ApiError {
+    fn from(error: FleetAuditError) -> Self {
+        match error {
+            FleetAuditError::Operation(error) => error.into(),
+            FleetAuditError::Database(error) => error.into(),
         }
     }
 }
@@ -431,7 +440,7 @@ impl From<TenantError> for ApiError {
                     "database_unsuitable",
                     "The database cannot be used like this",
                 );
-                refused.findings = Some(Box::new(report.findings));
+                refused.more.findings = report.findings;
                 refused
             }
             TenantError::NotOwnDatabase => {
@@ -440,6 +449,14 @@ impl From<TenantError> for ApiError {
             TenantError::NotWaiting => Self::conflict("tenant_not_active", "The tenant takes no database now")
                 .detail("it is being set up, suspended for good, or removed"),
             TenantError::NotFound => Self::not_found("tenant"),
+            TenantError::WrongState { .. } => {
+                Self::conflict("wrong_tenant_state", "The tenant is not in a state for this").detail(error.to_string())
+            }
+            TenantError::PurgeBegun => Self::conflict("purge_begun", "The tenant is being removed for good")
+                .detail("its database may be gone already: only a backup of its own brings it back"),
+            TenantError::Contended => {
+                Self::conflict("tenant_contended", "The tenant kept changing meanwhile").detail("try again")
+            }
             TenantError::Operation(error) => error.into(),
             TenantError::Idempotency(error) => error.into(),
             TenantError::Provisioning(error) => {

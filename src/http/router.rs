@@ -30,7 +30,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::sessions::revoke))
         // /platform/v1/tenants, /platform/v1/tenants/{slug}, /platform/v1/tenants/{slug}/invites
         .routes(routes!(platform::tenants::create, platform::tenants::list))
-        .routes(routes!(platform::tenants::show, platform::tenants::update))
+        .routes(routes!(platform::tenants::show, platform::tenants::update, platform::lives::delete))
         .routes(routes!(platform::tenants::invite))
         // /platform/v1/tenants/{slug}/backups, /platform/v1/backups, /platform/v1/backups/{id}, .../content, .../restore
         .routes(routes!(platform::backups::create))
@@ -39,6 +39,13 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::backups::show, platform::backups::delete))
         .routes(routes!(platform::backups::content))
         .routes(routes!(platform::backups::restore))
+        // /platform/v1/fleet/audits, /platform/v1/fleet/findings
+        .routes(routes!(platform::audits::create))
+        .routes(routes!(platform::audits::findings))
+        // /platform/v1/tenants/{slug}/suspend, .../resume, .../undelete
+        .routes(routes!(platform::lives::suspend))
+        .routes(routes!(platform::lives::resume))
+        .routes(routes!(platform::lives::undelete))
         // /platform/v1/operations, /platform/v1/operations/{id}, .../events, .../retry
         .routes(routes!(platform::operations::list))
         .routes(routes!(platform::operations::show))

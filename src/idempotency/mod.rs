@@ -11,6 +11,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, PgPool};
 use thiserror::Error;
+use uuid::Uuid;
 
 use crate::ids::SuperAdminId;
 use crate::secrets::{Location, MasterKeyring, Sealed};
@@ -73,19 +74,25 @@ impl<'a> Request<'a> {
         serde_json::from_str(text.expose_secret()).map(Some).map_err(|_| IdempotencyError::Unreadable)
     }
 
-    /// Keeps the answer, in the transaction of the work.
+    /// Keeps the answer, in the transaction of the work. `about` is the id of what it is about.
     pub async fn keep(
         &self,
         connection: &mut PgConnection,
         keys: &MasterKeyring,
         answer: &impl Serialize,
+        about: Uuid,
         now: chrono::DateTime<chrono::Utc>,
     ) -> Result<(), IdempotencyError> {
         let text = serde_json::to_string(answer).map_err(|_| IdempotencyError::Unreadable)?;
         let sealed = keys.seal_platform(&self.location(), &SecretString::from(text));
-        store::insert(connection, self.super_admin, self.key, &self.hash, sealed.as_bytes(), now).await?;
+        store::insert(connection, self.super_admin, self.key, &self.hash, sealed.as_bytes(), about, now).await?;
         Ok(())
     }
+}
+
+/// Drops the answers about something that is gone: they may hold what it was entered by.
+pub async fn forget_about(pool: &PgPool, about: Uuid) -> Result<(), sqlx::Error> {
+    store::delete_about(pool, about).await
 }
 
 /// Where an answer is sealed.

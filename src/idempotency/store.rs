@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool};
+use uuid::Uuid;
 
 use crate::ids::SuperAdminId;
 
@@ -33,19 +34,26 @@ pub(super) async fn insert(
     key: &str,
     hash: &[u8],
     response: &[u8],
+    about: Uuid,
     now: DateTime<Utc>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query!(
-        "INSERT INTO idempotency_keys (super_admin_id, key, request_hash, response_sealed, created_at)
-         VALUES ($1, $2, $3, $4, $5)",
+        "INSERT INTO idempotency_keys (super_admin_id, key, request_hash, response_sealed, about, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6)",
         admin.as_uuid(),
         key,
         hash,
         response,
+        about,
         now
     )
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+pub(super) async fn delete_about(pool: &PgPool, about: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query!("DELETE FROM idempotency_keys WHERE about = $1", about).execute(pool).await?;
     Ok(())
 }
 

@@ -175,6 +175,9 @@ pub enum OperationError {
     /// There is no such operation.
     #[error("no such operation")]
     NotFound,
+    /// The tenant it worked on is gone for good.
+    #[error("the tenant is gone for good")]
+    TenantGone,
     /// Only operations that failed can be retried.
     #[error("the operation has not failed")]
     NotRetryable,

@@ -5,7 +5,7 @@ use graphile_worker::sql::add_job::types::JobToAdd;
 use graphile_worker::sql::task_identifiers;
 use graphile_worker::{JobSpec, JobSpecBuilder, Schema};
 use sqlx::types::Json;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::{
@@ -172,12 +172,20 @@ async fn conflict(
     Ok(OperationError::Conflict { holder: OperationId::from_uuid(holder.id), kind: holder.kind })
 }
 
-/// Queues an operation that failed again, from its first step; one that needs an operator goes on undoing.
-pub async fn retry(connection: &mut PgConnection, id: OperationId) -> Result<(), OperationError> {
-    let row = sqlx::query!("SELECT state, kind, tenant_id FROM operations WHERE id = $1 FOR UPDATE", id.as_uuid())
-        .fetch_optional(&mut *connection)
-        .await?
-        .ok_or(OperationError::NotFound)?;
+/// Queues an operation that failed again, from its first step; one that needs an operator goes on undoing. Returns the
+/// tenant it works on. What was done to a tenant that is gone is not done again.
+pub async fn retry(connection: &mut PgConnection, id: OperationId) -> Result<Option<TenantId>, OperationError> {
+    let row = sqlx::query!(
+        r#"SELECT o.state, o.kind, o.tenant_id, COALESCE(t.state = 'deleted', false) AS "gone!"
+         FROM operations o LEFT JOIN chat_instances t ON t.id = o.tenant_id WHERE o.id = $1 FOR UPDATE OF o"#,
+        id.as_uuid()
+    )
+    .fetch_optional(&mut *connection)
+    .await?
+    .ok_or(OperationError::NotFound)?;
+    if row.gone {
+        return Err(OperationError::TenantGone);
+    }
     match OperationState::parse(&row.state) {
         OperationState::Failed => {
             let newer = sqlx::query!(
@@ -192,17 +200,28 @@ pub async fn retry(connection: &mut PgConnection, id: OperationId) -> Result<(),
             if let Some(holder) = newer {
                 return Err(OperationError::Conflict { holder: OperationId::from_uuid(holder.id), kind: holder.kind });
             }
-            sqlx::query!(
-                "UPDATE operation_steps SET state = 'pending', tries = 0, error_message = NULL,
-                        started_at = NULL, finished_at = NULL WHERE operation_id = $1",
-                id.as_uuid()
-            )
-            .execute(&mut *connection)
-            .await?;
-            sqlx::query!(
+            // Another may be queued between that look and this change; the index refuses one of the two. Within a
+            // savepoint, so that the refused one can still ask who it was.
+            let mut savepoint = connection.begin().await?;
+            let queued = sqlx::query!(
                 "UPDATE operations SET state = 'queued', error_code = NULL, error_message = NULL,
                         progress = NULL, finished_at = NULL
                  WHERE id = $1",
+                id.as_uuid()
+            )
+            .execute(&mut *savepoint)
+            .await;
+            match queued {
+                Ok(_) => savepoint.commit().await?,
+                Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+                    savepoint.rollback().await?;
+                    return Err(conflict(connection, row.tenant_id, &row.kind).await?);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            sqlx::query!(
+                "UPDATE operation_steps SET state = 'pending', tries = 0, error_message = NULL,
+                        started_at = NULL, finished_at = NULL WHERE operation_id = $1",
                 id.as_uuid()
             )
             .execute(&mut *connection)
@@ -215,7 +234,8 @@ pub async fn retry(connection: &mut PgConnection, id: OperationId) -> Result<(),
         }
         _ => return Err(OperationError::NotRetryable),
     }
-    enqueue(connection, id).await
+    enqueue(connection, id).await?;
+    Ok(row.tenant_id.map(TenantId::from_uuid))
 }
 
 /// Operations that are not settled, oldest first: what a starting server has to look after.

@@ -9,6 +9,8 @@
 mod admin;
 mod catalog;
 mod contents;
+mod inventory;
+mod lockout;
 mod logins;
 mod migrate;
 mod migrations;
@@ -25,6 +27,8 @@ use thiserror::Error;
 pub use admin::{DatabaseNames, hash_password};
 pub use catalog::{AppliedMigration, Catalog, Differences, Inspection, SchemaObject, inspect, read as read_catalog};
 pub use contents::{Snapshot, checksums, server_version};
+pub use inventory::{DatabaseEntry, Inventory, RoleEntry};
+pub use lockout::TenantRoles;
 pub use logins::check_login;
 pub use migrate::{MigrateError, MigrateFailure, MigrateLimits, Migrated, found_schema_version, migrate_database};
 pub use migrations::{OLDEST_SPOKEN_SCHEMA, TENANT_MIGRATOR, TenantMigrations};
@@ -49,6 +53,9 @@ pub enum ProvisioningError {
     /// The template database could not be migrated.
     #[error("the template database could not be migrated")]
     Migration(#[source] anyhow::Error),
+    /// Sessions that were told to end are still there.
+    #[error("sessions of the tenant's roles do not end")]
+    SessionsLeft,
     /// A tenant's role can connect where it must not.
     #[error("the tenant's role may connect to other databases: {0}")]
     NotIsolated(String),
@@ -199,6 +206,27 @@ impl Cluster {
     /// Removes the tenant's database, whoever is connected.
     pub async fn drop_database(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
         admin::drop_database(&*self.admin().await?, names).await
+    }
+
+    /// Lets none of a tenant's roles sign in any more and ends their sessions: not even a server that has not heard of
+    /// it goes on.
+    pub async fn lock_logins(&self, roles: &TenantRoles) -> Result<(), ProvisioningError> {
+        lockout::lock(&*self.admin().await?, &roles.logins).await
+    }
+
+    /// Lets a login role sign in again, with the password it had.
+    pub async fn unlock_login(&self, login: &str) -> Result<(), ProvisioningError> {
+        lockout::unlock(&*self.admin().await?, login).await
+    }
+
+    /// Removes every role of a tenant that is there.
+    pub async fn drop_all_roles(&self, roles: &TenantRoles) -> Result<(), ProvisioningError> {
+        lockout::drop_all(&*self.admin().await?, roles).await
+    }
+
+    /// What the cluster has of ours.
+    pub async fn inventory(&self) -> Result<Inventory, ProvisioningError> {
+        inventory::take(&*self.admin().await?, self.migrations.template_name()).await
     }
 
     /// Gives everything in the tenant's database to its owner role.

@@ -22,7 +22,7 @@ const BUILDING: &str = "freehold_template_building";
 /// A clone of the template to read its catalog from: nobody may connect to the template itself.
 const READING: &str = "freehold_template_reading";
 /// The advisory lock that keeps two servers from building at once; any number that nobody else uses.
-const LOCK: i64 = 0x6672_6565_686f_6c64;
+pub(super) const LOCK: i64 = 0x6672_6565_686f_6c64;
 
 /// How long a server waits for another one that builds the template.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -196,7 +196,13 @@ fn input(kind: RotationKind, candidate: &Candidate) -> serde_json::Value {
 }
 
 fn refusal(kind: RotationKind, candidate: &Candidate) -> Option<SkipReason> {
-    if !matches!(TenantState::parse(&candidate.state), TenantState::Active | TenantState::Suspended) {
+    // A suspended tenant's database lets nobody in, and must not be opened by a role whose turn it would be.
+    let in_reach = match TenantState::parse(&candidate.state) {
+        TenantState::Active => true,
+        TenantState::Suspended => !matches!(kind, RotationKind::Database | RotationKind::DataKey),
+        _ => false,
+    };
+    if !in_reach {
         return Some(SkipReason::NotActive);
     }
     if kind == RotationKind::Database && candidate.database_mode != "managed" {

@@ -359,6 +359,22 @@ impl Directory {
         }
     }
 
+    /// Forgets a tenant that is gone, its opened keys included.
+    pub fn forget(&self, id: TenantId) {
+        self.records.remove(&id);
+        self.slugs.retain(|_, tenant| *tenant != id);
+        self.signing_keys.retain(|_, tenant| *tenant != id);
+    }
+
+    /// The tenants that are remembered here and are gone.
+    ///
+    /// # Errors
+    /// A failure of the platform's database.
+    pub async fn gone(&self) -> Result<Vec<TenantId>, TenantDbError> {
+        let known: Vec<_> = self.records.iter().map(|entry| entry.key().as_uuid()).collect();
+        Ok(store::gone(&self.pool, &known).await?.into_iter().map(TenantId::from_uuid).collect())
+    }
+
     /// A tenant's record as it is now, for what must not be done with an outdated one: unlike all else, this fails
     /// while the platform's database does not answer.
     pub async fn read_again(&self, id: TenantId) -> Result<Arc<TenantRecord>, TenantDbError> {

@@ -91,3 +91,10 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
             .collect(),
     }))
 }
+
+/// Those of the tenants that are deleted for good.
+pub(super) async fn gone(pool: &PgPool, known: &[Uuid]) -> Result<Vec<Uuid>, sqlx::Error> {
+    sqlx::query_scalar!("SELECT id FROM chat_instances WHERE id = ANY ($1) AND state = 'deleted'", known)
+        .fetch_all(pool)
+        .await
+}

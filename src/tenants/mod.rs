@@ -6,6 +6,7 @@
 pub mod clusters;
 pub mod database_checks;
 mod first_rows;
+pub mod life;
 pub mod own_database;
 pub mod provision;
 pub mod registry;
@@ -14,6 +15,7 @@ pub mod templates;
 
 use thiserror::Error;
 
+use crate::api::platform::TenantState;
 use crate::idempotency::IdempotencyError;
 use crate::operations::OperationError;
 use crate::provisioning::ProvisioningError;
@@ -66,6 +68,20 @@ pub enum TenantError {
     /// There is no such tenant.
     #[error("no such tenant")]
     NotFound,
+    /// What was asked for cannot be done in the state the tenant is in.
+    #[error("the tenant is `{}`: {needed}", state.as_str())]
+    WrongState {
+        /// Its state.
+        state: TenantState,
+        /// In which it could be done, in words.
+        needed: &'static str,
+    },
+    /// The tenant is being removed for good.
+    #[error("the tenant is being removed for good")]
+    PurgeBegun,
+    /// The tenant kept changing while it was asked for.
+    #[error("the tenant kept changing")]
+    Contended,
     /// About the tenant's operation.
     #[error(transparent)]
     Operation(#[from] OperationError),

@@ -98,6 +98,7 @@ impl From<TenantError> for StepError {
                 "sealed_value",
                 "a sealed value did not open; check that FREEHOLD_MASTER_KEYS holds every key in use",
             ),
+            TenantError::NotFound => permanent("tenant_not_found", "the tenant is not registered any more"),
             TenantError::UnknownCluster => permanent("cluster_not_found", "the cluster is not registered any more"),
             other => Self::Transient("the platform database failed", other.into()),
         }
@@ -111,6 +112,9 @@ impl From<ProvisioningError> for StepError {
             ProvisioningError::Statement(_) => Self::Transient("the cluster refused a statement", error.into()),
             ProvisioningError::Migration(_) => {
                 Self::Transient("the cluster's template database could not be built", error.into())
+            }
+            ProvisioningError::SessionsLeft => {
+                Self::Transient("sessions of the tenant's roles do not end", error.into())
             }
             ProvisioningError::NotIsolated(_) => permanent("not_isolated", &error.to_string()),
             ProvisioningError::Unsuitable(reason) => permanent("cluster_unsuitable", reason),
@@ -155,6 +159,9 @@ async fn credentials(services: &Provisioning, task: &Task) -> Result<DatabaseUrl
 
 async fn prepare_keys(services: Arc<Provisioning>, context: StepContext) -> Result<(), StepError> {
     let task = task(context)?;
+    if store::is_ending(&services.pool, task.tenant).await.map_err(TenantError::from)? {
+        return Err(permanent("wrong_tenant_state", "the tenant was deleted meanwhile; create it anew"));
+    }
     let cluster = open_cluster(&services, &task).await?;
     let data_key = DataKey::generate(1);
     let wrapped = services.master_keys.wrap(task.tenant, &data_key);

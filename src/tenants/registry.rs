@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::provision::{self, ProvisionInput};
 use super::templates::Templates;
 use super::{TenantError, store};
-use crate::api::platform::TenantLimits;
+use crate::api::platform::{TenantLimits, TenantLimitsChange};
 use crate::audit::{self, Actor, Event};
 use crate::clock::SharedClock;
 use crate::idempotency::Request;
@@ -74,6 +74,14 @@ pub struct TenantRow {
     pub updated_at: DateTime<Utc>,
     /// When it went into service.
     pub activated_at: Option<DateTime<Utc>>,
+    /// Since when it is suspended.
+    pub suspended_at: Option<DateTime<Utc>>,
+    /// Why.
+    pub suspend_reason: Option<String>,
+    /// When it is removed for good, while it is being deleted.
+    pub delete_after: Option<DateTime<Utc>>,
+    /// When it was removed for good.
+    pub deleted_at: Option<DateTime<Utc>>,
     /// Whose server its database is on: `managed` or `own`.
     pub database_mode: String,
     /// Its cluster's name, if it is on a cluster of the owner's.
@@ -106,6 +114,8 @@ pub struct Changes {
     pub plan: Option<String>,
     /// The client admin's address.
     pub admin_email: Option<String>,
+    /// What it may use.
+    pub limits: Option<TenantLimitsChange>,
 }
 
 /// The registry.
@@ -206,7 +216,7 @@ impl Registry {
         };
         audit::record(&mut transaction, &event, now).await?;
         if let Some(request) = &request {
-            request.keep(&mut transaction, &self.master_keys, &requested, now).await?;
+            request.keep(&mut transaction, &self.master_keys, &requested, id.as_uuid(), now).await?;
         }
         transaction.commit().await?;
         Ok(requested)
@@ -239,6 +249,7 @@ impl Registry {
             changes.name.as_deref(),
             changes.plan.as_deref(),
             changes.admin_email.as_deref(),
+            changes.limits.as_ref(),
             now,
         )
         .await?
@@ -248,7 +259,8 @@ impl Registry {
             action: "tenant.update",
             tenant_id: Some(TenantId::from_uuid(id)),
             detail: serde_json::json!({
-                "name": changes.name, "plan": changes.plan, "admin_email": changes.admin_email.is_some()
+                "name": changes.name, "plan": changes.plan, "admin_email": changes.admin_email.is_some(),
+                "limits": changes.limits
             }),
         };
         audit::record(&mut transaction, &event, now).await?;

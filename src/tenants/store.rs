@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::clusters::ClusterRecord;
 use super::registry::{Filter, NewTenant, TenantRow};
-use crate::api::platform::TenantLimits;
+use crate::api::platform::{TenantLimits, TenantLimitsChange};
 use crate::ids::{ClusterId, TenantId};
 
 pub(super) async fn insert_tenant(
@@ -43,7 +43,8 @@ pub(super) async fn list_tenants(
     sqlx::query_as!(
         TenantRow,
         r#"SELECT t.id, t.slug, t.name, t.plan, t.template, t.admin_email, t.state, t.schema_version, t.created_at,
-                t.updated_at, t.activated_at, t.database_mode, t.limits AS "limits: Json<TenantLimits>",
+                t.updated_at, t.activated_at, t.suspended_at, t.suspend_reason, t.delete_after, t.deleted_at,
+                t.database_mode, t.limits AS "limits: Json<TenantLimits>",
                 c.name AS "cluster?", d.database_name AS "database_name?"
          FROM chat_instances t LEFT JOIN clusters c ON c.id = t.cluster_id
          LEFT JOIN tenant_databases d ON d.tenant_id = t.id
@@ -65,19 +66,34 @@ pub(super) async fn update_tenant(
     name: Option<&str>,
     plan: Option<&str>,
     admin_email: Option<&str>,
+    limits: Option<&TenantLimitsChange>,
     now: DateTime<Utc>,
 ) -> Result<Option<Uuid>, sqlx::Error> {
     sqlx::query_scalar!(
         "UPDATE chat_instances SET name = COALESCE($2, name), plan = COALESCE($3, plan),
-                admin_email = COALESCE($4, admin_email), updated_at = $5
+                admin_email = COALESCE($4, admin_email), updated_at = $5,
+                limits = jsonb_strip_nulls(limits || COALESCE($6::jsonb, '{}'))
          WHERE slug = $1 AND state <> 'deleted' RETURNING id",
         slug,
         name,
         plan,
         admin_email,
-        now
+        now,
+        limits.map(Json) as Option<Json<&TenantLimitsChange>>
     )
     .fetch_optional(connection)
+    .await
+}
+
+/// Whether a tenant is being deleted, or gone.
+pub(super) async fn is_ending(pool: &PgPool, id: TenantId) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar!(
+        r#"SELECT EXISTS (
+             SELECT FROM chat_instances WHERE id = $1 AND state IN ('deleting', 'deleted')
+         ) AS "ending!""#,
+        id.as_uuid()
+    )
+    .fetch_one(pool)
     .await
 }
 
@@ -96,7 +112,7 @@ pub(super) async fn set_schema(pool: &PgPool, id: TenantId, schema: Option<(i64,
     Ok(())
 }
 
-/// Moves a tenant to a state; `active` also notes since when.
+/// Moves a tenant to a state, unless it is being deleted or gone; `active` also notes since when.
 pub(super) async fn set_state(
     connection: &mut PgConnection,
     id: TenantId,
@@ -106,7 +122,7 @@ pub(super) async fn set_state(
     sqlx::query!(
         "UPDATE chat_instances SET state = $2, updated_at = $3,
                 activated_at = CASE WHEN $2 = 'active' THEN COALESCE(activated_at, $3) ELSE activated_at END
-         WHERE id = $1",
+         WHERE id = $1 AND state NOT IN ('deleting', 'deleted')",
         id.as_uuid(),
         state,
         now

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// Each module's level; a module may use its own level and those below. Features use each other only as listed.
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
-    (2, &["tenants", "access", "configuration", "chat", "fleet", "backups", "rotation"]),
+    (2, &["tenants", "access", "configuration", "chat", "fleet", "fleet_audit", "backups", "rotation"]),
     (
         1,
         &[
@@ -41,6 +41,7 @@ const LEVELS: &[(u8, &[&str])] = &[
 /// The only uses of one feature by another.
 const FEATURE_USES: &[(&str, &str)] = &[
     ("fleet", "tenants"),
+    ("fleet_audit", "tenants"),
     ("tenants", "access"),
     ("tenants", "configuration"),
     ("chat", "access"),
@@ -56,6 +57,8 @@ const FEATURE_USES: &[(&str, &str)] = &[
 const SQL_ELSEWHERE: &[(&str, &str)] = &[
     ("src/provisioning/admin.rs", "the administrator's SQL, with quoted identifiers"),
     ("src/provisioning/contents.rs", "counts and compares tables it knows nothing of, with quoted identifiers"),
+    ("src/provisioning/inventory.rs", "reads the cluster's catalogs, whatever the names mean"),
+    ("src/provisioning/lockout.rs", "the administrator's SQL, with quoted identifiers"),
     ("src/provisioning/logins.rs", "the administrator's SQL, with quoted identifiers"),
     ("src/provisioning/own.rs", "claims, fills and leaves databases that clients bring"),
     ("src/database_check/facts.rs", "asks the catalogs of a server that is nobody's yet"),

@@ -244,7 +244,7 @@ async fn credentials_are_rotated_by_name_for_all_and_by_schedule() {
     let scheduled = terminal.run(&["rotate", "database", "--all", "--schedule", "90d"]).await;
     assert!(scheduled.stdout.contains("every 90 days"), "{}", scheduled.stdout);
     let shown = terminal.run(&["tenant", "show", "turning"]).await;
-    assert!(shown.stdout.contains("rotation") && shown.stdout.contains("every 90 days"), "{}", shown.stdout);
+    assert!(shown.stdout.contains("ROTATION") && shown.stdout.contains("every 90 days"), "{}", shown.stdout);
     let nothing = terminal.run(&["rotate", "master-key", "--json"]).await;
     assert_eq!((nothing.exit, &nothing.json()["error"]["code"]), (Exit::Failed, &json!("nothing_to_rotate")));
     for wrong in [

@@ -290,7 +290,7 @@ async fn tenants_that_are_away_are_reported_and_do_not_stop_the_others() {
         ("way-down", "skipped", "access_denied"),
         ("way-gone", "skipped", "tenant_deleting"),
         ("way-locked", "skipped", "access_denied"),
-        ("way-paused", "done", ""),
+        ("way-paused", "skipped", "tenant_suspended"),
         ("way-well", "done", ""),
     ];
     let expected = expected.map(|(slug, state, code)| (slug.to_owned(), state.to_owned(), code.to_owned()));

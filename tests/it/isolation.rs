@@ -57,7 +57,9 @@ fn body(route: &Route) -> Option<Value> {
         ("POST", "/platform/v1/rotations") => json!({ "kind": "database", "all": true }),
         ("PUT", "/platform/v1/rotation-schedules") => json!({ "kind": "database", "all": true, "schedule": "off" }),
         ("POST", "/platform/v1/clusters") => json!({ "name": "x", "admin_url": "postgres://a:b@127.0.0.1:1/c" }),
-        ("POST", "/platform/v1/tenants/{slug}/invites") | ("PATCH", _) => json!({}),
+        ("POST", "/platform/v1/tenants/{slug}/invites" | "/platform/v1/tenants/{slug}/suspend") | ("PATCH", _) => {
+            json!({})
+        }
         ("PUT", "/api/v1/database") | ("POST", "/api/v1/database/check" | "/platform/v1/database-checks") => {
             json!({ "url": "postgres://a:b@127.0.0.1:1/c" })
         }

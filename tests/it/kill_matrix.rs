@@ -26,6 +26,8 @@ use crate::fleet_migration;
 use crate::harness::{self, Options, Platform, announce, connect, server};
 use crate::own_database;
 
+mod life;
+
 /// What happens at a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Blow {
@@ -108,6 +110,11 @@ fn cases(kinds: &[(&'static str, Vec<&'static str>)]) -> Vec<Case> {
 async fn start_operation(platform: &Platform, kind: &str, slug: &str) -> Value {
     match kind {
         "provision_tenant" => platform.request_tenant(slug).await.expect(StatusCode::ACCEPTED)["operation"].clone(),
+        kind if life::KINDS.contains(&kind) => life::start(platform, kind, slug).await,
+        "audit_fleet" => platform
+            .post("/platform/v1/fleet/audits", &platform.token, serde_json::json!({}))
+            .await
+            .expect(StatusCode::ACCEPTED),
         "rotate_database_credential" => rotation(platform, json!({ "kind": "database", "tenants": [slug] })).await,
         "rotate_signing_key" => rotation(platform, json!({ "kind": "signing_key", "tenants": [slug] })).await,
         "rotate_data_key" => rotation(platform, json!({ "kind": "data_key", "tenants": [slug] })).await,
@@ -300,7 +307,12 @@ async fn run_case(platform: &Platform, prepared: &Prepared, number: usize, case:
     let operation = start_operation(platform, case.kind, &slug).await;
     let id = operation["id"].as_str().unwrap();
     let compare = async |succeeded: bool| {
-        if on_the_fleet {
+        if life::KINDS.contains(&case.kind) {
+            life::compare(platform, case.kind, &slug, succeeded).await
+        } else if case.kind == "audit_fleet" {
+            // It changes nothing but its findings.
+            Ok(())
+        } else if on_the_fleet {
             compare_fleet(platform, case.kind, id, succeeded).await
         } else {
             let end = match (succeeded, needs_tenant(case.kind)) {

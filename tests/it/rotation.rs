@@ -74,6 +74,8 @@ impl Load {
                             failures.push(format!("{}: {}", response.status(), response.text().await.unwrap()));
                         }
                         sent.fetch_add(1, Ordering::SeqCst);
+                        // The load is there to be met by the rotation, not to starve a small machine.
+                        tokio::time::sleep(Duration::from_millis(20)).await;
                     }
                     failures
                 })
@@ -326,7 +328,7 @@ async fn a_server_that_missed_the_news_seals_with_the_key_in_force() {
     let db = deaf.databases.open(record).unwrap();
     let new = freehold::configuration::NewAiKey {
         provider: "openai_compatible".to_owned(),
-        base_url: Some(fake_model().await.base_url().to_owned()),
+        base_url: Some(fake_model().await.base_url()),
         api_key: SecretString::from("unheard"),
         models: vec!["m".to_owned()],
         default_model: "m".to_owned(),

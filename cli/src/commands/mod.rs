@@ -1,11 +1,13 @@
 //! The commands, one module for each noun of the command line, and what they share.
 
+pub mod audit;
 pub mod backup;
 pub mod cluster;
 pub mod completions;
 pub mod connections;
 pub mod database;
 pub mod doctor;
+pub mod life;
 pub mod migrate;
 pub mod operation;
 pub mod rotate;

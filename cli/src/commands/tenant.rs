@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use freehold::api::database::FindingSeverity;
 use freehold::api::platform::{
     AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseRequest, DatabaseToken,
-    Operation, Tenant, TenantPage, UpdateTenantRequest,
+    Operation, Tenant, TenantLimitsChange, TenantPage, UpdateTenantRequest,
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{Context, backup, note_more, pages};
+use super::{Context, backup, life, note_more, pages};
 use crate::args::{
-    ConfigFileArgs, TenantCommand, TenantCreateArgs, TenantDatabaseTokenArgs, TenantInviteArgs, TenantListArgs,
-    TenantSetArgs,
+    ConfigFileArgs, Limit, LimitName, TenantCommand, TenantCreateArgs, TenantDatabaseTokenArgs, TenantInviteArgs,
+    TenantListArgs, TenantSetArgs,
 };
 use crate::client::Client;
 use crate::config_file::{self, Reserved};
@@ -36,11 +36,15 @@ pub async fn run(context: &Context<'_>, command: TenantCommand) -> Result<(), Fa
         TenantCommand::Invite(args) => invite(context, args).await,
         TenantCommand::Backup(args) => backup::create(context, args).await,
         TenantCommand::Restore(args) => backup::restore(context, *args).await,
+        TenantCommand::Suspend(args) => life::suspend(context, args).await,
+        TenantCommand::Resume(args) => life::resume(context, args).await,
+        TenantCommand::Delete(args) => life::delete(context, args).await,
+        TenantCommand::Undelete(args) => life::undelete(context, args).await,
         TenantCommand::DatabaseToken(args) => database_token(context, args).await,
     }
 }
 
-async fn fetch(client: &Client, slug: &str) -> Result<Tenant, Failure> {
+pub(super) async fn fetch(client: &Client, slug: &str) -> Result<Tenant, Failure> {
     client.get(&["platform", "v1", "tenants", slug], &[]).await
 }
 
@@ -246,7 +250,14 @@ async fn list(context: &Context<'_>, args: TenantListArgs) -> Result<(), Failure
 
 async fn set(context: &Context<'_>, args: TenantSetArgs) -> Result<(), Failure> {
     let client = context.client()?;
-    let change = UpdateTenantRequest { name: args.name, plan: args.plan, admin_email: args.admin_email };
+    let limits = (!args.limits.is_empty()).then(|| {
+        let mut change = TenantLimitsChange::default();
+        for Limit { name: LimitName::Connections, value } in &args.limits {
+            change.connections = Some(*value);
+        }
+        change
+    });
+    let change = UpdateTenantRequest { name: args.name, plan: args.plan, admin_email: args.admin_email, limits };
     let tenant: Tenant = client.patch(&["platform", "v1", "tenants", &args.slug], &change).await?;
     context.output.data(&tenant, || shown(&tenant))
 }
@@ -275,8 +286,8 @@ async fn invite(context: &Context<'_>, args: TenantInviteArgs) -> Result<(), Fai
     })
 }
 
-fn shown(tenant: &Tenant) -> String {
-    let shown = fields(&[
+pub(super) fn shown(tenant: &Tenant) -> String {
+    let mut pairs = vec![
         ("slug", tenant.slug.clone()),
         ("name", tenant.name.clone()),
         ("id", tenant.id.to_string()),
@@ -290,7 +301,20 @@ fn shown(tenant: &Tenant) -> String {
         ("schema version", optional(tenant.schema_version)),
         ("created", instant(tenant.created_at)),
         ("active since", optional(tenant.activated_at.map(instant))),
-    ]);
+    ];
+    if let Some(connections) = tenant.limits.connections {
+        pairs.push(("connections", format!("at most {connections} on each server")));
+    }
+    if let Some(at) = tenant.suspended_at {
+        let reason = tenant.suspend_reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
+        pairs.push(("suspended", format!("{}{reason}", instant(at))));
+    }
+    match (tenant.deleted_at, tenant.delete_after) {
+        (Some(at), _) => pairs.push(("deleted", instant(at))),
+        (None, Some(at)) => pairs.push(("deleted after", instant(at))),
+        (None, None) => {}
+    }
+    let shown = fields(&pairs);
     if tenant.rotations.is_empty() {
         return shown;
     }

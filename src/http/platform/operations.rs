@@ -116,11 +116,11 @@ pub async fn retry(
     Path(id): Path<OperationId>,
 ) -> ApiResult<(StatusCode, Json<Operation>)> {
     let mut transaction = state.pool.begin().await?;
-    store::retry(&mut transaction, id).await?;
+    let tenant_id = store::retry(&mut transaction, id).await?;
     let event = audit::Event {
         actor: Actor::SuperAdmin(admin.super_admin_id),
         action: "operation.retry",
-        tenant_id: None,
+        tenant_id,
         detail: serde_json::json!({ "operation_id": id }),
     };
     audit::record(&mut transaction, &event, state.clock.now()).await?;

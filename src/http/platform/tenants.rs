@@ -160,7 +160,7 @@ pub async fn show(_: SuperAdmin, State(state): State<AppState>, Path(slug): Path
     Ok(Json(Tenant { rotations, ..body(row) }))
 }
 
-/// Changes a tenant's name, plan or registered address.
+/// Changes a tenant's name, plan, registered address or limits.
 #[utoipa::path(
     patch,
     path = "/platform/v1/tenants/{slug}",
@@ -180,6 +180,7 @@ pub async fn update(
         name: request.name,
         plan: request.plan,
         admin_email: request.admin_email.map(|email| email.to_lowercase()),
+        limits: request.limits,
     };
     Ok(Json(body(state.registry.update(&slug, &changes, admin.super_admin_id).await?)))
 }
@@ -235,7 +236,7 @@ fn server_url(state: &AppState) -> String {
     state.config.public_url.as_str().trim_end_matches('/').to_owned()
 }
 
-fn body(row: TenantRow) -> Tenant {
+pub(super) fn body(row: TenantRow) -> Tenant {
     Tenant {
         id: row.id,
         slug: row.slug,
@@ -255,5 +256,9 @@ fn body(row: TenantRow) -> Tenant {
         created_at: row.created_at,
         updated_at: row.updated_at,
         activated_at: row.activated_at,
+        suspended_at: row.suspended_at,
+        suspend_reason: row.suspend_reason,
+        delete_after: row.delete_after,
+        deleted_at: row.deleted_at,
     }
 }

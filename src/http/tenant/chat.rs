@@ -17,7 +17,7 @@ use crate::access::AiChat;
 use crate::api::Problem;
 use crate::api::tenant::{ChatDelta, ChatDone, ChatError, ChatRequest, ChatResponse};
 use crate::app::AppState;
-use crate::chat::{Answer, AnswerEvent, Question};
+use crate::chat::{self, Answer, AnswerEvent, Question};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Body, Caller};
 use crate::ids::{ChatSessionId, MessageId};
@@ -76,7 +76,9 @@ async fn whole(mut answer: Answer) -> ApiResult<ChatResponse> {
                 });
             }
             AnswerEvent::Failed { code, message } => {
-                return Err(ApiError::new(StatusCode::BAD_GATEWAY, code, "The answer failed").detail(message));
+                // The tenant went out of service meanwhile: as for any other request of its users from now on.
+                let status = if chat::CLOSED.contains(&code) { StatusCode::FORBIDDEN } else { StatusCode::BAD_GATEWAY };
+                return Err(ApiError::new(status, code, "The answer failed").detail(message));
             }
         }
     }

@@ -185,7 +185,7 @@ impl OwnDatabases {
         };
         audit::record(&mut transaction, &event, now).await?;
         if let Some(request) = &request {
-            request.keep(&mut transaction, &self.master_keys, &requested, now).await?;
+            request.keep(&mut transaction, &self.master_keys, &requested, id.as_uuid(), now).await?;
         }
         transaction.commit().await?;
         Ok(requested)

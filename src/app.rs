@@ -178,16 +178,15 @@ impl AppState {
         let life = Arc::new(Life::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock)));
         let fleet_audit =
             Arc::new(FleetAudit::new(pool.clone(), Arc::clone(&master_keys), clusters.clone(), Arc::clone(&clock)));
-        let mut engine = worker::engine(
-            worker_pool,
-            Arc::clone(&clock),
+        let services = worker::Services {
             provisioning,
-            Arc::new(fleet.clone()),
-            backup_services,
-            Arc::clone(&fleet_audit),
-            &rotator,
-            &life,
-        );
+            fleet: Arc::new(fleet.clone()),
+            fleet_audit: Arc::clone(&fleet_audit),
+            backups: backup_services,
+            rotator: Arc::clone(&rotator),
+            life: Arc::clone(&life),
+        };
+        let mut engine = worker::engine(worker_pool, Arc::clone(&clock), &services);
         if let Some(probe) = probe {
             engine = engine.with_probe(probe);
         }

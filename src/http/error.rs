@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use tokio_postgres::error::SqlState;
 
 use super::context::request_id;
 use crate::access::AccessError;
@@ -118,7 +119,9 @@ impl ApiError {
 
     /// A tenant's database refused a statement, or went away while it was at it.
     fn tenant_database(error: &tokio_postgres::Error) -> Self {
-        if error.as_db_error().is_none() {
+        // It also says goodbye: somebody ended the session, or the server stops or starts.
+        let leaving = [&SqlState::ADMIN_SHUTDOWN, &SqlState::CRASH_SHUTDOWN, &SqlState::CANNOT_CONNECT_NOW];
+        if error.code().is_none_or(|code| leaving.contains(&code)) {
             return Self::unavailable("tenant_database_unavailable", "The database does not answer", error);
         }
         Self::internal(error)

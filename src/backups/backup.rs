@@ -11,13 +11,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::files::{self, Writing};
 use super::{BackupError, BackupServices, backup_key_location, store};
 use crate::backup_archive::{ArchiveKey, Derivation, KeyBytes, Manifest, ManifestKey, Summary};
-use crate::ids::TenantId;
+use crate::ids::{ClusterId, TenantId};
 use crate::operations::{
     Definition, OperationProgress, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture,
     store::note_progress,
@@ -26,12 +25,6 @@ use crate::provisioning::{self, ProvisioningError, Snapshot};
 use crate::secrets::{DataKey, DatabaseUrl, Sealed, connect};
 use crate::tenant_db::database_url_location;
 use crate::tenants::TenantError;
-
-/// What was asked for.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct BackupInput {
-    pub(super) file_name: String,
-}
 
 /// The operation.
 pub static DEFINITION: Definition<BackupServices> = Definition {
@@ -89,15 +82,33 @@ async fn task(services: &BackupServices, context: &StepContext) -> Result<Task, 
     Ok(Task { path: services.directory()?.join(&pending.file_name), pending, key })
 }
 
+/// Who reads the database. A tenant in service does so itself. One that is suspended or being deleted cannot sign in; for
+/// it the cluster's administrator does, in the role of the owner, so with no more rights.
+async fn sign_in_as(
+    services: &BackupServices,
+    tenant: &store::SealedTenant,
+    url: DatabaseUrl,
+) -> Result<(DatabaseUrl, Option<String>), BackupError> {
+    match (tenant.cluster_id, &tenant.owner_role) {
+        (Some(cluster), Some(owner)) if tenant.state != "active" => {
+            let admin = services.clusters.admin_url(ClusterId::from_uuid(cluster)).await?;
+            let admin = DatabaseUrl::parse(&admin).map_err(|_| TenantError::Sealed)?;
+            Ok((admin.with_database(url.database()), Some(owner.clone())))
+        }
+        _ => Ok((url, None)),
+    }
+}
+
 async fn write_archive(services: Arc<BackupServices>, context: StepContext) -> Result<(), BackupError> {
     let task = task(&services, &context).await?;
     let tenant = context.tenant_id.ok_or(BackupError::Unreadable)?;
     let sealed = store::sealed_tenant(&services.pool, tenant).await?.ok_or(TenantError::NotFound)?;
     let (keys, url) = open_tenant(&services, tenant, &sealed).ok_or(TenantError::Sealed)?;
+    let (url, role) = sign_in_as(&services, &sealed, url).await?;
     let url = url.with_application_name("freehold backup");
     let (client, _) = connect(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
     // The client's transaction keeps the snapshot alive until the dump is finished: manifest and dump see the same.
-    let snapshot = Snapshot::take(&client).await?;
+    let snapshot = Snapshot::take(&client, role.as_deref()).await?;
     let programs = services.programs()?;
     programs.check_dump(snapshot.server_version).await?;
     let manifest = Manifest {
@@ -122,7 +133,13 @@ async fn write_archive(services: Arc<BackupServices>, context: StepContext) -> R
             .collect(),
     };
     let derivation = Derivation::from_bytes(&task.pending.key_derivation)?;
-    let mut dump = programs.dump(&url, &snapshot.name, &snapshot.foreign_schemas, provisioning::INSTANCE_TABLE)?;
+    let mut dump = programs.dump(
+        &url,
+        role.as_deref(),
+        &snapshot.name,
+        &snapshot.foreign_schemas,
+        provisioning::INSTANCE_TABLE,
+    )?;
     let writing = Writing::begin(task.path, derivation, task.key, manifest);
     let (mut done, mut told) = (0_u64, 0);
     while let Some(piece) = dump.next_piece().await? {
@@ -151,12 +168,11 @@ async fn verify_archive(services: Arc<BackupServices>, context: StepContext) -> 
     files::verify(task.path, task.key).await.map(drop)
 }
 
-/// Needs no key: an operation that is undone may have lost it.
+/// Needs no key: an operation that is undone may have lost it. Without a row there is no file any more.
 async fn remove_archive(services: Arc<BackupServices>, context: StepContext) -> Result<(), BackupError> {
-    let input: BackupInput = serde_json::from_value(context.input).map_err(|_| BackupError::Unreadable)?;
-    match &services.directory {
-        Some(directory) => files::remove(directory.join(&input.file_name)).await,
-        None => Ok(()),
+    match (&services.directory, store::pending(&services.pool, context.operation_id).await?) {
+        (Some(directory), Some(backup)) => files::remove(directory.join(&backup.file_name)).await,
+        _ => Ok(()),
     }
 }
 

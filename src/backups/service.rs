@@ -16,7 +16,6 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::backup::BackupInput;
 use super::{
     BackupError, BackupRecord, BackupServices, Filter, backup, backup_key_location, files, restore,
     restore_key_location, store,
@@ -123,8 +122,7 @@ impl Backups {
             id: operation_id,
             kind: backup::DEFINITION.kind,
             tenant_id: Some(TenantId::from_uuid(tenant.id)),
-            input: serde_json::to_value(BackupInput { file_name: file_name.clone() })
-                .map_err(|_| BackupError::Unreadable)?,
+            input: serde_json::json!({ "backup_id": id }),
             steps: &backup::DEFINITION.steps.iter().map(|step| step.name).collect::<Vec<_>>(),
             created_by: Some(admin.as_uuid()),
             group_id: None,
@@ -400,8 +398,10 @@ impl Backups {
 /// Whether the tenant stays in service meanwhile and is replaced, or an error that says what is in the way.
 fn may_restore(there: Option<&store::TenantNow>, replace: Option<&str>) -> Result<bool, BackupError> {
     match (there, replace) {
-        (Some(row), Some(slug)) if row.slug == slug && ["active", "suspended"].contains(&row.state.as_str()) => {
-            Ok(true)
+        (Some(row), Some(slug)) if row.slug == slug && row.state == "active" => Ok(true),
+        // Its logins are shut out, and those of a new database would have to be too.
+        (Some(row), Some(slug)) if row.slug == slug && row.state != "deleted" => {
+            Err(BackupError::TenantExists { slug: row.slug.clone(), state: row.state.clone() })
         }
         (_, Some(slug)) => Err(BackupError::OtherTenant(slug.to_owned())),
         (None, None) => Ok(false),

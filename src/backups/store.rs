@@ -169,6 +169,9 @@ pub(super) struct SealedTenant {
     pub(super) admin_email: String,
     pub(super) limits: serde_json::Value,
     pub(super) database_mode: String,
+    pub(super) state: String,
+    pub(super) cluster_id: Option<Uuid>,
+    pub(super) owner_role: Option<String>,
     pub(super) url_sealed: Vec<u8>,
     pub(super) key_versions: Vec<i32>,
     pub(super) wrapped_keys: Vec<Vec<u8>>,
@@ -177,7 +180,8 @@ pub(super) struct SealedTenant {
 pub(super) async fn sealed_tenant(pool: &PgPool, id: TenantId) -> Result<Option<SealedTenant>, sqlx::Error> {
     sqlx::query_as!(
         SealedTenant,
-        r#"SELECT t.slug, t.name, t.plan, t.template, t.admin_email, t.limits, t.database_mode, d.url_sealed,
+        r#"SELECT t.slug, t.name, t.plan, t.template, t.admin_email, t.limits, t.database_mode, t.state,
+                d.cluster_id, d.owner_role, d.url_sealed,
                 ARRAY(SELECT version FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version) AS "key_versions!",
                 ARRAY(SELECT wrapped_key FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
                     AS "wrapped_keys!"
@@ -511,7 +515,11 @@ pub(super) async fn switch(
              admin_email = CASE WHEN r.replaces THEN t.admin_email ELSE r.registry ->> 'admin_email' END,
              limits = CASE WHEN r.replaces THEN t.limits ELSE r.registry -> 'limits' END,
              suspended_at = CASE WHEN r.replaces THEN t.suspended_at END,
+             suspended_by = CASE WHEN r.replaces THEN t.suspended_by END,
+             suspend_reason = CASE WHEN r.replaces THEN t.suspend_reason END,
              delete_after = CASE WHEN r.replaces THEN t.delete_after END,
+             deleted_from = CASE WHEN r.replaces THEN t.deleted_from END,
+             deleted_at = CASE WHEN r.replaces THEN t.deleted_at END,
              database_mode = 'managed', cluster_id = r.cluster_id, schema_version = r.schema_version,
              schema_compatible_from = r.schema_compatible_from,
              activated_at = COALESCE(t.activated_at, $2), updated_at = $2

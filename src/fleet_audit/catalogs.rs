@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::store::TenantEntry;
+use super::store::{Beside, TenantEntry};
 use super::{Finding, Seen, Severity};
 use crate::api::platform::DatabaseMode;
 use crate::ids::{ClusterId, Slug, TenantId};
@@ -39,11 +39,13 @@ impl Names {
 }
 
 /// Compares every cluster that could be asked. `registered` are the tenants that were registered at any time while the
-/// clusters were looked at; `still` those that can be held to what they should be.
+/// clusters were looked at; `still` those that can be held to what they should be; `beside` what operations made beside
+/// a tenant's own.
 pub(super) fn compare<'a>(
     clusters: &BTreeMap<ClusterId, Seen>,
     still: &[&TenantEntry],
     registered: impl Iterator<Item = &'a TenantEntry>,
+    beside: &[Beside],
     findings: &mut Vec<Finding>,
 ) {
     let mut databases: BTreeSet<(ClusterId, String)> = BTreeSet::new();
@@ -54,6 +56,12 @@ pub(super) fn compare<'a>(
             databases.insert((names.cluster, names.database));
             roles.extend(names.roles.logins.into_iter().chain([names.roles.owner]).map(|role| (names.cluster, role)));
         }
+    }
+    for made in beside {
+        let cluster = ClusterId::from_uuid(made.cluster_id);
+        let names = TenantRoles::of_owner(&made.owner_role, []);
+        databases.insert((cluster, made.database_name.clone()));
+        roles.extend(names.logins.into_iter().chain([names.owner]).map(|role| (cluster, role)));
     }
     for (id, seen) in clusters {
         let cluster = Cluster { id: *id, name: &seen.name };

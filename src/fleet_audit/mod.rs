@@ -165,11 +165,13 @@ struct Seen {
 
 async fn compare(audit: Arc<FleetAudit>, _: StepContext) -> Result<(), StepError> {
     let before = store::registry(&audit.pool).await.map_err(TenantError::from)?;
+    let mut beside = store::beside(&audit.pool).await.map_err(TenantError::from)?;
     let mut clusters = BTreeMap::new();
     for record in audit.clusters.list().await? {
         let inventory = async { Ok(audit.clusters.open(record.id).await?.inventory().await?) }.await;
         clusters.insert(record.id, Seen { name: record.name, inventory });
     }
+    beside.extend(store::beside(&audit.pool).await.map_err(TenantError::from)?);
     let after = store::registry(&audit.pool).await.map_err(TenantError::from)?;
     let now = audit.clock.now();
     let mut findings = Vec::new();
@@ -180,7 +182,7 @@ async fn compare(audit: Arc<FleetAudit>, _: StepContext) -> Result<(), StepError
         !entry.moving && then.is_some_and(|then| !then.moving && then.state == entry.state && then.same_place(entry))
     };
     let (still, moving): (Vec<&TenantEntry>, Vec<&TenantEntry>) = after.iter().partition(stood_still);
-    catalogs::compare(&clusters, &still, before.iter().chain(&after), &mut findings);
+    catalogs::compare(&clusters, &still, before.iter().chain(&after), &beside, &mut findings);
     let master_keys = Arc::clone(&audit.master_keys);
     let owned: Vec<TenantEntry> = still.iter().map(|entry| (*entry).clone()).collect();
     // Some milliseconds for thousands of values, which is too long for a thread that others wait for.

@@ -64,6 +64,28 @@ pub(super) async fn registry(pool: &PgPool) -> Result<Vec<TenantEntry>, sqlx::Er
     .await
 }
 
+/// A database beside a tenant's own, which an operation makes or is about to drop.
+#[derive(Debug)]
+pub(super) struct Beside {
+    pub(super) cluster_id: Uuid,
+    pub(super) database_name: String,
+    pub(super) owner_role: String,
+}
+
+/// Those of restores that are under way, and those that were replaced and are being dropped.
+pub(super) async fn beside(pool: &PgPool) -> Result<Vec<Beside>, sqlx::Error> {
+    sqlx::query_as!(
+        Beside,
+        r#"SELECT cluster_id AS "cluster_id!", database_name AS "database_name!", owner_role AS "owner_role!"
+           FROM restores WHERE settled_at IS NULL
+           UNION ALL
+           SELECT (input ->> 'cluster_id')::uuid, input ->> 'database', input ->> 'owner_role' FROM operations
+           WHERE kind = 'drop_replaced_database' AND state IN ('queued', 'running', 'undoing', 'needs_operator')"#
+    )
+    .fetch_all(pool)
+    .await
+}
+
 /// An operation that is not settled.
 #[derive(Debug)]
 pub(super) struct Unsettled {

@@ -339,7 +339,8 @@ impl From<BackupError> for ApiError {
                 Self::conflict("tenant_without_database", "There is nothing to back up").detail(text)
             }
             BackupError::TenantExists { .. } => Self::conflict("tenant_exists", "The tenant is there").detail(format!(
-                "{text}; one in service is replaced if `replace` names it, one being deleted has to be undeleted first"
+                "{text}; one in service is replaced if `replace` names it, one that is suspended has to be resumed first, one \
+                 being deleted to be undeleted"
             )),
             BackupError::OtherTenant(_) => refused("backup_of_another_tenant").detail(text),
             BackupError::OwnDatabase => refused("backup_of_own_database").detail(text),

@@ -413,3 +413,36 @@ async fn without_a_directory_or_programs_the_answer_says_what_to_do() {
     assert!(answer.text.contains("FREEHOLD_POSTGRES_CLIENT_DIR"), "{}", answer.text);
     assert_eq!(answer.expect_problem(StatusCode::CONFLICT), "postgres_client_missing");
 }
+
+/// A tenant whose logins are shut out is backed up by the cluster's administrator, in the owner's role; deleted by the
+/// owner's own command for good, it comes back in service.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspended_tenant_is_backed_up_deleted_for_good_and_comes_back() {
+    let platform = Platform::start().await;
+    let ours = platform.tenant("life-ours").await;
+    let before = sums(&platform.tenant_database(&ours.slug).await).await;
+    let suspend = platform.post("/platform/v1/tenants/life-ours/suspend", &platform.token, json!({})).await;
+    platform.settled(&suspend.expect(StatusCode::ACCEPTED)["operation"]).await;
+    let backup = back_up(&platform, &ours.slug, json!({ "key": KEY })).await;
+    let replaced = ask_restore(&platform, &backup, json!({ "key": KEY, "replace": ours.slug })).await;
+    assert_eq!(replaced.expect_problem(StatusCode::CONFLICT), "tenant_exists");
+    let path = "/platform/v1/tenants/life-ours?confirm=life-ours&grace_days=0";
+    let deleted = platform.send(Method::DELETE, path, &platform.token, Some(json!({}))).await;
+    let deleted = platform.settled(&deleted.expect(StatusCode::ACCEPTED)["operation"]).await;
+    assert_eq!(deleted["state"], "succeeded", "{deleted}");
+    let operation = restore(&platform, &backup, json!({ "key": KEY })).await;
+    assert_eq!(operation["state"], "succeeded", "{operation}");
+    let after = sums(&platform.tenant_database(&ours.slug).await).await;
+    let differing: Vec<_> = before.iter().zip(&after).filter(|(old, new)| old != new).map(|(old, _)| &old.0).collect();
+    assert_eq!(differing, ["refresh_families"]);
+    let user = platform.login(&ours.slug, &ours.user_email).await;
+    chat(&platform, &user.access, "Back again").await;
+    // The standing audit finds nothing to say about it. Other tests' databases are strangers to this platform.
+    for _ in 0..2 {
+        let audit = platform.post("/platform/v1/fleet/audits", &platform.token, json!({})).await;
+        platform.settled(&audit.expect(StatusCode::ACCEPTED)).await;
+    }
+    let findings = platform.get("/platform/v1/fleet/findings?limit=100", &platform.token).await;
+    assert_eq!(findings.status, StatusCode::OK, "{}", findings.text);
+    assert!(!findings.text.contains("life_ours") && !findings.text.contains("life-ours"), "{}", findings.text);
+}

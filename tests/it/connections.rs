@@ -270,6 +270,18 @@ async fn a_database_that_answers_nothing_costs_the_others_nothing() {
     for answer in answers {
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.text);
     }
+    // Those failures have opened the breaker. From now on nobody waits, for tries that take seconds either.
+    let db = platform.open(&broken).await.unwrap();
+    let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
+    while begun.elapsed() < Duration::from_secs(5) {
+        let started = Instant::now();
+        assert!(matches!(db.client().await, Err(TenantDbError::CircuitOpen { .. })));
+        slowest = slowest.max(started.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(slowest < Duration::from_millis(100), "{slowest:?}");
+    proxy.set(Line::Open);
+    platform.until(&broken, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -28,6 +28,10 @@ const COME_BACK: Duration = Duration::from_secs(1);
 /// When to come back after the database server had no connection left for us.
 const SERVER_FULL: Duration = Duration::from_secs(2);
 
+/// How long the share of a client's own server is kept that no pool is on: with it a tenant that comes back has a
+/// connection though the platform's database is away just then.
+const FORGET: Duration = Duration::from_secs(60 * 60);
+
 /// How many connections there may be, and how long to wait for one.
 #[derive(Debug, Clone, Copy)]
 pub struct PoolSettings {
@@ -124,10 +128,16 @@ impl TenantDatabases {
             Arc::strong_count(pool) > 1 || pool.server().slots_of(*id) > 0 || pool.open_breaker().is_some()
         });
         drop(servers);
-        // The shares of servers that are forgotten here are given back with the next beat.
-        self.common
-            .servers
-            .retain(|_, server| Arc::strong_count(server) > 1 || !matches!(server.name, DatabaseServer::Own(_)));
+        // The shares of servers that are forgotten here are given back with the next beat. While the platform's
+        // database is away nothing is: nobody could be asked for a share again.
+        let (now, away) = (Instant::now(), self.common.shares.is_away());
+        self.common.servers.retain(|name, server| {
+            if Arc::strong_count(server) > 1 || !matches!(name, DatabaseServer::Own(_)) {
+                server.note_use();
+                return true;
+            }
+            away || server.unused_for(now) < FORGET
+        });
     }
 
     /// The tenants that have a pool.
@@ -143,7 +153,9 @@ impl TenantDatabases {
 impl Common {
     fn server_of(&self, record: &TenantRecord) -> Option<Arc<Server>> {
         let name = DatabaseServer::of(record.cluster_id, record.database_url()?);
-        Some(Arc::clone(&self.servers.entry(name.clone()).or_insert_with(|| Server::new(name))))
+        let server = Arc::clone(&self.servers.entry(name.clone()).or_insert_with(|| Server::new(name)));
+        server.note_use();
+        Some(server)
     }
 
     fn follow(&self, pool: &TenantPool, record: Option<&Arc<TenantRecord>>) {

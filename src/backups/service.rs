@@ -23,7 +23,7 @@ use super::{
 use crate::audit::{self, Actor, Event};
 use crate::backup_archive::{ArchiveKey, ArchiveSecret, Derivation, Summary};
 use crate::ids::{BackupId, ClusterId, OperationId, Slug, SuperAdminId, TenantId};
-use crate::operations::{self, NewOperation};
+use crate::operations::{self, NewOperation, OperationError};
 use crate::provisioning::DatabaseNames;
 use crate::tenants::TenantError;
 
@@ -33,6 +33,11 @@ const DERIVATIONS: usize = 2;
 const WAIT: Duration = Duration::from_secs(10);
 /// How long an uploaded file is kept.
 const UPLOADS_LAST: TimeDelta = TimeDelta::days(1);
+
+/// How long a drop of a replaced database that failed is left alone: its cluster is away.
+const PAUSE_AFTER_FAILURE: TimeDelta = TimeDelta::minutes(10);
+/// How many of them are asked for again at once.
+const DROPS_AT_ONCE: i64 = 20;
 
 /// A passphrase or the content of a key file, as it came.
 #[derive(Debug, Default)]
@@ -315,6 +320,34 @@ impl Backups {
         }
         spawn_blocking(move || files::remove_broken_off_uploads(&directory)).await??;
         Ok(())
+    }
+
+    /// Asks again for the drop of each replaced database that could not be dropped. Returns how many.
+    ///
+    /// # Errors
+    /// A failure of the platform's database.
+    pub async fn retry_drops(&self) -> Result<usize, BackupError> {
+        let before = self.services.clock.now() - PAUSE_AFTER_FAILURE;
+        let failed = store::failed_drops(&self.services.pool, before, DROPS_AT_ONCE).await?;
+        let mut asked = 0;
+        for operation in failed {
+            let mut transaction = self.services.pool.begin().await?;
+            match operations::store::retry(&mut transaction, operation).await {
+                Ok(_) => {
+                    transaction.commit().await?;
+                    asked += 1;
+                }
+                // Somebody was faster, or the tenant is held or gone by now; what is held has its turn later.
+                Err(
+                    OperationError::Conflict { .. }
+                    | OperationError::NotRetryable
+                    | OperationError::TenantGone
+                    | OperationError::Database(sqlx::Error::RowNotFound),
+                ) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(asked)
     }
 
     /// Asks for a tenant to be brought back.

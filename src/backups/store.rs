@@ -545,3 +545,24 @@ pub(super) async fn in_force(pool: &PgPool, cluster: ClusterId, database: &str) 
     .fetch_one(pool)
     .await
 }
+
+/// Drops that have failed, those that failed longest ago first, of tenants that no operation holds.
+pub(super) async fn failed_drops(
+    pool: &PgPool,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<OperationId>, sqlx::Error> {
+    let ids = sqlx::query_scalar!(
+        "SELECT o.id FROM operations o JOIN chat_instances t ON t.id = o.tenant_id
+         WHERE o.kind = 'drop_replaced_database' AND o.state = 'failed' AND o.finished_at < $1
+           AND t.state <> 'deleted' AND o.input ? 'database' AND o.error_code IS DISTINCT FROM 'input_unreadable'
+           AND NOT EXISTS (SELECT FROM operations h WHERE h.tenant_id = o.tenant_id
+                             AND h.state IN ('queued', 'running', 'undoing', 'needs_operator'))
+         ORDER BY o.finished_at LIMIT $2",
+        before,
+        limit
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(ids.into_iter().map(OperationId::from_uuid).collect())
+}

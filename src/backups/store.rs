@@ -476,6 +476,11 @@ pub(super) async fn switch(
             "DELETE FROM tenant_databases WHERE tenant_id = (SELECT tenant_id FROM restores WHERE operation_id = $1)",
             id
         ),
+        // A database of the client's own is not waited for any more, and a token to give one is worth nothing.
+        sqlx::query!(
+            "DELETE FROM own_database_requests WHERE tenant_id = (SELECT tenant_id FROM restores WHERE operation_id = $1)",
+            id
+        ),
     ] {
         statement.execute(&mut *connection).await?;
     }

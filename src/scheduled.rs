@@ -19,6 +19,19 @@ pub static TASKS: &[Task<AppState>] = &[
         run: |state| Box::pin(async move { Ok(state.backups.prune_uploads().await?) }),
     },
     Task {
+        name: "drop_replaced_databases",
+        period: TimeDelta::minutes(5),
+        run: |state| {
+            Box::pin(async move {
+                let asked = state.backups.retry_drops().await?;
+                if asked > 0 {
+                    tracing::info!(asked, "drop replaced databases that could not be dropped");
+                }
+                Ok(())
+            })
+        },
+    },
+    Task {
         name: "prune_sign_ins",
         period: TimeDelta::hours(1),
         run: |state| {

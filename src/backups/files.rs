@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, BufWriter, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -27,14 +27,24 @@ pub(super) fn partial(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// A new file that only this account reads. One of the same name, left by a server that died, is replaced.
+/// A new file that only this account reads. One of the same name, left by a server that died, gives way; a writer of
+/// old that still lives goes on in a file without a name, and never in this one.
 pub(super) fn create(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Gives a whole file its name, and makes sure that both survive a power cut.
+/// Gives a whole file its name, and makes sure that both survive a power cut. A file whose unfinished name another
+/// writer has taken gets none: it would be the other one's half of a file.
 pub(super) fn keep(file: &File, from: &Path, to: &Path) -> std::io::Result<()> {
     file.sync_all()?;
+    let (ours, named) = (file.metadata()?, fs::metadata(from)?);
+    if (ours.dev(), ours.ino()) != (named.dev(), named.ino()) {
+        return Err(ErrorKind::NotFound.into());
+    }
     fs::rename(from, to)?;
     match to.parent() {
         Some(directory) => File::open(directory)?.sync_all(),

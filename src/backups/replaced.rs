@@ -1,7 +1,8 @@
 //! The operation `drop_replaced_database`: what a restore has put out of service goes, after the registry has turned.
 //!
 //! It is asked for in the transaction that turns the registry. There is no way back from it, and no need for one: what
-//! it removes serves nobody.
+//! it removes serves nobody. While its cluster is away it fails and holds nothing, so that the tenant can go on; a
+//! periodic task asks for it again until it succeeds, and the purge of the tenant drops what it names in any case.
 
 use std::sync::Arc;
 

@@ -7,7 +7,7 @@
 //! | `create_roles` | owner and login role of a database beside the one in service | dropped |
 //! | `restore_data` | an empty database, and `pg_restore` into it as the tenant, in one transaction | dropped |
 //! | `check_data` | every table's checksum is the manifest's; isolation | - |
-//! | `bring_up_to_date` | an older schema migrated; sessions and invites of back then ended | - |
+//! | `bring_up_to_date` | an older schema migrated; sessions and invites of back then ended; no marker in a client's own | - |
 //!
 //! Everything that is made has names of this operation alone, and lies in `restores` until the transaction that settles
 //! the operation puts it in force. Until then the registry, and a tenant that is in service, are as they were.
@@ -31,7 +31,7 @@ use crate::operations::{Definition, OperationError, Outcome, SettleFuture, Step,
 use crate::provisioning::{self, Cluster, DatabaseNames, MigrateLimits, ProvisioningError, checksums};
 use crate::secrets::{DataKey, DatabaseUrl, Sealed, connect, generate_password};
 use crate::tenant_db::{database_url_location, signing_key_location};
-use crate::tenants::TenantError;
+use crate::tenants::{TenantError, own_database};
 
 /// How long one migration of a restored database may take: of a large one, an index takes its time.
 const MIGRATION_PATIENCE: Duration = Duration::from_secs(3600);
@@ -225,9 +225,22 @@ async fn bring_up_to_date(services: Arc<BackupServices>, context: StepContext) -
     store::note_schema(&services.pool, context.operation_id, target, migrations.compatible_from(target)).await?;
     // A session or an invite that ended after the backup was made would be alive again: all of them end.
     let client = sign_in(&url).await?;
-    access::end_sessions_and_invites(&client, services.clock.now())
-        .await
-        .map_err(|error| ProvisioningError::Statement(error).into())
+    access::end_sessions_and_invites(&client, services.clock.now()).await.map_err(ProvisioningError::Statement)?;
+    leave_to_client(&services, task.tenant).await
+}
+
+/// A tenant with a database of the client's own is about to be on a cluster: that database is left to the client, with
+/// its data and without our marker. Last of all, for only the registry's turn is to come and the address goes with it;
+/// and as well as can be, for whatever the client's database answers must not keep the tenant from coming back.
+async fn leave_to_client(services: &BackupServices, tenant: TenantId) -> Result<(), BackupError> {
+    match own_database::release(&services.pool, &services.master_keys, tenant).await {
+        Ok(()) => Ok(()),
+        Err(TenantError::Sealed) => {
+            tracing::warn!(tenant_id = %tenant, "take the marker out of a client's database: its address does not open");
+            Ok(())
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn sign_in(url: &DatabaseUrl) -> Result<tokio_postgres::Client, BackupError> {

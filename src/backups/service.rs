@@ -23,7 +23,7 @@ use super::{
 use crate::audit::{self, Actor, Event};
 use crate::backup_archive::{ArchiveKey, ArchiveSecret, Derivation, Summary};
 use crate::ids::{BackupId, ClusterId, OperationId, Slug, SuperAdminId, TenantId};
-use crate::operations::{self, NewOperation};
+use crate::operations::{self, NewOperation, OperationError};
 use crate::provisioning::DatabaseNames;
 use crate::tenants::TenantError;
 
@@ -33,6 +33,11 @@ const DERIVATIONS: usize = 2;
 const WAIT: Duration = Duration::from_secs(10);
 /// How long an uploaded file is kept.
 const UPLOADS_LAST: TimeDelta = TimeDelta::days(1);
+
+/// How long a drop of a replaced database that failed is left alone: its cluster is away.
+const PAUSE_AFTER_FAILURE: TimeDelta = TimeDelta::minutes(10);
+/// How many of them are asked for again at once.
+const DROPS_AT_ONCE: i64 = 20;
 
 /// A passphrase or the content of a key file, as it came.
 #[derive(Debug, Default)]
@@ -108,9 +113,25 @@ impl Backups {
         self.services.directory()?;
         let secret = secret.take(true)?;
         self.services.programs()?.check_present().await?;
-        let kind = secret.kind();
-        let derivation = Derivation::new(kind);
+        let derivation = Derivation::new(secret.kind());
         let key = self.derive(secret, derivation.clone()).await?;
+        match self.store_request(slug, &derivation, &key, admin).await {
+            // Once more: whoever went first is done by now, and is found.
+            Err(error) if OperationError::is_deadlock(&error) => {
+                self.store_request(slug, &derivation, &key, admin).await
+            }
+            other => other,
+        }
+    }
+
+    async fn store_request(
+        &self,
+        slug: &str,
+        derivation: &Derivation,
+        key: &ArchiveKey,
+        admin: SuperAdminId,
+    ) -> Result<BackupRecord, BackupError> {
+        let kind = derivation.kind();
         let (id, operation_id, now) = (BackupId::new(), OperationId::new(), self.services.clock.now());
         let mut transaction = self.services.pool.begin().await?;
         let tenant = store::tenant_now(&mut transaction, None, Some(slug)).await?.ok_or(TenantError::NotFound)?;
@@ -137,7 +158,7 @@ impl Backups {
             file_name: &file_name,
             key_kind: kind.as_str(),
             key_derivation: &derivation.to_bytes(),
-            archive_key_sealed: Some(&self.services.seal_archive_key(&backup_key_location(id.as_uuid()), &key)),
+            archive_key_sealed: Some(&self.services.seal_archive_key(&backup_key_location(id.as_uuid()), key)),
             size: None,
             sha256: None,
             now,
@@ -317,15 +338,43 @@ impl Backups {
         Ok(())
     }
 
+    /// Asks again for the drop of each replaced database that could not be dropped. Returns how many.
+    ///
+    /// # Errors
+    /// A failure of the platform's database.
+    pub async fn retry_drops(&self) -> Result<usize, BackupError> {
+        let before = self.services.clock.now() - PAUSE_AFTER_FAILURE;
+        let failed = store::failed_drops(&self.services.pool, before, DROPS_AT_ONCE).await?;
+        let mut asked = 0;
+        for operation in failed {
+            let mut transaction = self.services.pool.begin().await?;
+            match operations::store::retry(&mut transaction, operation).await {
+                Ok(_) => {
+                    transaction.commit().await?;
+                    asked += 1;
+                }
+                // Somebody was faster, or the tenant is held or gone by now; what is held has its turn later.
+                Err(
+                    OperationError::Conflict { .. }
+                    | OperationError::NotRetryable
+                    | OperationError::TenantGone
+                    | OperationError::Database(sqlx::Error::RowNotFound),
+                ) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(asked)
+    }
+
     /// Asks for a tenant to be brought back.
     pub async fn restore(
         &self,
         id: BackupId,
-        order: RestoreOrder,
+        mut order: RestoreOrder,
         admin: SuperAdminId,
     ) -> Result<Restoring, BackupError> {
         let (_, path) = self.complete(id).await?;
-        let secret = order.secret.take(false)?;
+        let secret = std::mem::take(&mut order.secret).take(false)?;
         self.services.programs()?.check_present().await?;
         let header = files::header(path.clone()).await?;
         let key = self.derive(secret, header.derivation().clone()).await?;
@@ -335,6 +384,23 @@ impl Backups {
         if about.schema_version > ours {
             return Err(BackupError::SchemaNewer { archive: about.schema_version, ours });
         }
+        let operation_id = match self.store_restore(id, &order, &about, &key, admin).await {
+            Err(error) if OperationError::is_deadlock(&error) => {
+                self.store_restore(id, &order, &about, &key, admin).await?
+            }
+            other => other?,
+        };
+        Ok(Restoring { operation_id, about })
+    }
+
+    async fn store_restore(
+        &self,
+        id: BackupId,
+        order: &RestoreOrder,
+        about: &Summary,
+        key: &ArchiveKey,
+        admin: SuperAdminId,
+    ) -> Result<OperationId, BackupError> {
         let tenant = TenantId::from_uuid(about.tenant_id);
         let (operation_id, now) = (OperationId::new(), self.services.clock.now());
         let mut transaction = self.services.pool.begin().await?;
@@ -344,13 +410,13 @@ impl Backups {
         let there = store::tenant_now(&mut transaction, Some(about.tenant_id), None).await?;
         let replaces = may_restore(there.as_ref(), order.replace.as_deref())?;
         let back_then: Slug = about.slug.parse().map_err(TenantError::from)?;
-        let slug = match (&there, order.slug) {
+        let slug = match (&there, &order.slug) {
             // A tenant in service keeps its slug.
             (Some(row), _) if replaces => row.slug.parse().map_err(TenantError::from)?,
-            (_, wanted) => wanted.unwrap_or(back_then),
+            (_, wanted) => wanted.clone().unwrap_or(back_then),
         };
         let clusters = store::clusters(&mut transaction).await?;
-        let cluster = choose_cluster(&clusters, order.cluster.as_deref(), there.as_ref(), &about)?;
+        let cluster = choose_cluster(&clusters, order.cluster.as_deref(), there.as_ref(), about)?;
         let registry = serde_json::json!({
             "name": about.name, "plan": about.plan, "template": about.template,
             "admin_email": about.admin_email, "limits": about.limits,
@@ -366,7 +432,7 @@ impl Backups {
             registry: &registry,
             cluster,
             names: &DatabaseNames::beside(&slug, tenant, operation_id),
-            archive_key_sealed: &self.services.seal_archive_key(&restore_key_location(operation_id), &key),
+            archive_key_sealed: &self.services.seal_archive_key(&restore_key_location(operation_id), key),
             now,
         };
         store::insert_restore(&mut transaction, &new).await.map_err(|error| match &error {
@@ -391,7 +457,7 @@ impl Backups {
         };
         audit::record(&mut transaction, &event, now).await?;
         transaction.commit().await?;
-        Ok(Restoring { operation_id, about })
+        Ok(operation_id)
     }
 }
 

@@ -476,6 +476,11 @@ pub(super) async fn switch(
             "DELETE FROM tenant_databases WHERE tenant_id = (SELECT tenant_id FROM restores WHERE operation_id = $1)",
             id
         ),
+        // A database of the client's own is not waited for any more, and a token to give one is worth nothing.
+        sqlx::query!(
+            "DELETE FROM own_database_requests WHERE tenant_id = (SELECT tenant_id FROM restores WHERE operation_id = $1)",
+            id
+        ),
     ] {
         statement.execute(&mut *connection).await?;
     }
@@ -544,4 +549,25 @@ pub(super) async fn in_force(pool: &PgPool, cluster: ClusterId, database: &str) 
     )
     .fetch_one(pool)
     .await
+}
+
+/// Drops that have failed, those that failed longest ago first, of tenants that no operation holds.
+pub(super) async fn failed_drops(
+    pool: &PgPool,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<OperationId>, sqlx::Error> {
+    let ids = sqlx::query_scalar!(
+        "SELECT o.id FROM operations o JOIN chat_instances t ON t.id = o.tenant_id
+         WHERE o.kind = 'drop_replaced_database' AND o.state = 'failed' AND o.finished_at < $1
+           AND t.state <> 'deleted' AND o.input ? 'database' AND o.error_code IS DISTINCT FROM 'input_unreadable'
+           AND NOT EXISTS (SELECT FROM operations h WHERE h.tenant_id = o.tenant_id
+                             AND h.state IN ('queued', 'running', 'undoing', 'needs_operator'))
+         ORDER BY o.finished_at LIMIT $2",
+        before,
+        limit
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(ids.into_iter().map(OperationId::from_uuid).collect())
 }

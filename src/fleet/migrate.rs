@@ -327,7 +327,7 @@ impl Wave {
         let Some(begun) = store::begin(pool, self.operation, tenant, self.run, clock.now()).await? else {
             return Ok(());
         };
-        let slug = begun.slug.clone();
+        let (slug, database) = (begun.slug.clone(), begun.database.clone());
         let turn = match reason_to_skip(&begun.state, begun.holder.as_deref()) {
             Some((code, message)) => Turn::Skipped { code, message },
             None => self.migrate(tenant, begun.credentials).await,
@@ -346,6 +346,7 @@ impl Wave {
             state,
             from_version: migrated.map(|migrated| migrated.from),
             reached: migrated.map(|migrated| (migrated.to, compatible_from(migrated.to))),
+            database: database.as_deref(),
             error,
         };
         store::finish(pool, self.operation, tenant, self.run, &finished, clock.now()).await

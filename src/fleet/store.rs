@@ -228,6 +228,8 @@ pub(super) struct Begun {
     pub(super) state: String,
     /// The kind of the operation that holds the tenant.
     pub(super) holder: Option<String>,
+    /// The database that the registry names, by which `finish` knows that it is still the same.
+    pub(super) database: Option<String>,
     pub(super) credentials: SealedCredentials,
 }
 
@@ -244,7 +246,7 @@ pub(super) async fn begin(
              UPDATE fleet_migration_tenants SET state = 'running', run_id = $3, started_at = $4, finished_at = NULL
              WHERE operation_id = $1 AND tenant_id = $2 AND state = 'pending' RETURNING tenant_id
          )
-         SELECT t.slug, t.state, d.url_sealed AS "url_sealed?", d.next_url_sealed AS "next_url_sealed?",
+         SELECT t.slug, t.state, d.database_name AS "database?", d.url_sealed AS "url_sealed?", d.next_url_sealed AS "next_url_sealed?",
                 ARRAY(SELECT version FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
                     AS "key_versions!",
                 ARRAY(SELECT wrapped_key FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
@@ -264,6 +266,7 @@ pub(super) async fn begin(
         slug: row.slug,
         state: row.state,
         holder: row.holder,
+        database: row.database,
         credentials: SealedCredentials {
             url: row.url_sealed,
             next_url: row.next_url_sealed,
@@ -278,11 +281,14 @@ pub(super) struct Finished<'a> {
     pub(super) from_version: Option<i64>,
     /// The version found last, and the oldest program that can speak it.
     pub(super) reached: Option<(i64, i64)>,
+    /// The database in which it was found.
+    pub(super) database: Option<&'a str>,
     pub(super) error: Option<(&'a str, &'a str)>,
 }
 
 /// Notes what became of a tenant, and with it the version of its schema in the registry: the database knows it already,
-/// so dying before this means that the next run only notes it.
+/// so dying before this means that the next run only notes it. A note that comes late, when a restore has put another
+/// database in force, says nothing of that one, and leaves the registry as it is.
 pub(super) async fn finish(
     pool: &PgPool,
     operation: OperationId,
@@ -293,6 +299,12 @@ pub(super) async fn finish(
 ) -> Result<(), sqlx::Error> {
     let (code, message) = finished.error.unzip();
     let (version, compatible_from) = finished.reached.unzip();
+    let mut transaction = pool.begin().await?;
+    // Held from here on, for a statement of its own: one that waits for a restore to switch would go on with the
+    // database as it was when it began to wait.
+    sqlx::query!("SELECT id FROM chat_instances WHERE id = $1 FOR NO KEY UPDATE", tenant.as_uuid())
+        .fetch_optional(&mut *transaction)
+        .await?;
     sqlx::query!(
         "WITH item AS (
              UPDATE fleet_migration_tenants SET state = $4, from_version = COALESCE($5, from_version), to_version = $6,
@@ -301,6 +313,7 @@ pub(super) async fn finish(
          )
          UPDATE chat_instances t SET schema_version = $6, schema_compatible_from = $7 FROM item
          WHERE t.id = item.tenant_id AND $6::bigint IS NOT NULL
+           AND EXISTS (SELECT FROM tenant_databases d WHERE d.tenant_id = t.id AND d.database_name = $11)
            AND (t.schema_version, t.schema_compatible_from) IS DISTINCT FROM ($6, $7)",
         operation.as_uuid(),
         tenant.as_uuid(),
@@ -311,11 +324,12 @@ pub(super) async fn finish(
         compatible_from,
         code,
         message,
-        now
+        now,
+        finished.database
     )
-    .execute(pool)
+    .execute(&mut *transaction)
     .await?;
-    Ok(())
+    transaction.commit().await
 }
 
 /// How many tenants are in which state.

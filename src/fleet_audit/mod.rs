@@ -32,6 +32,8 @@ use store::TenantEntry;
 
 /// An operation that takes longer is reported.
 const LONG: TimeDelta = TimeDelta::hours(1);
+/// How long a replaced database may wait for its drop, on a cluster that comes and goes, before it is reported.
+const DROPS_MAY_TAKE: TimeDelta = TimeDelta::days(1);
 /// How long resolved findings are kept.
 const KEPT: TimeDelta = TimeDelta::days(90);
 
@@ -165,13 +167,14 @@ struct Seen {
 
 async fn compare(audit: Arc<FleetAudit>, _: StepContext) -> Result<(), StepError> {
     let before = store::registry(&audit.pool).await.map_err(TenantError::from)?;
-    let mut beside = store::beside(&audit.pool).await.map_err(TenantError::from)?;
+    let since = audit.clock.now() - DROPS_MAY_TAKE;
+    let mut beside = store::beside(&audit.pool, since).await.map_err(TenantError::from)?;
     let mut clusters = BTreeMap::new();
     for record in audit.clusters.list().await? {
         let inventory = async { Ok(audit.clusters.open(record.id).await?.inventory().await?) }.await;
         clusters.insert(record.id, Seen { name: record.name, inventory });
     }
-    beside.extend(store::beside(&audit.pool).await.map_err(TenantError::from)?);
+    beside.extend(store::beside(&audit.pool, since).await.map_err(TenantError::from)?);
     let after = store::registry(&audit.pool).await.map_err(TenantError::from)?;
     let now = audit.clock.now();
     let mut findings = Vec::new();

@@ -72,15 +72,19 @@ pub(super) struct Beside {
     pub(super) owner_role: String,
 }
 
-/// Those of restores that are under way, and those that were replaced and are being dropped.
-pub(super) async fn beside(pool: &PgPool) -> Result<Vec<Beside>, sqlx::Error> {
+/// Those of restores that are under way, and those that were replaced and are being dropped. A drop that failed is asked
+/// for again every few minutes; one asked for before `since` that still has not succeeded is for a person to look at.
+pub(super) async fn beside(pool: &PgPool, since: DateTime<Utc>) -> Result<Vec<Beside>, sqlx::Error> {
     sqlx::query_as!(
         Beside,
         r#"SELECT cluster_id AS "cluster_id!", database_name AS "database_name!", owner_role AS "owner_role!"
            FROM restores WHERE settled_at IS NULL
            UNION ALL
            SELECT (input ->> 'cluster_id')::uuid, input ->> 'database', input ->> 'owner_role' FROM operations
-           WHERE kind = 'drop_replaced_database' AND state IN ('queued', 'running', 'undoing', 'needs_operator')"#
+           WHERE kind = 'drop_replaced_database' AND input ? 'database'
+             AND (state IN ('queued', 'running', 'undoing', 'needs_operator')
+                  OR (state = 'failed' AND created_at > $1 AND error_code IS DISTINCT FROM 'input_unreadable'))"#,
+        since
     )
     .fetch_all(pool)
     .await

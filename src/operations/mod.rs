@@ -189,6 +189,18 @@ pub enum OperationError {
     Queue(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl OperationError {
+    /// Whether the platform's database ended the transaction that `error` comes from because it and another waited for
+    /// each other. Whoever asks for an operation and holds the tenant's row may meet another who locks the two the other
+    /// way round; one of the two asks again, and finds what the other did.
+    pub fn is_deadlock(error: &(dyn std::error::Error + 'static)) -> bool {
+        std::iter::successors(Some(error), |error| error.source())
+            .filter_map(|error| error.downcast_ref::<sqlx::Error>())
+            .filter_map(sqlx::Error::as_database_error)
+            .any(|error| error.code().as_deref() == Some("40P01"))
+    }
+}
+
 impl OperationState {
     /// The name in the database.
     pub fn as_str(self) -> &'static str {

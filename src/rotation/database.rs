@@ -12,6 +12,9 @@
 //! Before `switch` the credential in use is untouched, and from `set_password` to `retire` both work: at every instant
 //! the record holds one that does. After `switch` the new one is in use and proved, and the old one's password is on
 //! record no more; so undoing goes forward, and shuts the old one out.
+//!
+//! Nothing is brought in for a tenant that is not active: a rotation that failed may be retried long after the tenant
+//! was suspended or deleted, and would let a role sign in again that was locked. Shutting out is always allowed.
 
 use std::sync::Arc;
 
@@ -22,6 +25,7 @@ use sqlx::PgConnection;
 use super::keys::DataKeys;
 use super::store::{self, Credential};
 use super::{Rotator, permanent, platform_failed, record_success, sealed_value, tenant_of};
+use crate::api::platform::TenantState;
 use crate::api::rotation::RotationKind;
 use crate::ids::TenantId;
 use crate::operations::{Definition, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture};
@@ -75,6 +79,18 @@ async fn task(services: &Rotator, context: &StepContext) -> Result<Task, StepErr
     Ok(Task { tenant, credential, names, cluster })
 }
 
+/// The task, of a tenant that is in service. No operation can take it out of service while this one is not settled.
+async fn active_task(services: &Rotator, context: &StepContext) -> Result<Task, StepError> {
+    let task = task(services, context).await?;
+    match TenantState::parse(&task.credential.state) {
+        TenantState::Active => Ok(task),
+        state => {
+            let message = format!("the tenant is `{}`, and its logins stay locked", state.as_str());
+            Err(permanent("wrong_tenant_state", &message))
+        }
+    }
+}
+
 impl Task {
     /// The names with the login role that is being brought in.
     fn next_names(&self) -> Option<DatabaseNames> {
@@ -96,7 +112,7 @@ fn intent_missing() -> StepError {
 }
 
 async fn write_intent(services: Arc<Rotator>, context: StepContext) -> Result<(), StepError> {
-    let task = task(&services, &context).await?;
+    let task = active_task(&services, &context).await?;
     // What an earlier rotation could not end is ended first: its old role is the one whose turn it is.
     retire_of(&services, &task).await?;
     if task.credential.next_url_sealed.is_some() {
@@ -120,7 +136,7 @@ async fn forget_intent(services: Arc<Rotator>, context: StepContext) -> Result<(
 }
 
 async fn set_password(services: Arc<Rotator>, context: StepContext) -> Result<(), StepError> {
-    let task = task(&services, &context).await?;
+    let task = active_task(&services, &context).await?;
     let Some(names) = task.next_names() else { return Err(intent_missing()) };
     let password = task.next_url(&services).await?.password().cloned().ok_or_else(sealed_value)?;
     // Hashing takes 4,096 rounds; the runtime's threads have better things to do meanwhile.
@@ -150,7 +166,7 @@ async fn test_connection(services: Arc<Rotator>, context: StepContext) -> Result
 }
 
 async fn switch(services: Arc<Rotator>, context: StepContext) -> Result<(), StepError> {
-    let task = task(&services, &context).await?;
+    let task = active_task(&services, &context).await?;
     let Some(next_sealed) = task.credential.next_url_sealed.as_deref() else {
         // Done already, if an old role waits to be retired.
         return if task.credential.retiring_login_role.is_some() { Ok(()) } else { Err(intent_missing()) };

@@ -17,14 +17,16 @@ pub(super) struct Credential {
     pub(super) next_url_sealed: Option<Vec<u8>>,
     pub(super) retiring_login_role: Option<String>,
     pub(super) rotated_at: Option<DateTime<Utc>>,
+    /// The tenant's state.
+    pub(super) state: String,
 }
 
 pub(super) async fn credential(pool: &PgPool, tenant: TenantId) -> Result<Option<Credential>, sqlx::Error> {
     sqlx::query_as!(
         Credential,
-        r#"SELECT cluster_id AS "cluster_id: ClusterId", database_name, owner_role, login_role, url_sealed,
-                next_login_role, next_url_sealed, retiring_login_role, rotated_at
-         FROM tenant_databases WHERE tenant_id = $1"#,
+        r#"SELECT d.cluster_id AS "cluster_id: ClusterId", d.database_name, d.owner_role, d.login_role, d.url_sealed,
+                d.next_login_role, d.next_url_sealed, d.retiring_login_role, d.rotated_at, t.state
+         FROM tenant_databases d JOIN chat_instances t ON t.id = d.tenant_id WHERE d.tenant_id = $1"#,
         tenant.as_uuid()
     )
     .fetch_optional(pool)

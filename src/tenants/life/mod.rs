@@ -110,12 +110,14 @@ impl Life {
         for _ in 0..LOOKS {
             match self.try_to_ask(slug, wish, admin).await {
                 Ok(Some(asked)) => return Ok(asked),
-                // It changed under our hands, or its holder was settled while we asked who that was.
+                // It changed under our hands, or its holder was settled while we asked who that was; below, somebody who
+                // locked the same the other way round went first.
                 Ok(None) | Err(TenantError::Operation(OperationError::Database(sqlx::Error::RowNotFound))) => {}
                 // Somebody has asked for the same already.
                 Err(TenantError::Operation(OperationError::Conflict { holder, kind })) if wish.is_done_by(&kind) => {
                     return Ok(Asked::Operation(holder));
                 }
+                Err(error) if OperationError::is_deadlock(&error) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -3,8 +3,8 @@
 //! | step | does |
 //! |---|---|
 //! | `close` | the registry says `deleting`, with nothing to go back to; no login role may sign in |
-//! | `drop_database` | whoever is connected; a client's own stays, without our marker |
-//! | `drop_roles` | the owner and every login role |
+//! | `drop_database` | whoever is connected; a client's own stays, without our marker; what restores left beside it |
+//! | `drop_roles` | the owner and every login role, and those of what restores left |
 //! | `forget_traces` | kept answers that hold its invite, what operations were told of it |
 //! | `destroy_keys` | data keys, signing keys, the sealed URL: what they sealed can never be opened again |
 //!
@@ -18,8 +18,9 @@ use chrono::{DateTime, Utc};
 use sqlx::PgConnection;
 
 use super::{Life, Place, Row, moved_on, store};
-use crate::ids::TenantId;
+use crate::ids::{ClusterId, TenantId};
 use crate::operations::{Definition, Outcome, SettleFuture, Step, StepContext, StepError};
+use crate::provisioning::{Cluster, DatabaseNames, TenantRoles};
 use crate::tenants::TenantError;
 use crate::tenants::own_database;
 use crate::tenants::provision::{boxed, nothing};
@@ -54,8 +55,28 @@ async fn condemned(life: &Life, context: &StepContext) -> Result<(TenantId, Row)
     if row.state == "deleting" && row.deleted_from.is_none() { Ok((id, row)) } else { Err(moved_on(&row)) }
 }
 
+/// Databases that restores have put out of service and that could not be dropped yet, or that they had begun: only
+/// the inputs and rows that `forget_traces` empties know their names, so they go before it.
+async fn leftovers(life: &Life, tenant: TenantId) -> Result<Vec<(Cluster, Place)>, StepError> {
+    let mut found = Vec::new();
+    for left in store::leftovers(&life.pool, tenant).await.map_err(TenantError::from)? {
+        let cluster = ClusterId::from_uuid(left.cluster_id);
+        let roles = TenantRoles::of_owner(&left.owner_role, left.login_roles);
+        let names = DatabaseNames {
+            database: left.database_name,
+            login_role: roles.logins.first().cloned().unwrap_or_default(),
+            owner_role: left.owner_role,
+        };
+        found.push((life.clusters.open(cluster).await?, Place { cluster, names, roles }));
+    }
+    Ok(found)
+}
+
 async fn drop_database(life: Arc<Life>, context: StepContext) -> Result<(), StepError> {
     let (id, row) = condemned(&life, &context).await?;
+    for (cluster, left) in leftovers(&life, id).await? {
+        cluster.drop_database(&left.names).await?;
+    }
     let Some(place) = Place::of(&row)? else {
         // A database of the client's own is theirs, and stays; only our marker goes.
         return match own_database::release(&life.pool, &life.master_keys, id).await {
@@ -72,7 +93,10 @@ async fn drop_database(life: Arc<Life>, context: StepContext) -> Result<(), Step
 }
 
 async fn drop_roles(life: Arc<Life>, context: StepContext) -> Result<(), StepError> {
-    let (_, row) = condemned(&life, &context).await?;
+    let (id, row) = condemned(&life, &context).await?;
+    for (cluster, left) in leftovers(&life, id).await? {
+        cluster.drop_all_roles(&left.roles).await?;
+    }
     let Some(place) = Place::of(&row)? else { return Ok(()) };
     let cluster = life.clusters.open(place.cluster).await?;
     Ok(cluster.drop_all_roles(&place.roles).await?)

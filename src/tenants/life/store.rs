@@ -258,6 +258,40 @@ pub(super) async fn note_gone(
     Ok(())
 }
 
+/// A database beside a tenant's own, which a restore has made or replaced and nobody has dropped yet.
+#[derive(Debug)]
+pub(super) struct Leftover {
+    pub(super) cluster_id: Uuid,
+    pub(super) database_name: String,
+    pub(super) owner_role: String,
+    pub(super) login_roles: Vec<String>,
+}
+
+/// Databases that only the records of restores and of drops that did not succeed still name. None of them serves: what
+/// the registry names is left out, whoever's it is.
+pub(super) async fn leftovers(pool: &PgPool, id: TenantId) -> Result<Vec<Leftover>, sqlx::Error> {
+    sqlx::query_as!(
+        Leftover,
+        r#"WITH named (cluster_id, database_name, owner_role, login_roles) AS (
+             SELECT (input ->> 'cluster_id')::uuid, input ->> 'database', input ->> 'owner_role',
+                    ARRAY(SELECT jsonb_array_elements_text(input -> 'login_roles'))
+             FROM operations
+             WHERE tenant_id = $1 AND kind = 'drop_replaced_database' AND state <> 'succeeded' AND input ? 'database'
+             UNION ALL
+             SELECT cluster_id, database_name, owner_role, ARRAY[login_role] FROM restores
+             WHERE tenant_id = $1 AND settled_at IS NULL
+         )
+         SELECT cluster_id AS "cluster_id!", database_name AS "database_name!", owner_role AS "owner_role!",
+                login_roles AS "login_roles!"
+         FROM named n
+         WHERE NOT EXISTS (SELECT FROM tenant_databases d
+                           WHERE d.cluster_id = n.cluster_id AND d.database_name = n.database_name)"#,
+        id.as_uuid()
+    )
+    .fetch_all(pool)
+    .await
+}
+
 /// Forgets what operations were told or were to be told of a tenant: addresses, hashes of invites and tokens. What they
 /// did stays.
 pub(super) async fn forget_inputs(pool: &PgPool, id: TenantId) -> Result<(), sqlx::Error> {

@@ -260,6 +260,26 @@ impl OwnDatabases {
             return Err(TenantError::UnsuitableDatabase(Box::new(report)));
         }
         let check = shown(&report);
+        let operation_id = match self.store_given(tenant, &url, &check, in_service, giver).await {
+            // Once more: whoever went first is done by now, and is found.
+            Err(error) if OperationError::is_deadlock(&error) => {
+                self.store_given(tenant, &url, &check, in_service, giver).await?
+            }
+            other => other?,
+        };
+        Ok(Accepted { check, operation_id })
+    }
+
+    /// Registers a database that was found good, and sees to its being set up unless it is in service. Returns the
+    /// operation that does.
+    async fn store_given(
+        &self,
+        tenant: TenantId,
+        url: &DatabaseUrl,
+        check: &DatabaseCheck,
+        in_service: bool,
+        giver: Giver,
+    ) -> Result<Option<OperationId>, TenantError> {
         let now = self.clock.now();
         let mut transaction = self.pool.begin().await?;
         // Held until the end: no operation on the tenant begins meanwhile.
@@ -274,12 +294,12 @@ impl OwnDatabases {
         }
         let operation_id = match state {
             TenantState::Active | TenantState::Suspended if in_service => {
-                self.register(&mut transaction, tenant, &url, &check).await?;
+                self.register(&mut transaction, tenant, url, check).await?;
                 store::set_token(&mut transaction, tenant, None).await?;
                 None
             }
             TenantState::WaitingForClient | TenantState::Failed => {
-                self.register(&mut transaction, tenant, &url, &check).await?;
+                self.register(&mut transaction, tenant, url, check).await?;
                 Some(match again {
                     Some((id, _)) => {
                         operations::store::retry(&mut transaction, id).await?;
@@ -301,11 +321,11 @@ impl OwnDatabases {
             actor: giver.actor,
             action: "tenant.database_given",
             tenant_id: Some(tenant),
-            detail: serde_json::json!({ "host": host(&url), "database": url.database(), "role": url.user() }),
+            detail: serde_json::json!({ "host": host(url), "database": url.database(), "role": url.user() }),
         };
         audit::record(&mut transaction, &event, now).await?;
         transaction.commit().await?;
-        Ok(Accepted { check, operation_id })
+        Ok(operation_id)
     }
 
     /// What is registered, without any credential.

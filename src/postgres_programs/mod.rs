@@ -181,11 +181,10 @@ impl PostgresPrograms {
     }
 
     /// Begins to dump a database as of a snapshot that another session exported. Of what is in it, the schemas and the
-    /// table of the schema `public` that are named are left out. With a role, all is read as that one.
+    /// table of the schema `public` that are named are left out.
     pub fn dump(
         &self,
         url: &DatabaseUrl,
-        role: Option<&str>,
         snapshot: &str,
         schemas: &[String],
         table: &str,
@@ -194,7 +193,6 @@ impl PostgresPrograms {
         command.args(["--format=custom", "--no-owner", "--no-acl", "--no-comments", "--lock-wait-timeout=60000"]);
         command.args(["--no-publications", "--no-subscriptions", "--no-security-labels", "--extension=plpgsql"]);
         command.arg(format!("--snapshot={snapshot}"));
-        command.args(role.map(|role| format!("--role={role}")));
         // Patterns; in double quotes they mean themselves.
         command.arg(format!("--exclude-table=public.\"{table}\""));
         for schema in schemas {

@@ -22,7 +22,7 @@ use crate::operations::{
     store::note_progress,
 };
 use crate::provisioning::{self, Cluster, DatabaseNames, ProvisioningError, Snapshot};
-use crate::secrets::{DataKey, DatabaseUrl, Sealed, connect, generate_password};
+use crate::secrets::{DataKey, DatabaseUrl, Sealed, connect, generate_password, judge_address};
 use crate::tenant_db::database_url_location;
 use crate::tenants::TenantError;
 
@@ -153,6 +153,8 @@ async fn write(
     let tenant = context.tenant_id.ok_or(BackupError::Unreadable)?;
     let url = url.with_application_name("freehold backup");
     let (client, _) = connect(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+    // pg_dump resolves names by itself, so it is told what was judged.
+    let address = judge_address(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
     // The client's transaction keeps the snapshot alive until the dump is finished: manifest and dump see the same.
     let snapshot = Snapshot::take(&client).await?;
     let programs = services.programs()?;
@@ -179,7 +181,8 @@ async fn write(
             .collect(),
     };
     let derivation = Derivation::from_bytes(&task.pending.key_derivation)?;
-    let mut dump = programs.dump(&url, &snapshot.name, &snapshot.foreign_schemas, provisioning::INSTANCE_TABLE)?;
+    let mut dump =
+        programs.dump(&url, address, &snapshot.name, &snapshot.foreign_schemas, provisioning::INSTANCE_TABLE)?;
     let writing = Writing::begin(task.path, derivation, task.key, manifest);
     let (mut done, mut told) = (0_u64, 0);
     while let Some(piece) = dump.next_piece().await? {

@@ -1,5 +1,6 @@
 //! Encrypted connections to Postgres, and one-off connections in general.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -231,18 +232,19 @@ pub async fn connect_as_administrator(url: &DatabaseUrl) -> Result<(Client, Join
     connect_within(url, Some("-c search_path=pg_catalog"), CONNECT_TIMEOUT).await
 }
 
-/// Whether an address may be connected to, for a driver that resolves names by itself. What it resolves a moment later
-/// is its own affair; the certificate then has to be that of the name.
+/// Whether an address may be connected to, for whoever resolves names by itself. Returns the network address that was
+/// judged, for those who can be bound to it; nothing where any may be connected to. For the others, what they resolve a
+/// moment later is their own affair, and the certificate then has to be that of the name.
 ///
 /// # Errors
 /// [`ConnectError`] if its name leads to no address that may be connected to.
-pub async fn judge_address(url: &DatabaseUrl) -> Result<(), ConnectError> {
+pub async fn judge_address(url: &DatabaseUrl) -> Result<Option<IpAddr>, ConnectError> {
     if !url.public_addresses_only() {
-        return Ok(());
+        return Ok(None);
     }
     let connector = Connector { tls: None, public_addresses_only: true };
     match timeout(CONNECT_TIMEOUT, connector.resolve(&url.to_tokio_postgres())).await {
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(bound)) => Ok(Some(*bound.get_hostaddrs().first().ok_or(ConnectError::NotPublic)?)),
         Ok(Err(error)) => Err(error.into()),
         Err(_elapsed) => Err(ConnectError::TimedOut),
     }

@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{SuperAdmins, Tokens, Users};
-use crate::api::platform::TenantState;
 use crate::backups::{BackupServices, Backups};
 use crate::chat::Chat;
 use crate::clock::SharedClock;
@@ -409,14 +408,9 @@ async fn follow_registry(state: AppState) {
 /// What follows from a tenant's life beside its connections: answers under way end when it goes out of service, and
 /// nothing opened is kept of one that is gone.
 fn follow_life(state: &AppState, id: TenantId, record: Option<&TenantRecord>) {
-    match record {
-        Some(record) if record.is_active() => state.chat.reopen(id),
-        Some(record) => state.chat.close(id, record.state),
-        None => {
-            state.chat.close(id, TenantState::Deleted);
-            state.chat.reopen(id);
-            state.directory.forget(id);
-        }
+    state.chat.follow(id, record);
+    if record.is_none() {
+        state.directory.forget(id);
     }
 }
 

@@ -21,8 +21,8 @@ use crate::operations::{
     Definition, OperationProgress, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture,
     store::note_progress,
 };
-use crate::provisioning::{self, ProvisioningError, Snapshot};
-use crate::secrets::{DataKey, DatabaseUrl, Sealed, connect};
+use crate::provisioning::{self, Cluster, DatabaseNames, ProvisioningError, Snapshot};
+use crate::secrets::{DataKey, DatabaseUrl, Sealed, connect, generate_password, judge_address};
 use crate::tenant_db::database_url_location;
 use crate::tenants::TenantError;
 
@@ -82,20 +82,45 @@ async fn task(services: &BackupServices, context: &StepContext) -> Result<Task, 
     Ok(Task { path: services.directory()?.join(&pending.file_name), pending, key })
 }
 
-/// Who reads the database. A tenant in service does so itself. One that is suspended or being deleted cannot sign in; for
-/// it the cluster's administrator does, in the role of the owner, so with no more rights.
-async fn sign_in_as(
-    services: &BackupServices,
-    tenant: &store::SealedTenant,
-    url: DatabaseUrl,
-) -> Result<(DatabaseUrl, Option<String>), BackupError> {
-    match (tenant.cluster_id, &tenant.owner_role) {
-        (Some(cluster), Some(owner)) if tenant.state != "active" => {
-            let admin = services.clusters.admin_url(ClusterId::from_uuid(cluster)).await?;
-            let admin = DatabaseUrl::parse(&admin).map_err(|_| TenantError::Sealed)?;
-            Ok((admin.with_database(url.database()), Some(owner.clone())))
+/// A login role for the backup alone, where the tenant's own is shut out: the one whose turn it is not. Nobody has its
+/// password but the step that reads the database, so the tenant stays out of service. The administrator never reads in
+/// its stead: what the tenant made in its database, functions and casts, would run with the administrator's rights.
+struct SpareLogin {
+    cluster: Cluster,
+    names: DatabaseNames,
+}
+
+impl SpareLogin {
+    /// The one that is needed, or nothing for a tenant that signs in itself.
+    async fn of(
+        services: &BackupServices,
+        tenant: &store::SealedTenant,
+        url: &DatabaseUrl,
+    ) -> Result<Option<Self>, BackupError> {
+        let (Some(cluster), Some(owner)) = (tenant.cluster_id, &tenant.owner_role) else { return Ok(None) };
+        if tenant.state == "active" {
+            return Ok(None);
         }
-        _ => Ok((url, None)),
+        let in_use = DatabaseNames {
+            database: url.database().to_owned(),
+            owner_role: owner.clone(),
+            login_role: url.user().to_owned(),
+        };
+        let cluster = services.clusters.open(ClusterId::from_uuid(cluster)).await?;
+        Ok(Some(Self { cluster, names: in_use.alternate() }))
+    }
+
+    async fn open(&self) -> Result<DatabaseUrl, BackupError> {
+        let password = generate_password();
+        let kept = password.clone();
+        let verifier = tokio::task::spawn_blocking(move || provisioning::hash_password(&kept)).await?;
+        self.cluster.enable_login(&self.names, &verifier).await?;
+        Ok(self.cluster.tenant_url(&self.names, password))
+    }
+
+    /// Safe to repeat. A step that died is run again or undone, and either comes here.
+    async fn shut(&self) -> Result<(), BackupError> {
+        Ok(self.cluster.disable_login(&self.names).await?)
     }
 }
 
@@ -104,11 +129,34 @@ async fn write_archive(services: Arc<BackupServices>, context: StepContext) -> R
     let tenant = context.tenant_id.ok_or(BackupError::Unreadable)?;
     let sealed = store::sealed_tenant(&services.pool, tenant).await?.ok_or(TenantError::NotFound)?;
     let (keys, url) = open_tenant(&services, tenant, &sealed).ok_or(TenantError::Sealed)?;
-    let (url, role) = sign_in_as(&services, &sealed, url).await?;
+    match SpareLogin::of(&services, &sealed, &url).await? {
+        None => write(&services, &context, task, sealed, keys, url).await,
+        Some(login) => {
+            let written = match login.open().await {
+                Ok(url) => write(&services, &context, task, sealed, keys, url).await,
+                Err(error) => Err(error),
+            };
+            let shut = login.shut().await;
+            written.and(shut)
+        }
+    }
+}
+
+async fn write(
+    services: &BackupServices,
+    context: &StepContext,
+    task: Task,
+    sealed: store::SealedTenant,
+    keys: Vec<DataKey>,
+    url: DatabaseUrl,
+) -> Result<(), BackupError> {
+    let tenant = context.tenant_id.ok_or(BackupError::Unreadable)?;
     let url = url.with_application_name("freehold backup");
     let (client, _) = connect(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+    // pg_dump resolves names by itself, so it is told what was judged.
+    let address = judge_address(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
     // The client's transaction keeps the snapshot alive until the dump is finished: manifest and dump see the same.
-    let snapshot = Snapshot::take(&client, role.as_deref()).await?;
+    let snapshot = Snapshot::take(&client).await?;
     let programs = services.programs()?;
     programs.check_dump(snapshot.server_version).await?;
     let manifest = Manifest {
@@ -133,13 +181,8 @@ async fn write_archive(services: Arc<BackupServices>, context: StepContext) -> R
             .collect(),
     };
     let derivation = Derivation::from_bytes(&task.pending.key_derivation)?;
-    let mut dump = programs.dump(
-        &url,
-        role.as_deref(),
-        &snapshot.name,
-        &snapshot.foreign_schemas,
-        provisioning::INSTANCE_TABLE,
-    )?;
+    let mut dump =
+        programs.dump(&url, address, &snapshot.name, &snapshot.foreign_schemas, provisioning::INSTANCE_TABLE)?;
     let writing = Writing::begin(task.path, derivation, task.key, manifest);
     let (mut done, mut told) = (0_u64, 0);
     while let Some(piece) = dump.next_piece().await? {
@@ -168,8 +211,17 @@ async fn verify_archive(services: Arc<BackupServices>, context: StepContext) -> 
     files::verify(task.path, task.key).await.map(drop)
 }
 
-/// Needs no key: an operation that is undone may have lost it. Without a row there is no file any more.
+/// Needs no archive key: an operation that is undone may have lost it. Without a row there is no file any more.
 async fn remove_archive(services: Arc<BackupServices>, context: StepContext) -> Result<(), BackupError> {
+    if let Some(tenant) = context.tenant_id
+        && let Some(sealed) = store::sealed_tenant(&services.pool, tenant).await?
+        && sealed.state != "active"
+    {
+        let (_, url) = open_tenant(&services, tenant, &sealed).ok_or(TenantError::Sealed)?;
+        if let Some(login) = SpareLogin::of(&services, &sealed, &url).await? {
+            login.shut().await?;
+        }
+    }
     match (&services.directory, store::pending(&services.pool, context.operation_id).await?) {
         (Some(directory), Some(backup)) => files::remove(directory.join(&backup.file_name)).await,
         _ => Ok(()),

@@ -15,6 +15,7 @@ mod replaced;
 mod restore;
 mod service;
 mod store;
+mod summary;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 
 use super::{
     BackupError, BackupRecord, BackupServices, Filter, backup, backup_key_location, files, restore,
-    restore_key_location, store,
+    restore_key_location, store, summary,
 };
 use crate::audit::{self, Actor, Event};
 use crate::backup_archive::{ArchiveKey, ArchiveSecret, Derivation, Summary};
@@ -380,6 +380,7 @@ impl Backups {
         let key = self.derive(secret, header.derivation().clone()).await?;
         // Whether the rest is whole is the operation's first step: it may take long.
         let about = files::manifest(path, key.clone()).await?.about;
+        let limits = summary::judge(&about)?;
         let ours = self.services.clusters.migrations().current_version();
         if about.schema_version > ours {
             return Err(BackupError::SchemaNewer { archive: about.schema_version, ours });
@@ -419,7 +420,7 @@ impl Backups {
         let cluster = choose_cluster(&clusters, order.cluster.as_deref(), there.as_ref(), about)?;
         let registry = serde_json::json!({
             "name": about.name, "plan": about.plan, "template": about.template,
-            "admin_email": about.admin_email, "limits": about.limits,
+            "admin_email": about.admin_email, "limits": limits,
         });
         let new = store::NewRestore {
             operation: operation_id,

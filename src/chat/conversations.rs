@@ -75,7 +75,7 @@ impl Chat {
         let now = self.clock.now();
         let mut messages = messages.ok_or(ChatError::NotFound)?;
         for message in &mut messages {
-            let running = self.running.contains_key(&message.id);
+            let running = self.under_way.contains(message.id);
             report_abandoned(message, running, now);
         }
         Ok(messages)

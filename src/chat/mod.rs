@@ -12,11 +12,11 @@ mod pipeline;
 mod prompt;
 pub mod tenant_store;
 mod turn;
+mod under_way;
 
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
-use dashmap::DashMap;
 use thiserror::Error;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -28,7 +28,7 @@ use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::ids::{ChatSessionId, MessageId, TenantId};
 use crate::providers::ProviderClient;
-use crate::tenant_db::TenantDbError;
+use crate::tenant_db::{TenantDbError, TenantRecord};
 
 pub use conversations::{Conversation, Message};
 
@@ -40,42 +40,15 @@ pub struct Chat {
     give_up: CancellationToken,
     cache: Arc<cache::Cache>,
     /// The answers that this process is working on.
-    running: Arc<DashMap<MessageId, Running>>,
-    /// Tenants that went out of service while this process ran.
-    closed: Arc<DashMap<TenantId, &'static str>>,
+    under_way: Arc<under_way::AnswersUnderWay>,
 }
 
 /// The codes of answers whose tenant went out of service meanwhile, the same as for requests.
 pub const CLOSED: [&str; 3] = ["tenant_suspended", "tenant_deleting", "tenant_not_active"];
 
-/// An answer that is being worked on.
-struct Running {
-    tenant: TenantId,
-    closed: Closed,
-}
-
-/// Tells an answer that its tenant went out of service, and why.
-#[derive(Clone, Default)]
-struct Closed {
-    token: CancellationToken,
-    code: Arc<OnceLock<&'static str>>,
-}
-
-impl Closed {
-    fn close(&self, code: &'static str) {
-        let _ = self.code.set(code);
-        self.token.cancel();
-    }
-
-    async fn closed(&self) -> &'static str {
-        self.token.cancelled().await;
-        self.code.get().copied().unwrap_or("tenant_not_active")
-    }
-}
-
 impl fmt::Debug for Chat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chat").field("running", &self.running.len()).finish_non_exhaustive()
+        f.debug_struct("Chat").field("under_way", &self.under_way.len()).finish_non_exhaustive()
     }
 }
 
@@ -85,28 +58,26 @@ impl Chat {
     /// Answers under way are among `tasks`; when `give_up` is cancelled they end with what has arrived.
     pub fn new(providers: ProviderClient, clock: SharedClock, tasks: TaskTracker, give_up: CancellationToken) -> Self {
         let cache = Arc::new(cache::Cache::new(providers));
-        Self { clock, tasks, give_up, cache, running: Arc::default(), closed: Arc::default() }
+        Self { clock, tasks, give_up, cache, under_way: Arc::default() }
     }
 
-    /// A tenant is out of service, or gone: its answers under way end at once, for nobody may be billed for more of
-    /// them, and what is known of its settings and keys is forgotten.
-    pub fn close(&self, tenant: TenantId, state: TenantState) {
+    /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for
+    /// nobody may be billed for more of them, and what is known of its settings and keys is forgotten.
+    pub fn follow(&self, tenant: TenantId, record: Option<&TenantRecord>) {
         let [suspended, deleting, other] = CLOSED;
-        let code = match state {
-            TenantState::Suspended => suspended,
-            TenantState::Deleting => deleting,
-            _ => other,
-        };
-        self.closed.insert(tenant, code);
-        for entry in self.running.iter().filter(|entry| entry.tenant == tenant) {
-            entry.closed.close(code);
+        match record {
+            Some(record) if record.is_active() => return self.under_way.reopen(tenant, record.revision()),
+            Some(record) => {
+                let code = match record.state {
+                    TenantState::Suspended => suspended,
+                    TenantState::Deleting => deleting,
+                    _ => other,
+                };
+                self.under_way.close(tenant, record.revision(), code);
+            }
+            None => self.under_way.forget(tenant, other),
         }
         self.cache.forget(tenant);
-    }
-
-    /// A tenant is in service, as it was or again.
-    pub fn reopen(&self, tenant: TenantId) {
-        self.closed.remove(&tenant);
     }
 }
 

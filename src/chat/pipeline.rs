@@ -13,7 +13,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dashmap::DashMap;
 use futures::{StreamExt as _, future};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -23,13 +22,14 @@ use tracing::Instrument as _;
 
 use super::prompt::{self, Spoken};
 use super::turn::{Begin, Failure, Finished};
-use super::{Answer, AnswerEvent, Chat, ChatError, Closed, Question, Running, models, tenant_store};
+use super::under_way::Closed;
+use super::{Answer, AnswerEvent, Chat, ChatError, Question, models, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::configuration::tenant_store as configuration_store;
-use crate::ids::{ChatSessionId, MessageId, TenantId};
+use crate::ids::{ChatSessionId, MessageId};
 use crate::providers::{ChatEvent, ChatRequest, ModelProvider, ProviderError, Usage};
 use crate::telemetry::causes;
 use crate::tenant_db::{Client, TenantDb, TenantDbError};
@@ -139,7 +139,8 @@ impl Chat {
 impl Turn {
     async fn run(self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, mut listener: Listener) {
         let message_id = self.begin.answer_id;
-        let (_running, closed) = UnderWay::enter(&self.chat, message_id, self.db.record().id);
+        let record = self.db.record();
+        let (_running, closed) = self.chat.under_way.enter(message_id, record.id, record.revision());
         let stored = tenant_store::begin(&client, &self.begin).await;
         // No connection is held while the model speaks.
         drop(client);
@@ -264,32 +265,6 @@ impl Listener {
         {
             self.0 = None;
         }
-    }
-}
-
-/// Marks an answer as this process's work, and takes the mark away even if the work panics.
-struct UnderWay {
-    all: Arc<DashMap<MessageId, Running>>,
-    id: MessageId,
-}
-
-impl UnderWay {
-    /// The mark, and what is cancelled when the tenant goes out of service.
-    fn enter(chat: &Chat, id: MessageId, tenant: TenantId) -> (Self, Closed) {
-        let closed = Closed::default();
-        chat.running.insert(id, Running { tenant, closed: closed.clone() });
-        // Looked at after it was entered: whoever closes the tenant notes that first and then looks through the
-        // entries, so one of the two sees the other.
-        if let Some(code) = chat.closed.get(&tenant) {
-            closed.close(*code);
-        }
-        (Self { all: Arc::clone(&chat.running), id }, closed)
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.all.remove(&self.id);
     }
 }
 

@@ -44,6 +44,24 @@ pub fn parse(text: &SecretString, ca: Option<&str>, origin: UrlOrigin) -> Result
     })
 }
 
+/// What is wrong with an address that is for public internet addresses only and does not demand the server's
+/// certificate. A name may lead elsewhere the moment after it was judged; only the certificate then keeps the server from
+/// talking to something on an inner network. Local hosts are left out: they are refused for where they are.
+#[must_use]
+pub fn encryption_required(url: &DatabaseUrl) -> Option<Finding> {
+    let demands = matches!(url.ssl_mode(), SslMode::VerifyFull | SslMode::Require);
+    (url.public_addresses_only() && !demands && !url.host().is_local()).then(|| {
+        problem(
+            "encryption_required",
+            format!(
+                "sslmode={}: a client's database is connected to only with TLS, and a certificate that is checked",
+                url.ssl_mode().as_str()
+            ),
+            "use sslmode=verify-full, and give the authority's certificate if it is not a public one",
+        )
+    })
+}
+
 pub(super) fn unusable_certificates(error: &TlsError) -> Finding {
     match error {
         TlsError::RootCertFile { .. } | TlsError::NoRootCert { .. } => problem(
@@ -225,5 +243,20 @@ mod tests {
         let plain = SecretString::from("postgres://u:p@h/d?sslmode=disable");
         assert_eq!(parse(&plain, Some("x"), UrlOrigin::Owner).unwrap_err().code, "ca_without_encryption");
         assert!(parse(&url, Some("  "), UrlOrigin::Client).unwrap().public_addresses_only());
+    }
+
+    #[test]
+    fn what_is_bound_to_public_addresses_demands_a_certificate() {
+        for (mode, refused) in [("disable", true), ("prefer", true), ("require", false), ("verify-full", false)] {
+            let text = SecretString::from(format!("postgres://u:p@db.example/d?sslmode={mode}"));
+            let client = parse(&text, None, UrlOrigin::Client).unwrap();
+            assert_eq!(
+                encryption_required(&client).map(|finding| finding.code == "encryption_required"),
+                refused.then_some(true),
+                "{mode}"
+            );
+            let owner = parse(&text, None, UrlOrigin::Owner).unwrap();
+            assert_eq!(encryption_required(&owner).map(|finding| finding.code), None, "{mode}");
+        }
     }
 }

@@ -255,6 +255,7 @@ pub const CODES: &[&str] = &[
     "ca_without_encryption",
     "certificate_file_unusable",
     "encryption_not_demanded",
+    "encryption_required",
     "password_obvious",
     "host_unresolvable",
     "address_not_public",

@@ -22,7 +22,7 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
 pub use crate::api::database::{DatabaseFinding as Finding, FindingSeverity as Severity};
-pub use address::{UrlOrigin, parse};
+pub use address::{UrlOrigin, encryption_required, parse};
 pub use connecting::explain_failure;
 pub use facts::Facts;
 pub use judgement::CODES;

@@ -6,11 +6,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::migrate::{Ticker, note_progress};
 use super::store::{self, Unverified, Verified};
@@ -25,6 +27,8 @@ use crate::telemetry::causes;
 const PAGE: i64 = 100;
 /// How many objects that differ are named.
 const NAMED: usize = 30;
+/// How long a database may take to say what is in it.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The operation.
 pub static DEFINITION: Definition<Fleet> = Definition {
@@ -100,6 +104,7 @@ async fn verify_tenants(fleet: Arc<Fleet>, context: StepContext) -> Result<(), S
     let references = Arc::new(References::read(&fleet).await?);
     let _ticker = Ticker::start(&fleet, id);
     let mut tasks = JoinSet::new();
+    let mut under_way = HashMap::new();
     let (mut page, mut after) = (Vec::new().into_iter(), 0);
     let mut verified = Vec::new();
     loop {
@@ -114,12 +119,23 @@ async fn verify_tenants(fleet: Arc<Fleet>, context: StepContext) -> Result<(), S
             let Some(tenant) = next else { break };
             after = tenant.position;
             let (fleet, references) = (Arc::clone(&fleet), Arc::clone(&references));
-            tasks.spawn(async move { verify(&fleet, &references, tenant).await });
+            let begun = (tenant.id, fleet.clock.now());
+            let task = tasks.spawn(async move { verify(&fleet, &references, tenant).await });
+            under_way.insert(task.id(), begun);
         }
-        match tasks.join_next().await {
+        match tasks.join_next_with_id().await {
             None => break,
-            Some(Ok(tenant)) => verified.push(tenant),
-            Some(Err(lost)) => return Err(StepError::Transient("a task was lost", lost.into())),
+            Some(Ok((task, tenant))) => {
+                under_way.remove(&task);
+                verified.push(tenant);
+            }
+            // What one database answers must not end the verification of all.
+            Some(Err(lost)) => {
+                let Some((id, started_at)) = under_way.remove(&lost.id()) else { continue };
+                tracing::error!(tenant_id = %id, error = %lost, "verify tenant database");
+                let findings = vec![finding("unreadable", "what its database answered could not be read")];
+                verified.push(Verified { id, version: None, findings, started_at });
+            }
         }
         if verified.len() >= 50 {
             store::note_verified(&fleet.pool, id, &verified, fleet.clock.now()).await.map_err(platform)?;
@@ -156,9 +172,13 @@ async fn verify(fleet: &Fleet, references: &References, tenant: Unverified) -> V
         verified.findings.push(finding("unreachable", "its database does not answer, or not to the stored credential"));
         return verified;
     };
-    let inspection = match provisioning::inspect(&client).await {
-        Ok(inspection) => inspection,
-        Err(error) => {
+    let inspection = match timeout(LIMIT, provisioning::inspect(&client)).await {
+        Ok(Ok(inspection)) => inspection,
+        Err(_elapsed) => {
+            verified.findings.push(finding("unreadable", "its database did not say in time what is in it"));
+            return verified;
+        }
+        Ok(Err(error)) => {
             tracing::debug!(tenant_id = %id, causes = causes(&error), "verify tenant database");
             let message = "its table of migrations and its catalog could not be read";
             verified.findings.push(finding("unreadable", message));
@@ -172,10 +192,11 @@ async fn verify(fleet: &Fleet, references: &References, tenant: Unverified) -> V
     if let Some(expected) = references.catalog(cluster).filter(|_| complete)
         && expected.digest != inspection.digest
     {
-        match provisioning::read_catalog(&client).await {
+        match timeout(LIMIT, provisioning::read_catalog(&client)).await {
             // In a database of the client's own there may be tables of the client's own.
-            Ok(found) => verified.findings.extend(drift(&expected.differences(&found), cluster.is_some())),
-            Err(error) => {
+            Ok(Ok(found)) => verified.findings.extend(drift(&expected.differences(&found), cluster.is_some())),
+            Err(_elapsed) => verified.findings.push(finding("unreadable", "its catalog could not be read in time")),
+            Ok(Err(error)) => {
                 tracing::debug!(tenant_id = %id, causes = causes(&error), "read tenant's catalog");
                 verified.findings.push(finding("unreadable", "its catalog could not be read"));
             }

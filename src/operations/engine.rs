@@ -29,8 +29,12 @@ const UNDO_TRIES: u32 = 20;
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// The pause before the second try; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-/// How long a job waits for the lock of an operation that another worker holds, before it is queued again.
+/// How long whoever runs an operation waits for its lock while another worker holds it.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a job waits for it: as long as a killed worker's connection may take to end. It occupies one of few slots.
+const JOB_LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// When a job that has not got it looks again. Most likely the other worker is well, and it will find nothing to do.
+const LOOK_AGAIN: TimeDelta = TimeDelta::seconds(10);
 /// How often it looks whether the lock is free. Polling, for a blocked wait would hold a snapshot open.
 const LOCK_POLL: Duration = Duration::from_millis(100);
 
@@ -199,11 +203,20 @@ impl Engine {
 
     /// Carries an operation out until it is settled. Does nothing when it already is.
     pub async fn run(&self, id: OperationId) -> Result<(), RunError> {
+        self.run_within(id, LOCK_PATIENCE).await
+    }
+
+    /// The same, waiting that long for another worker that holds it.
+    async fn run_within(&self, id: OperationId, patience: Duration) -> Result<(), RunError> {
         // The lock lives as long as this connection, so a killed worker's lock is free at once.
         let mut holder = Holder(Some(self.pool.acquire().await?));
         let Some(connection) = holder.0.as_mut() else { return Err(RunError::Held) };
         let key = lock_key(id);
-        self.lock(connection, key).await?;
+        if !self.lock(connection, key, patience).await? {
+            // It holds nothing, so it may go back to the pool.
+            holder.0 = None;
+            return Err(RunError::Held);
+        }
         let result = self.run_locked(connection, id).await;
         let unlocked = sqlx::query_scalar!(r#"SELECT pg_advisory_unlock($1) AS "unlocked!""#, key)
             .fetch_one(&mut **connection)
@@ -215,21 +228,22 @@ impl Engine {
         result
     }
 
-    async fn lock(&self, connection: &mut PgConnection, key: i64) -> Result<(), RunError> {
+    /// Returns whether the lock was free in time.
+    async fn lock(&self, connection: &mut PgConnection, key: i64, patience: Duration) -> Result<bool, RunError> {
         // A machine that dies says no farewell; Postgres would keep its lock until the system's keepalive, for hours.
         sqlx::raw_sql("SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3")
             .execute(&mut *connection)
             .await?;
-        let give_up = tokio::time::Instant::now() + LOCK_PATIENCE;
+        let give_up = tokio::time::Instant::now() + patience;
         loop {
             if sqlx::query_scalar!(r#"SELECT pg_try_advisory_lock($1) AS "locked!""#, key)
                 .fetch_one(&mut *connection)
                 .await?
             {
-                return Ok(());
+                return Ok(true);
             }
             if tokio::time::Instant::now() > give_up {
-                return Err(RunError::Held);
+                return Ok(false);
             }
             tokio::time::sleep(LOCK_POLL).await;
         }
@@ -468,8 +482,9 @@ impl TaskHandler for RunOperation {
         let Some(engine) = context.get_ext::<Arc<Engine>>() else {
             return Err("no engine".to_owned());
         };
-        let result = match engine.run(self.operation_id).await {
+        let result = match engine.run_within(self.operation_id, JOB_LOCK_PATIENCE).await {
             Err(RunError::NotBefore(at)) => engine.postpone(self.operation_id, at).await,
+            Err(RunError::Held) => engine.postpone(self.operation_id, engine.clock.now() + LOOK_AGAIN).await,
             other => other,
         };
         result.map_err(|error| {

@@ -10,6 +10,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -181,20 +182,23 @@ impl PostgresPrograms {
     }
 
     /// Begins to dump a database as of a snapshot that another session exported. Of what is in it, the schemas and the
-    /// table of the schema `public` that are named are left out. With a role, all is read as that one.
+    /// table of the schema `public` that are named are left out. With an address, that one is connected to, whatever the
+    /// URL's name leads to; the certificate is still that of the name.
     pub fn dump(
         &self,
         url: &DatabaseUrl,
-        role: Option<&str>,
+        address: Option<IpAddr>,
         snapshot: &str,
         schemas: &[String],
         table: &str,
     ) -> Result<Dump, ProgramError> {
         let mut command = self.command(DUMP, url);
+        if let Some(address) = address {
+            command.env("PGHOSTADDR", address.to_string());
+        }
         command.args(["--format=custom", "--no-owner", "--no-acl", "--no-comments", "--lock-wait-timeout=60000"]);
         command.args(["--no-publications", "--no-subscriptions", "--no-security-labels", "--extension=plpgsql"]);
         command.arg(format!("--snapshot={snapshot}"));
-        command.args(role.map(|role| format!("--role={role}")));
         // Patterns; in double quotes they mean themselves.
         command.arg(format!("--exclude-table=public.\"{table}\""));
         for schema in schemas {

@@ -171,22 +171,24 @@ pub(super) async fn assign_ownership(database: &Client, names: &DatabaseNames) -
     );
     database.batch_execute(&sql).await?;
     // From version 15 on a database's owner may create in it anyway; before that, only whom PUBLIC's right was left to.
-    let may_create = "SELECT has_schema_privilege($1::name, 'public', 'CREATE')";
+    let may_create = "SELECT pg_catalog.has_schema_privilege($1::name, 'public', 'CREATE')";
     if !database.query_one(may_create, &[&names.owner_role]).await?.get::<_, bool>(0) {
         let grant = format!("GRANT ALL ON SCHEMA public TO {}", escape_identifier(&names.owner_role));
         database.batch_execute(&grant).await?;
     }
-    check_isolation(database, names).await
+    Ok(())
 }
 
-/// Checks that the login role may connect to no other tenant's database.
-pub(super) async fn check_isolation(database: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
-    let reachable: Option<String> = database
+/// Checks that the login role may connect to no other tenant's database. Everything asked is in the catalogs that all
+/// databases share, so `admin` is in the maintenance database: in the tenant's own, which may hold anything by now, a
+/// function of the tenant's could answer, with the administrator's rights.
+pub(super) async fn check_isolation(admin: &Client, names: &DatabaseNames) -> Result<(), ProvisioningError> {
+    let reachable: Option<String> = admin
         .query_one(
-            "SELECT string_agg(datname, ', ') FROM pg_database
-             WHERE datallowconn AND datname LIKE 'fh\\_%' AND datname <> current_database()
-               AND has_database_privilege($1, oid, 'CONNECT')",
-            &[&names.login_role],
+            "SELECT pg_catalog.string_agg(datname::text, ', ') FROM pg_catalog.pg_database
+             WHERE datallowconn AND datname LIKE 'fh\\_%' AND datname <> $2::name
+               AND pg_catalog.has_database_privilege($1::name, oid, 'CONNECT')",
+            &[&names.login_role, &names.database],
         )
         .await?
         .get(0);

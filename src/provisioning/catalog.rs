@@ -182,14 +182,16 @@ pub async fn inspect(client: &Client) -> Result<Inspection, tokio_postgres::Erro
     for message in client.simple_query(&sql).await? {
         let SimpleQueryMessage::Row(row) = message else { continue };
         if row.len() == 1 {
-            inspection.digest = row.get(0).unwrap_or_default().to_owned();
+            inspection.digest = row.try_get(0)?.unwrap_or_default().to_owned();
             continue;
         }
+        // A client's server may answer with fewer columns than were asked for.
+        let text = |at: usize| row.try_get(at).ok().flatten();
         let applied = || {
             Some(AppliedMigration {
-                version: row.get(0)?.parse().ok()?,
-                checksum: hex::decode(row.get(1)?).ok()?,
-                success: row.get(2)? == "t",
+                version: text(0)?.parse().ok()?,
+                checksum: hex::decode(text(1)?).ok()?,
+                success: text(2)? == "t",
             })
         };
         inspection.applied.extend(applied());
@@ -208,7 +210,7 @@ pub async fn read(client: &Client) -> Result<Catalog, tokio_postgres::Error> {
     let mut catalog = Catalog { digest: String::new(), objects: BTreeMap::new() };
     for message in client.simple_query(&sql).await? {
         let SimpleQueryMessage::Row(row) = message else { continue };
-        let text = |at: usize| row.get(at).unwrap_or_default().to_owned();
+        let text = |at: usize| row.try_get(at).ok().flatten().unwrap_or_default().to_owned();
         if row.len() == 1 {
             catalog.digest = text(0);
         } else {

@@ -30,12 +30,9 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// Takes one on a connection that is used for nothing else; drop that when it is needed no more. With a role, all
-    /// is read as that one.
-    pub async fn take(client: &Client, role: Option<&str>) -> Result<Self, ProvisioningError> {
-        if let Some(role) = role {
-            client.batch_execute(&format!("SET ROLE {}", escape_identifier(role))).await?;
-        }
+    /// Takes one on a connection that is used for nothing else; drop that when it is needed no more. It has to be one
+    /// of the tenant's own role: rows written as text may run what the tenant made.
+    pub async fn take(client: &Client) -> Result<Self, ProvisioningError> {
         client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
         client.batch_execute(PLAIN_TEXT).await?;
         let name = client.query_one("SELECT pg_export_snapshot()", &[]).await?.get(0);

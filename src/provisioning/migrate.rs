@@ -27,6 +27,9 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// The pause before the second try; it doubles with each further one.
 const FIRST_PAUSE: Duration = Duration::from_millis(300);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// What is added to a limit that the server keeps, before a clock of ours ends the work: the server may be a client's, and
+/// keep to nothing.
+const SLACK: Duration = Duration::from_secs(30);
 
 /// How a live tenant is protected.
 #[derive(Debug, Clone, Copy)]
@@ -162,11 +165,27 @@ async fn try_once(
         .map_err(|_| Trouble::Lasting(MigrateError::Unreachable(anyhow::anyhow!("no answer in time"))))?
         .map_err(connect_trouble)?;
     // The lock goes with the connection, which is closed however this ends.
-    lock(&mut connection).await?;
+    within(LOCK_PATIENCE + SLACK, lock(&mut connection)).await?;
     let result = apply_pending(&mut connection, migrations, target, limits, reached).await;
     // Politely, so that the lock is free before the next one looks.
-    drop(connection.close().await);
+    drop(tokio::time::timeout(CONNECT_TIMEOUT, connection.close()).await);
     result
+}
+
+async fn within(limit: Duration, work: impl Future<Output = Result<(), Trouble>>) -> Result<(), Trouble> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(silent()))
+}
+
+fn silent() -> Trouble {
+    Trouble::Lasting(MigrateError::Broken(anyhow::anyhow!("no answer in time")))
+}
+
+/// How long a migration may take by our own clock: each of its statements may use up what the server grants it.
+fn patience(migration: &Migration, limits: &MigrateLimits) -> Duration {
+    let statements = u32::try_from(migration.sql.as_str().matches(';').count()).unwrap_or(u32::MAX).max(1);
+    let each = if migration.no_tx { limits.concurrent_timeout } else { limits.statement_timeout };
+    // An index that was left invalid is dropped first.
+    each.saturating_mul(statements.saturating_add(2)).saturating_add(SLACK)
 }
 
 async fn lock(connection: &mut PgConnection) -> Result<(), Trouble> {
@@ -201,8 +220,11 @@ async fn apply_pending(
     reached: &mut Option<Migrated>,
 ) -> Result<(), Trouble> {
     let broken = |error: SqlxMigrateError| Trouble::Passing(MigrateError::Broken(error.into()));
-    connection.ensure_migrations_table(MIGRATIONS_TABLE).await.map_err(broken)?;
-    let applied = connection.list_applied_migrations(MIGRATIONS_TABLE).await.map_err(broken)?;
+    let reading = async {
+        connection.ensure_migrations_table(MIGRATIONS_TABLE).await?;
+        connection.list_applied_migrations(MIGRATIONS_TABLE).await
+    };
+    let applied = tokio::time::timeout(SLACK * 2, reading).await.map_err(|_| silent())?.map_err(broken)?;
     let version = applied.iter().map(|applied| applied.version).max().unwrap_or(0);
     let reached = reached.get_or_insert(Migrated { from: version, to: version });
     reached.to = version;
@@ -219,7 +241,7 @@ async fn apply_pending(
         if applied.iter().any(|applied| applied.version == migration.version) {
             continue;
         }
-        apply(connection, migration, limits).await?;
+        within(patience(migration, limits), apply(connection, migration, limits)).await?;
         reached.to = reached.to.max(migration.version);
     }
     Ok(())

@@ -36,7 +36,7 @@ pub use own::{INSTANCE_TABLE, OwnDatabaseError, tenant_tables};
 
 use crate::ids::ClusterId;
 use crate::postgres_pool;
-use crate::secrets::{DatabaseUrl, connect};
+use crate::secrets::{DatabaseUrl, connect_as_administrator};
 
 /// Where the migrator notes in each tenant's database what it has applied.
 const MIGRATIONS_TABLE: &str = "public._sqlx_migrations";
@@ -183,12 +183,12 @@ impl Cluster {
     /// Makes an empty database for the tenant and lets in only its login role. One of that name is removed first.
     pub async fn recreate_empty_database(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
         admin::recreate_empty_database(&*self.admin().await?, names).await?;
-        admin::reserve_schema(&self.inside(names).await?, names).await
+        admin::reserve_schema(&self.inside_new(names).await?, names).await
     }
 
     /// Checks that the tenant's login role may connect to no other tenant's database.
     pub async fn check_isolation(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
-        admin::check_isolation(&self.inside(names).await?, names).await
+        admin::check_isolation(&*self.admin().await?, names).await
     }
 
     /// The server's version, for example 180006.
@@ -196,10 +196,12 @@ impl Cluster {
         contents::server_version(&*self.admin().await?).await
     }
 
-    /// A connection to a tenant's database as the administrator.
-    async fn inside(&self, names: &DatabaseNames) -> Result<tokio_postgres::Client, ProvisioningError> {
+    /// A connection to a tenant's new database as the administrator, before anything of the tenant's is in it. One that
+    /// has contents is never entered but by the tenant's own roles.
+    async fn inside_new(&self, names: &DatabaseNames) -> Result<tokio_postgres::Client, ProvisioningError> {
         let url = self.url.with_database(&names.database);
-        let (database, _) = connect(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
+        let (database, _) =
+            connect_as_administrator(&url).await.map_err(|error| ProvisioningError::Unreachable(error.into()))?;
         Ok(database)
     }
 
@@ -229,9 +231,10 @@ impl Cluster {
         inventory::take(&*self.admin().await?, self.migrations.template_name()).await
     }
 
-    /// Gives everything in the tenant's database to its owner role.
+    /// Gives everything in the tenant's new database to its owner role, and checks that it is isolated.
     pub async fn assign_ownership(&self, names: &DatabaseNames) -> Result<(), ProvisioningError> {
-        admin::assign_ownership(&self.inside(names).await?, names).await
+        admin::assign_ownership(&self.inside_new(names).await?, names).await?;
+        self.check_isolation(names).await
     }
 }
 

@@ -27,6 +27,11 @@ const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
 const LOCK: i64 = 0x6672_6565_6d69_6772;
 const LOCK_POLL: Duration = Duration::from_millis(100);
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// How long each of these may take in all. The server's own limits are the client's to change: only a clock of ours ends
+/// a statement that a client's server never answers.
+const VISIT_LIMIT: Duration = Duration::from_secs(30);
+const CLAIM_LIMIT: Duration = Duration::from_secs(90);
+const MIGRATE_LIMIT: Duration = Duration::from_secs(900);
 
 /// Why a client's database could not be claimed, filled or left.
 #[derive(Debug, Error)]
@@ -49,9 +54,19 @@ pub enum OwnDatabaseError {
     /// Somebody has an account in it: it is not ours to clear any more.
     #[error("the database is in use: it holds accounts, and is not cleared")]
     InUse,
+    /// It did not answer in time.
+    #[error("the client's database did not answer in time")]
+    TimedOut,
     /// A migration in it is not the one of that version here.
     #[error("migration {0} was applied in another wording than this program's")]
     Altered(i64),
+}
+
+async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, OwnDatabaseError>>,
+) -> Result<T, OwnDatabaseError> {
+    tokio::time::timeout(limit, work).await.unwrap_or(Err(OwnDatabaseError::TimedOut))
 }
 
 /// What a migration creates, read from its own text. Tables are all that migrations make that is not part of a table.
@@ -72,6 +87,10 @@ pub fn tenant_tables() -> Vec<&'static str> {
 /// Says of a database that it belongs to a tenant, unless it holds anything that could be taken for ours. Safe to
 /// repeat by the same operation.
 pub async fn claim(url: &DatabaseUrl, tenant: TenantId, operation: OperationId) -> Result<(), OwnDatabaseError> {
+    within(CLAIM_LIMIT, put_claim(url, tenant, operation)).await
+}
+
+async fn put_claim(url: &DatabaseUrl, tenant: TenantId, operation: OperationId) -> Result<(), OwnDatabaseError> {
     let mut client = open(url).await?;
     let transaction = client.transaction().await?;
     match claimed_by(&transaction).await? {
@@ -114,6 +133,14 @@ pub async fn migrate(
     tenant: TenantId,
     migrations: &TenantMigrations,
 ) -> Result<i64, OwnDatabaseError> {
+    within(MIGRATE_LIMIT, apply_migrations(url, tenant, migrations)).await
+}
+
+async fn apply_migrations(
+    url: &DatabaseUrl,
+    tenant: TenantId,
+    migrations: &TenantMigrations,
+) -> Result<i64, OwnDatabaseError> {
     let mut client = open(url).await?;
     if claimed_by(&client).await?.map(|(instance, _)| instance) != Some(tenant.as_uuid()) {
         return Err(OwnDatabaseError::Taken);
@@ -121,9 +148,9 @@ pub async fn migrate(
     let sql = format!("SELECT version, checksum FROM {MIGRATIONS_TABLE} WHERE success");
     let applied = client.query(&sql, &[]).await?;
     for migration in migrations.iter() {
-        let found = applied.iter().find(|row| row.get::<_, i64>(0) == migration.version);
+        let found = applied.iter().find(|row| row.try_get(0).is_ok_and(|version: i64| version == migration.version));
         match found {
-            Some(row) if row.get::<_, &[u8]>(1) == &*migration.checksum => continue,
+            Some(row) if row.try_get::<_, &[u8]>(1)? == &*migration.checksum => continue,
             Some(_) => return Err(OwnDatabaseError::Altered(migration.version)),
             None => {}
         }
@@ -159,13 +186,22 @@ pub async fn give_back(
     operation: OperationId,
     migrations: &TenantMigrations,
 ) -> Result<(), OwnDatabaseError> {
+    within(CLAIM_LIMIT, take_back(url, tenant, operation, migrations)).await
+}
+
+async fn take_back(
+    url: &DatabaseUrl,
+    tenant: TenantId,
+    operation: OperationId,
+    migrations: &TenantMigrations,
+) -> Result<(), OwnDatabaseError> {
     let mut client = open(url).await?;
     let transaction = client.transaction().await?;
     if claimed_by(&transaction).await? != Some((tenant.as_uuid(), operation.as_uuid())) {
         return Ok(());
     }
     let versions = transaction.query(&format!("SELECT version FROM {MIGRATIONS_TABLE}"), &[]).await?;
-    let versions: Vec<i64> = versions.iter().map(|row| row.get(0)).collect();
+    let versions = versions.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i64>, _>>()?;
     let noted = migrations.iter().filter(|migration| versions.contains(&migration.version));
     let mut tables: Vec<&str> = noted.flat_map(tables_of).collect();
     if tables.contains(&"client_users")
@@ -183,6 +219,10 @@ pub async fn give_back(
 /// Leaves a client's database to the client: the marker goes, so that it can be given to a tenant again once it has
 /// been emptied; the data stays, for it is the client's. Safe to repeat.
 pub async fn release(url: &DatabaseUrl, tenant: TenantId) -> Result<(), OwnDatabaseError> {
+    within(VISIT_LIMIT, remove_marker(url, tenant)).await
+}
+
+async fn remove_marker(url: &DatabaseUrl, tenant: TenantId) -> Result<(), OwnDatabaseError> {
     let mut client = open(url).await?;
     let transaction = client.transaction().await?;
     if claimed_by(&transaction).await?.map(|(instance, _)| instance) == Some(tenant.as_uuid()) {
@@ -193,12 +233,16 @@ pub async fn release(url: &DatabaseUrl, tenant: TenantId) -> Result<(), OwnDatab
 
 /// What tells one database from a copy of it: the server's identifier, if it tells it, and the database's number.
 pub async fn identity(url: &DatabaseUrl) -> Result<(Option<String>, u32), OwnDatabaseError> {
+    within(VISIT_LIMIT, read_identity(url)).await
+}
+
+async fn read_identity(url: &DatabaseUrl) -> Result<(Option<String>, u32), OwnDatabaseError> {
     let (client, _) = connect(url).await?;
     let oid: u32 =
-        client.query_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[]).await?.get(0);
+        client.query_one("SELECT oid FROM pg_database WHERE datname = current_database()", &[]).await?.try_get(0)?;
     // A managed service may keep the identifier to itself.
     let identifier = client.query_one("SELECT system_identifier::text FROM pg_control_system()", &[]).await;
-    Ok((identifier.ok().map(|row| row.get(0)), oid))
+    Ok((identifier.ok().and_then(|row| row.try_get(0).ok()), oid))
 }
 
 /// A connection of its own that holds the lock; both end together.
@@ -207,7 +251,7 @@ async fn open(url: &DatabaseUrl) -> Result<Client, OwnDatabaseError> {
     client.batch_execute("SET search_path = public; SET lock_timeout = '10s'; SET statement_timeout = '60s'").await?;
     let give_up = Instant::now() + LOCK_PATIENCE;
     // Polled, not awaited: a session that waits for a lock holds a snapshot, which others would wait for in turn.
-    while !client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.get::<_, bool>(0) {
+    while !client.query_one("SELECT pg_try_advisory_lock($1)", &[&LOCK]).await?.try_get::<_, bool>(0)? {
         if Instant::now() > give_up {
             return Err(OwnDatabaseError::Held);
         }
@@ -224,7 +268,7 @@ async fn claimed_by(client: &impl GenericClient) -> Result<Option<(Uuid, Uuid)>,
     }
     let row = client.query_opt(&format!("SELECT instance_id, claimed_by FROM {INSTANCE_TABLE}"), &[]).await;
     match row {
-        Ok(row) => Ok(row.map(|row| (row.get(0), row.get(1)))),
+        Ok(row) => Ok(row.map(|row| Ok::<_, tokio_postgres::Error>((row.try_get(0)?, row.try_get(1)?))).transpose()?),
         // A table of that name that is no marker of ours.
         Err(error) if error.as_db_error().is_some() => Err(OwnDatabaseError::ForeignTables),
         Err(error) => Err(error.into()),

@@ -15,6 +15,7 @@
 //! Once the new key seals it stays: undoing then leaves both in force, and a retry goes on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use chrono::{DateTime, Utc};
@@ -33,6 +34,8 @@ use crate::tenant_db::{database_url_location, next_database_url_location, signin
 
 /// How often a pass over the platform's values begins again when another writer came between.
 const PASSES: usize = 5;
+/// How long one piece of work in a tenant's database may take: a live one waits for writers, and seals key by key.
+const TENANT_LIMIT: Duration = Duration::from_secs(300);
 
 /// What was asked for: the new key's version, so that a repeated step finds it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -118,14 +121,14 @@ async fn delete_old_keys(services: Arc<Rotator>, context: StepContext) -> Result
     services.wait_until(retired + services.grace)?;
     let mut client = reseal_all(&services, tenant, version).await?;
     // The proof and the deletion under the lock that writers share.
-    let fence = configuration::hold_sealing(&mut client).await.map_err(tenant_failed)?;
-    let left = fence.not_sealed_with(version).await.map_err(tenant_failed)?;
+    let fence = in_time(configuration::hold_sealing(&mut client)).await?;
+    let left = in_time(fence.not_sealed_with(version)).await?;
     let deleted = if left == 0 {
         store::delete_data_keys_before(&services.pool, tenant, column(version)).await.map_err(platform_failed)?
     } else {
         false
     };
-    fence.release().await.map_err(tenant_failed)?;
+    in_time(fence.release()).await?;
     if deleted {
         Ok(())
     } else {
@@ -144,16 +147,22 @@ async fn reseal_all(services: &Rotator, tenant: TenantId, version: u32) -> Resul
     let (mut client, _) = connect(&url)
         .await
         .map_err(|error| StepError::Transient("the tenant's database cannot be reached", error.into()))?;
-    let fence = configuration::hold_sealing(&mut client).await.map_err(tenant_failed)?;
-    let resealed = fence
-        .reseal(tenant, version, &|location, bytes| {
-            keys.reseal(location, bytes, version).map_err(|_| ConfigurationError::UnusableKey)
-        })
-        .await
-        .map_err(tenant_failed)?;
-    fence.release().await.map_err(tenant_failed)?;
+    let fence = in_time(configuration::hold_sealing(&mut client)).await?;
+    let resealed = in_time(fence.reseal(tenant, version, &|location, bytes| {
+        keys.reseal(location, bytes, version).map_err(|_| ConfigurationError::UnusableKey)
+    }))
+    .await?;
+    in_time(fence.release()).await?;
     tracing::debug!(tenant_id = %tenant, version, resealed, "seal AI keys again");
     Ok(client)
+}
+
+/// Work in a tenant's database, which may be on a client's own server: one that never answers must not keep a worker.
+async fn in_time<T>(work: impl Future<Output = Result<T, ConfigurationError>>) -> Result<T, StepError> {
+    match tokio::time::timeout(TENANT_LIMIT, work).await {
+        Ok(done) => done.map_err(tenant_failed),
+        Err(elapsed) => Err(StepError::Transient("the tenant's database did not answer in time", elapsed.into())),
+    }
 }
 
 fn tenant_failed(error: ConfigurationError) -> StepError {

@@ -334,7 +334,8 @@ pub(super) async fn candidates(
     .await
 }
 
-/// The tenants whose turn it is, most overdue first.
+/// The tenants whose turn it is, most overdue first. A suspended tenant's database is locked: what cannot be done must not take
+/// the place of what can.
 pub(super) async fn due(
     connection: &mut PgConnection,
     kind: &str,
@@ -343,7 +344,7 @@ pub(super) async fn due(
 ) -> Result<Vec<String>, sqlx::Error> {
     sqlx::query_scalar!(
         "SELECT t.slug FROM rotation_plan p JOIN chat_instances t ON t.id = p.tenant_id
-         WHERE p.kind = $1 AND p.next_at <= $2
+         WHERE p.kind = $1 AND p.next_at <= $2 AND (t.state = 'active' OR p.kind = 'signing_key')
            AND NOT EXISTS (SELECT FROM operations o WHERE o.tenant_id = t.id
                            AND o.state IN ('queued', 'running', 'undoing', 'needs_operator'))
          ORDER BY p.next_at LIMIT $3",

@@ -15,5 +15,8 @@ pub use database_url::{DatabaseUrl, DatabaseUrlError, Host, SslMode};
 pub use envelope::{DataKey, Location, OpenError, Sealed};
 pub use keyring::{KeyringError, MasterKeyring};
 pub use passwords::{PasswordError, PasswordHasher, PasswordPolicyError, check_password_policy, generate_password};
-pub use tls::{CONNECT_TIMEOUT, ConnectError, Connector, ResolveError, TlsError, connect, connector, judge_address};
+pub use tls::{
+    CONNECT_TIMEOUT, ConnectError, Connector, ResolveError, TlsError, connect, connect_as_administrator, connector,
+    judge_address,
+};
 pub use tokens::{HashedToken, HashedTokenLengthError, PlainToken, TokenPrefix, TokenShapeError};

@@ -1,5 +1,6 @@
 //! Encrypted connections to Postgres, and one-off connections in general.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -218,21 +219,32 @@ pub fn connector(url: &DatabaseUrl) -> Result<Connector, TlsError> {
 /// # Errors
 /// [`ConnectError`] if certificates cannot be prepared, or the server refuses, is not reached or does not answer.
 pub async fn connect(url: &DatabaseUrl) -> Result<(Client, JoinHandle<()>), ConnectError> {
-    connect_within(url, CONNECT_TIMEOUT).await
+    connect_within(url, None, CONNECT_TIMEOUT).await
 }
 
-/// Whether an address may be connected to, for a driver that resolves names by itself. What it resolves a moment later
-/// is its own affair; the certificate then has to be that of the name.
+/// As [`connect`], for an administrator who has to enter a database that is not its own. Names and operators are looked
+/// up in `pg_catalog` alone, whatever the database's or the role's settings say: a function that somebody made in it
+/// under the name of a built-in one would run with the administrator's rights.
+///
+/// # Errors
+/// As [`connect`].
+pub async fn connect_as_administrator(url: &DatabaseUrl) -> Result<(Client, JoinHandle<()>), ConnectError> {
+    connect_within(url, Some("-c search_path=pg_catalog"), CONNECT_TIMEOUT).await
+}
+
+/// Whether an address may be connected to, for whoever resolves names by itself. Returns the network address that was
+/// judged, for those who can be bound to it; nothing where any may be connected to. For the others, what they resolve a
+/// moment later is their own affair, and the certificate then has to be that of the name.
 ///
 /// # Errors
 /// [`ConnectError`] if its name leads to no address that may be connected to.
-pub async fn judge_address(url: &DatabaseUrl) -> Result<(), ConnectError> {
+pub async fn judge_address(url: &DatabaseUrl) -> Result<Option<IpAddr>, ConnectError> {
     if !url.public_addresses_only() {
-        return Ok(());
+        return Ok(None);
     }
     let connector = Connector { tls: None, public_addresses_only: true };
     match timeout(CONNECT_TIMEOUT, connector.resolve(&url.to_tokio_postgres())).await {
-        Ok(Ok(_)) => Ok(()),
+        Ok(Ok(bound)) => Ok(Some(*bound.get_hostaddrs().first().ok_or(ConnectError::NotPublic)?)),
         Ok(Err(error)) => Err(error.into()),
         Err(_elapsed) => Err(ConnectError::TimedOut),
     }
@@ -247,11 +259,18 @@ impl From<ResolveError> for ConnectError {
     }
 }
 
-async fn connect_within(url: &DatabaseUrl, limit: Duration) -> Result<(Client, JoinHandle<()>), ConnectError> {
+async fn connect_within(
+    url: &DatabaseUrl,
+    options: Option<&str>,
+    limit: Duration,
+) -> Result<(Client, JoinHandle<()>), ConnectError> {
     let owned = url.clone();
     let connector = spawn_blocking(move || connector(&owned)).await.map_err(ConnectError::Task)??;
     let work = async {
         let mut config = url.to_tokio_postgres();
+        if let Some(options) = options {
+            config.options(options);
+        }
         if url.public_addresses_only() {
             config = connector.resolve(&config).await?;
         }
@@ -377,7 +396,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let address = url(&format!("postgres://u:p@127.0.0.1:{port}/d"));
-        let error = connect_within(&address, Duration::from_millis(50)).await.unwrap_err();
+        let error = connect_within(&address, None, Duration::from_millis(50)).await.unwrap_err();
         assert!(matches!(error, ConnectError::TimedOut));
     }
 }

@@ -82,6 +82,11 @@ impl fmt::Debug for SigningKey {
 }
 
 impl TenantRecord {
+    /// Of two records of a tenant that this process has read, the one with the higher revision was read later.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// Whether the tenant is in service.
     pub fn is_active(&self) -> bool {
         self.state == TenantState::Active

@@ -236,10 +236,15 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
+    /// Whether it is the only one that an open breaker gives.
+    pub(super) fn is_probe(&self) -> bool {
+        self.probe
+    }
+
     /// An error if the breaker has opened since leave was given.
     pub(super) fn still_makes_sense(&self) -> Result<(), TenantDbError> {
         match self.pool.open_breaker() {
-            Some((_, retry_after)) if !self.probe => Err(TenantDbError::CircuitOpen { retry_after }),
+            Some((_, retry_after)) => Err(TenantDbError::CircuitOpen { retry_after }),
             _ => Ok(()),
         }
     }

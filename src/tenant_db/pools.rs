@@ -11,7 +11,7 @@ use super::breaker::Trouble;
 use super::budget::Terms;
 use super::client::Client;
 use super::connection::OpenError;
-use super::pool::{Attempt, Credential, TenantPool};
+use super::pool::{Attempt, Credential, TenantPool, View};
 use super::server::{DatabaseServer, Lease, Outcome, Permit, Refusal, Server};
 use super::shares::Shares;
 use super::{Directory, TenantDbError, TenantRecord};
@@ -27,6 +27,10 @@ const REREAD: Duration = Duration::from_secs(1);
 const COME_BACK: Duration = Duration::from_secs(1);
 /// When to come back after the database server had no connection left for us.
 const SERVER_FULL: Duration = Duration::from_secs(2);
+
+/// How long the share of a client's own server is kept that no pool is on: with it a tenant that comes back has a
+/// connection though the platform's database is away just then.
+const FORGET: Duration = Duration::from_secs(60 * 60);
 
 /// How many connections there may be, and how long to wait for one.
 #[derive(Debug, Clone, Copy)]
@@ -124,10 +128,16 @@ impl TenantDatabases {
             Arc::strong_count(pool) > 1 || pool.server().slots_of(*id) > 0 || pool.open_breaker().is_some()
         });
         drop(servers);
-        // The shares of servers that are forgotten here are given back with the next beat.
-        self.common
-            .servers
-            .retain(|_, server| Arc::strong_count(server) > 1 || !matches!(server.name, DatabaseServer::Own(_)));
+        // The shares of servers that are forgotten here are given back with the next beat. While the platform's
+        // database is away nothing is: nobody could be asked for a share again.
+        let (now, away) = (Instant::now(), self.common.shares.is_away());
+        self.common.servers.retain(|name, server| {
+            if Arc::strong_count(server) > 1 || !matches!(name, DatabaseServer::Own(_)) {
+                server.note_use();
+                return true;
+            }
+            away || server.unused_for(now) < FORGET
+        });
     }
 
     /// The tenants that have a pool.
@@ -143,7 +153,9 @@ impl TenantDatabases {
 impl Common {
     fn server_of(&self, record: &TenantRecord) -> Option<Arc<Server>> {
         let name = DatabaseServer::of(record.cluster_id, record.database_url()?);
-        Some(Arc::clone(&self.servers.entry(name.clone()).or_insert_with(|| Server::new(name))))
+        let server = Arc::clone(&self.servers.entry(name.clone()).or_insert_with(|| Server::new(name)));
+        server.note_use();
+        Some(server)
     }
 
     fn follow(&self, pool: &TenantPool, record: Option<&Arc<TenantRecord>>) {
@@ -165,7 +177,8 @@ impl TenantDb {
         &self.record
     }
 
-    /// A connection. Give it back before anything slow, above all before a model speaks.
+    /// A connection. Give it back before anything slow, above all before a model speaks. While the tenant's breaker is
+    /// open this fails at once, for whoever finds the time of a try come as well: nobody waits for the try.
     pub async fn client(&self) -> Result<Client, TenantDbError> {
         let deadline = Instant::now() + self.common.settings.wait;
         loop {
@@ -174,24 +187,23 @@ impl TenantDb {
                 return Ok(Client(lease));
             }
             let attempt = self.pool.admit()?;
-            let terms = Terms { ceiling: self.ceiling(&view.record), suspect: self.pool.is_suspicious() };
-            let waiting = async {
-                self.common.shares.ask_for(&self.common, &view.server).await;
-                view.server.wait(&self.pool, terms).await
-            };
-            let outcome = timeout_at(deadline.into(), waiting).await;
-            let lease = match outcome {
-                Err(_) => return Err(TenantDbError::NoConnectionFree { retry_after: COME_BACK }),
-                Ok(Outcome::Ready(lease)) => Some(lease),
-                Ok(Outcome::Open(permit)) => {
+            if attempt.is_probe() {
+                let retry_after = self.pool.open_breaker().map_or(COME_BACK, |(_, retry_after)| retry_after);
+                tokio::spawn(self.clone().probe(view, attempt, deadline));
+                return Err(TenantDbError::CircuitOpen { retry_after });
+            }
+            let lease = match self.wait(&view, deadline).await {
+                None => return Err(TenantDbError::NoConnectionFree { retry_after: COME_BACK }),
+                Some(Outcome::Ready(lease)) => Some(lease),
+                Some(Outcome::Open(permit)) => {
                     attempt.still_makes_sense()?;
                     self.open_apart(permit, attempt).await?
                 }
-                Ok(Outcome::Refused(Refusal::Changed)) => None,
-                Ok(Outcome::Refused(Refusal::CircuitOpen(retry_after))) => {
+                Some(Outcome::Refused(Refusal::Changed)) => None,
+                Some(Outcome::Refused(Refusal::CircuitOpen(retry_after))) => {
                     return Err(TenantDbError::CircuitOpen { retry_after });
                 }
-                Ok(Outcome::Refused(Refusal::Failed(reason))) => {
+                Some(Outcome::Refused(Refusal::Failed(reason))) => {
                     return Err(TenantDbError::Unreachable(anyhow::anyhow!(reason)));
                 }
             };
@@ -203,6 +215,27 @@ impl TenantDb {
                 return Err(TenantDbError::NoConnectionFree { retry_after: COME_BACK });
             }
         }
+    }
+
+    /// Waits for a connection or for leave to open one; none if there was neither in time.
+    async fn wait(&self, view: &View, deadline: Instant) -> Option<Outcome> {
+        let terms = Terms { ceiling: self.ceiling(&view.record), suspect: self.pool.is_suspicious() };
+        let waiting = async {
+            self.common.shares.ask_for(&self.common, &view.server).await;
+            view.server.wait(&self.pool, terms).await
+        };
+        timeout_at(deadline.into(), waiting).await.ok()
+    }
+
+    /// Tries once whether an open breaker may be closed. A connection that comes about is idle afterwards, or with
+    /// whoever waits. However this ends, `attempt` goes with it, and says if nothing was tried after all.
+    async fn probe(self, view: View, attempt: Attempt, deadline: Instant) {
+        if let Some(Outcome::Open(permit)) = self.wait(&view, deadline).await {
+            let opening = Opening { common: Arc::clone(&self.common), pool: Arc::clone(&self.pool) };
+            // What became of it, the breaker and the log have heard.
+            drop(opening.run(permit).await);
+        }
+        drop(attempt);
     }
 
     fn ceiling(&self, record: &TenantRecord) -> usize {

@@ -81,6 +81,8 @@ struct Shared {
     budget: Budget<TenantId, Box<Connection>, Waiter>,
     /// Whether the platform's database has ever said how many connections there may be.
     asked: bool,
+    /// When it was first seen without any pool.
+    unused_since: Option<Instant>,
 }
 
 impl fmt::Debug for Server {
@@ -101,7 +103,7 @@ pub(super) struct Count {
 
 impl Server {
     pub(super) fn new(name: DatabaseServer) -> Arc<Self> {
-        Arc::new(Self { name, budget: Mutex::new(Shared { budget: Budget::new(), asked: false }) })
+        Arc::new(Self { name, budget: Mutex::new(Shared { budget: Budget::new(), asked: false, unused_since: None }) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -172,6 +174,16 @@ impl Server {
     /// Whether the platform's database has said how many connections there may be.
     pub(super) fn was_asked_for(&self) -> bool {
         self.lock().asked
+    }
+
+    /// A pool is on it, or will be.
+    pub(super) fn note_use(&self) {
+        self.lock().unused_since = None;
+    }
+
+    /// How long no pool has been on it, which whoever asks has just found to be so.
+    pub(super) fn unused_for(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(*self.lock().unused_since.get_or_insert(now))
     }
 
     /// The capacity, and how many of it are taken.

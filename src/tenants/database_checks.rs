@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 
 use super::clusters::ClusterRegistry;
 use super::{TenantError, store};
+use crate::addresses::is_public;
 use crate::api::database::DatabaseCheck;
 use crate::clock::SharedClock;
 use crate::database_check::{self, OwnersServer, Purpose, Question, Report, UrlOrigin};
@@ -75,8 +76,9 @@ impl DatabaseChecks {
     }
 
     /// Reads what somebody gave. A client's address is bound to the public internet, unless the owner allows more, or
-    /// it is the very host and port that are in use, which the owner gave.
-    pub fn read(
+    /// it is the very host and port that are in use, which the owner gave. An owner's is bound to it where it leads
+    /// nowhere else now: whoever controls the name, which may be the client, does not get to send us elsewhere later.
+    pub async fn read(
         &self,
         given: &GivenDatabase,
         origin: UrlOrigin,
@@ -87,7 +89,19 @@ impl DatabaseChecks {
         let known = in_use.is_some_and(|in_use| {
             !in_use.public_addresses_only() && in_use.host() == url.host() && in_use.port() == url.port()
         });
-        Ok(if self.allow_private_hosts || known { url.with_public_addresses_only(false) } else { url })
+        if self.allow_private_hosts || known {
+            return Ok(url.with_public_addresses_only(false));
+        }
+        if origin == UrlOrigin::Owner {
+            let host = network_host(url.host());
+            // One that is not found in time is bound as well: it will be found, or refused, with the rule in force.
+            let public = resolve(host.as_deref(), url.port()).await.into_iter().all(is_public);
+            return Ok(url.with_public_addresses_only(public && host.is_some()));
+        }
+        match database_check::encryption_required(&url) {
+            Some(finding) => Err(TenantError::UnsuitableDatabase(Box::new(Report::ended_by(finding)))),
+            None => Ok(url),
+        }
     }
 
     /// Looks at a database that is to be, or is, a tenant's own.
@@ -112,7 +126,7 @@ impl DatabaseChecks {
         tenant: Option<TenantId>,
         in_use: Option<&DatabaseUrl>,
     ) -> Result<Report, TenantError> {
-        match self.read(given, origin, in_use) {
+        match self.read(given, origin, in_use).await {
             Ok(url) => self.check(&url, tenant).await,
             Err(TenantError::UnsuitableDatabase(report)) => Ok(*report),
             Err(error) => Err(error),

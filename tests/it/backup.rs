@@ -414,8 +414,8 @@ async fn without_a_directory_or_programs_the_answer_says_what_to_do() {
     assert_eq!(answer.expect_problem(StatusCode::CONFLICT), "postgres_client_missing");
 }
 
-/// A tenant whose logins are shut out is backed up by the cluster's administrator, in the owner's role; deleted by the
-/// owner's own command for good, it comes back in service.
+/// A tenant whose logins are shut out is backed up through the login role whose turn it is not, which is shut out again;
+/// deleted by the owner's own command for good, the tenant comes back in service.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_suspended_tenant_is_backed_up_deleted_for_good_and_comes_back() {
     let platform = Platform::start().await;
@@ -424,6 +424,9 @@ async fn a_suspended_tenant_is_backed_up_deleted_for_good_and_comes_back() {
     let suspend = platform.post("/platform/v1/tenants/life-ours/suspend", &platform.token, json!({})).await;
     platform.settled(&suspend.expect(StatusCode::ACCEPTED)["operation"]).await;
     let backup = back_up(&platform, &ours.slug, json!({ "key": KEY })).await;
+    let admin = connect(&server().await.url("postgres")).await.unwrap();
+    let sql = "SELECT count(*) FROM pg_roles WHERE rolcanlogin AND rolname LIKE 'fh\\_life\\_ours\\_%'";
+    assert_eq!(admin.query_one(sql, &[]).await.unwrap().get::<_, i64>(0), 0);
     let replaced = ask_restore(&platform, &backup, json!({ "key": KEY, "replace": ours.slug })).await;
     assert_eq!(replaced.expect_problem(StatusCode::CONFLICT), "tenant_exists");
     let path = "/platform/v1/tenants/life-ours?confirm=life-ours&grace_days=0";
@@ -476,4 +479,52 @@ async fn a_purge_drops_the_replaced_database_that_could_not_be_dropped() {
                UNION ALL SELECT rolname::text FROM pg_roles WHERE rolname IN ($2, $3)";
     let left = admin.query(sql, &[&database, &owner, &login]).await.unwrap();
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// What a tenant's own functions say was called, in the database of a URL.
+async fn called_by(database_url: &str) -> Vec<String> {
+    let client = connect(database_url).await.unwrap();
+    let rows = client.query("SELECT who FROM public.trap", &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// A client may make functions that are a better match for a call than the built-in ones. Neither a restore nor a backup
+/// of a tenant that is shut out calls them as anybody but the tenant's own roles.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenants_functions_never_run_as_the_administrator() {
+    let platform = Platform::start().await;
+    let ours = platform.tenant("trap-ours").await;
+    let before = platform.tenant_database(&ours.slug).await;
+    // A restore runs its checks in a session that writes nothing: what must not happen is an error there.
+    let traps = "CREATE TABLE public.trap (who text NOT NULL);
+        CREATE FUNCTION public.spring(called text) RETURNS void LANGUAGE plpgsql AS $f$ BEGIN
+            IF session_user NOT LIKE 'fh\\_trap%' OR current_user NOT LIKE 'fh\\_trap%' THEN
+                RAISE EXCEPTION '% ran as % for %', called, current_user, session_user;
+            END IF;
+            IF pg_catalog.current_setting('transaction_read_only') = 'off' THEN
+                INSERT INTO public.trap VALUES (called || ' as ' || session_user);
+            END IF;
+        END $f$;
+        CREATE FUNCTION public.has_database_privilege(text, oid, text) RETURNS boolean LANGUAGE plpgsql AS $f$ BEGIN
+            PERFORM public.spring('has_database_privilege'); RETURN false;
+        END $f$;
+        CREATE FUNCTION public.collect(text, name, text) RETURNS text LANGUAGE plpgsql AS $f$ BEGIN
+            PERFORM public.spring('string_agg'); RETURN NULL;
+        END $f$;
+        CREATE AGGREGATE public.string_agg(name, text) (sfunc = public.collect, stype = text);
+        ALTER DATABASE {database} SET search_path = public, pg_catalog";
+    let client = connect(&before).await.unwrap();
+    let database: String = client.query_one("SELECT current_database()::text", &[]).await.unwrap().get(0);
+    client.batch_execute(&traps.replace("{database}", &database)).await.unwrap();
+    drop(client);
+    let suspend = platform.post("/platform/v1/tenants/trap-ours/suspend", &platform.token, json!({})).await;
+    platform.settled(&suspend.expect(StatusCode::ACCEPTED)["operation"]).await;
+    let backup = back_up(&platform, &ours.slug, json!({ "key": KEY })).await;
+    let path = "/platform/v1/tenants/trap-ours?confirm=trap-ours&grace_days=0";
+    let deleted = platform.send(Method::DELETE, path, &platform.token, Some(json!({}))).await;
+    platform.settled(&deleted.expect(StatusCode::ACCEPTED)["operation"]).await;
+    let operation = restore(&platform, &backup, json!({ "key": KEY })).await;
+    assert_eq!(operation["state"], "succeeded", "{operation}");
+    let called = called_by(&platform.tenant_database(&ours.slug).await).await;
+    assert!(called.iter().all(|call| call.contains(" as fh_trap")), "{called:?}");
 }

@@ -270,6 +270,23 @@ async fn a_database_that_answers_nothing_costs_the_others_nothing() {
     for answer in answers {
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.text);
     }
+    let db = platform.open(&broken).await.unwrap();
+    while !matches!(db.client().await, Err(TenantDbError::CircuitOpen { .. })) {}
+    // From now on nobody waits, though each try takes seconds.
+    let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
+    while begun.elapsed() < Duration::from_secs(5) {
+        let started = Instant::now();
+        assert!(matches!(db.client().await, Err(TenantDbError::CircuitOpen { .. })));
+        slowest = slowest.max(started.elapsed());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(slowest < Duration::from_millis(100), "{slowest:?}");
+    proxy.set(Line::Open);
+    let opened = Instant::now();
+    while let Err(error) = db.client().await {
+        assert!(opened.elapsed() < Duration::from_secs(15), "it was not found again: {error}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -512,6 +529,33 @@ async fn tenants_go_on_while_the_platforms_database_is_away() {
         platform.set_state(&tenant, "active").await;
         platform.until(&tenant, None).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_clients_own_server_is_remembered_while_the_platforms_database_is_away() {
+    let database = server().await.create_platform_database().await;
+    let (proxy, url) = Proxy::to(&server().await.url(&database)).await;
+    let settings = &[("PLATFORM_DATABASE_URL", url.as_str())];
+    let database = Some(database);
+    let platform = Platform::start_with(Options { settings, database, ..Options::default() }).await;
+    let cluster = json!({ "name": "local", "admin_url": server().await.url("postgres") });
+    platform.post("/platform/v1/clusters", &platform.token, cluster).await.expect(StatusCode::CREATED);
+    let tenant = platform.tenant("comes-back").await;
+    let url = platform.database_url(&tenant).await;
+    platform.set_database_url(&tenant, &url, None, true).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    platform.look(&tenant).await.expect(StatusCode::OK);
+    proxy.set(Line::Cut);
+    // Twice: the first closes the connections, the second finds nothing left of them.
+    for _ in 0..2 {
+        platform.state.databases.close_idle(Duration::ZERO);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert!(platform.state.databases.tenants().is_empty());
+    let started = Instant::now();
+    platform.look(&tenant).await.expect(StatusCode::OK);
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    proxy.set(Line::Open);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

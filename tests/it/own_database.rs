@@ -225,6 +225,8 @@ async fn a_client_does_not_send_the_server_to_inner_doors() {
     for (url, code) in [
         ("postgres://u:long-and-random@/d?host=/run/postgresql", "url_socket"),
         ("postgres://u:long-and-random@h/d?sslrootcert=/etc/passwd", "url_certificate_file"),
+        // Nor by a name that leads elsewhere once it was judged: without a certificate, anything could answer there.
+        ("postgres://u:long-and-random@db.example/d?sslmode=disable", "encryption_required"),
     ] {
         let answer = platform.post("/api/v1/database/check", token, json!({ "url": url })).await;
         assert!(answer.text.contains(code), "{}", answer.text);

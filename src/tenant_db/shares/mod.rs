@@ -11,6 +11,7 @@
 mod division;
 mod store;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ const IMPATIENT_BEAT: Duration = Duration::from_millis(250);
 const SHORTEST_BEAT: Duration = Duration::from_millis(100);
 /// How often the others are asked to hurry.
 const REMINDER: Duration = Duration::from_secs(1);
+/// How long nobody asks again who waits for a share, after the platform's database did not answer.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long a server may be silent before its share is free.
 pub(super) const SILENCE: Duration = Duration::from_secs(15);
 /// How long the platform's database may take.
@@ -48,6 +51,8 @@ pub struct Shares {
     id: Uuid,
     name: Mutex<String>,
     wake: Notify,
+    /// Whether the last beat failed.
+    away: AtomicBool,
     /// One beat at a time.
     beating: tokio::sync::Mutex<Watch>,
 }
@@ -56,6 +61,8 @@ pub struct Shares {
 #[derive(Debug, Default)]
 struct Watch {
     last: Option<Instant>,
+    /// When it last did not answer.
+    failed: Option<Instant>,
     /// When it began to answer again, after it had not for longer than silence is allowed.
     back: Option<Instant>,
     /// Whether others of the same name have been looked for.
@@ -74,7 +81,9 @@ impl Shares {
     /// The shares of a server that has just started, kept in the platform's database.
     pub fn new(pool: PgPool) -> Self {
         let id = Uuid::now_v7();
-        Self { pool, id, name: Mutex::new(id.to_string()), wake: Notify::new(), beating: tokio::sync::Mutex::default() }
+        let name = Mutex::new(id.to_string());
+        let (wake, away, beating) = (Notify::new(), AtomicBool::new(false), tokio::sync::Mutex::default());
+        Self { pool, id, name, wake, away, beating }
     }
 
     /// This server.
@@ -98,7 +107,10 @@ impl Shares {
             return;
         }
         let mut watch = self.beating.lock().await;
+        // One after another, many who wait would ask for as long as each of them is patient.
+        let asked_in_vain = watch.failed.is_some_and(|failed| failed.elapsed() < ASK_AGAIN);
         if !server.was_asked_for()
+            && !asked_in_vain
             && let Err(error) = self.beat(common, &mut watch).await
         {
             tracing::warn!(error = format!("{error:#}"), "ask for a share of the connections");
@@ -107,7 +119,18 @@ impl Shares {
 
     /// Says what this server has, and takes or leaves what is fair. Returns whether it has less than that.
     async fn beat(&self, common: &Common, watch: &mut Watch) -> anyhow::Result<bool> {
-        timeout(PLATFORM, self.beat_once(common, watch)).await?
+        let result = match timeout(PLATFORM, self.beat_once(common, watch)).await {
+            Ok(result) => result,
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        watch.failed = result.is_err().then(Instant::now);
+        self.away.store(result.is_err(), Ordering::Release);
+        result
+    }
+
+    /// Whether the platform's database did not answer when it was last asked.
+    pub(super) fn is_away(&self) -> bool {
+        self.away.load(Ordering::Acquire)
     }
 
     async fn beat_once(&self, common: &Common, watch: &mut Watch) -> anyhow::Result<bool> {

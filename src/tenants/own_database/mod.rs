@@ -129,7 +129,7 @@ impl OwnDatabases {
         }
         let checked = match given {
             Some(given) => {
-                let url = self.checks.read(given, UrlOrigin::Owner, None)?;
+                let url = self.checks.read(given, UrlOrigin::Owner, None).await?;
                 let report = self.checks.check(&url, None).await?;
                 if !report.suitable() {
                     return Err(TenantError::UnsuitableDatabase(Box::new(report)));
@@ -250,7 +250,7 @@ impl OwnDatabases {
         let in_use = open_registered(&mut connection, &self.master_keys, tenant).await?;
         drop(connection);
         let in_service = matches!(row.state, TenantState::Active | TenantState::Suspended);
-        let url = self.checks.read(given, giver.origin, in_use.as_ref().map(|opened| &opened.url))?;
+        let url = self.checks.read(given, giver.origin, in_use.as_ref().map(|opened| &opened.url)).await?;
         let mut report = self.checks.check(&url, Some(tenant)).await?;
         if report.suitable() && in_service {
             let in_use = in_use.ok_or(TenantError::Sealed)?;

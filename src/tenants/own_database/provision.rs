@@ -66,6 +66,7 @@ impl From<OwnDatabaseError> for StepError {
             OwnDatabaseError::Statement(_) => {
                 Self::Transient("the client's database refused a statement", error.into())
             }
+            OwnDatabaseError::TimedOut => Self::Transient("the client's database did not answer in time", error.into()),
             OwnDatabaseError::Held => Self::Transient("somebody else changes the database's schema", error.into()),
             OwnDatabaseError::Taken => permanent("database_of_another_tenant", &error.to_string()),
             OwnDatabaseError::ForeignTables => permanent("foreign_tables", &error.to_string()),

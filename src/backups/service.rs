@@ -20,6 +20,7 @@ use super::{
     BackupError, BackupRecord, BackupServices, Filter, backup, backup_key_location, files, restore,
     restore_key_location, store, summary,
 };
+use crate::api::platform::TenantLimits;
 use crate::audit::{self, Actor, Event};
 use crate::backup_archive::{ArchiveKey, ArchiveSecret, Derivation, Summary};
 use crate::ids::{BackupId, ClusterId, OperationId, Slug, SuperAdminId, TenantId};
@@ -385,9 +386,9 @@ impl Backups {
         if about.schema_version > ours {
             return Err(BackupError::SchemaNewer { archive: about.schema_version, ours });
         }
-        let operation_id = match self.store_restore(id, &order, &about, &key, admin).await {
+        let operation_id = match self.store_restore(id, &order, &about, &limits, &key, admin).await {
             Err(error) if OperationError::is_deadlock(&error) => {
-                self.store_restore(id, &order, &about, &key, admin).await?
+                self.store_restore(id, &order, &about, &limits, &key, admin).await?
             }
             other => other?,
         };
@@ -399,6 +400,7 @@ impl Backups {
         id: BackupId,
         order: &RestoreOrder,
         about: &Summary,
+        limits: &TenantLimits,
         key: &ArchiveKey,
         admin: SuperAdminId,
     ) -> Result<OperationId, BackupError> {

@@ -450,6 +450,37 @@ async fn a_suspended_tenant_is_backed_up_deleted_for_good_and_comes_back() {
     assert!(!findings.text.contains("life_ours") && !findings.text.contains("life-ours"), "{}", findings.text);
 }
 
+/// A replaced database whose cluster was away when it was to be dropped goes with its tenant at the latest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_purge_drops_the_replaced_database_that_could_not_be_dropped() {
+    let platform = Platform::start().await;
+    let ours = platform.tenant("left-ours").await;
+    let backup = back_up(&platform, &ours.slug, json!({ "key": KEY })).await;
+    let operation = restore(&platform, &backup, json!({ "key": KEY, "replace": ours.slug })).await;
+    assert_eq!(operation["state"], "succeeded", "{operation}");
+    let path = format!("/platform/v1/operations?group_id={}", operation["id"].as_str().unwrap());
+    let listed = platform.get(&path, &platform.token).await.expect(StatusCode::OK);
+    platform.settled(&listed["items"][0]).await;
+    // As if it had failed: what it names is there, and nothing but its input knows the names.
+    let registry = platform.platform_client().await;
+    let sql = "UPDATE operations SET state = 'failed', finished_at = now()
+               WHERE tenant_id = $1 AND kind = 'drop_replaced_database'
+               RETURNING input ->> 'database', input ->> 'owner_role', input -> 'login_roles' ->> 0";
+    let row = registry.query_one(sql, &[&ours.id]).await.unwrap();
+    let (database, owner, login): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+    let admin = connect(&server().await.url("postgres")).await.unwrap();
+    admin.batch_execute(&format!("CREATE ROLE {owner}; CREATE ROLE {login} LOGIN")).await.unwrap();
+    admin.batch_execute(&format!("CREATE DATABASE {database} OWNER {owner}")).await.unwrap();
+    let path = "/platform/v1/tenants/left-ours?confirm=left-ours&grace_days=0";
+    let deleted = platform.send(Method::DELETE, path, &platform.token, None).await.expect(StatusCode::ACCEPTED);
+    let deleted = platform.settled(&deleted["operation"]).await;
+    assert_eq!(deleted["state"], "succeeded", "{deleted}");
+    let sql = "SELECT datname::text FROM pg_database WHERE datname = $1
+               UNION ALL SELECT rolname::text FROM pg_roles WHERE rolname IN ($2, $3)";
+    let left = admin.query(sql, &[&database, &owner, &login]).await.unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 /// What a tenant's own functions say was called, in the database of a URL.
 async fn called_by(database_url: &str) -> Vec<String> {
     let client = connect(database_url).await.unwrap();

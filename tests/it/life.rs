@@ -426,3 +426,27 @@ async fn plan_and_limits_are_changed_checked_cleared_and_recorded() {
     assert_eq!((&detail["plan"], &detail["limits"]["connections"]), (&json!("premium"), &json!(3)));
     assert_eq!(recorded[4].get::<_, Value>(1)["reason"], "unpaid");
 }
+
+/// A rotation that failed while the tenant was in service lets nobody in when it is retried after that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_retried_after_a_suspension_opens_nothing() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("rotated-late").await;
+    let registry = platform.platform_client().await;
+    let id = uuid::Uuid::now_v7();
+    let sql = "INSERT INTO operations (id, kind, tenant_id, input, state, created_at, finished_at)
+               VALUES ($1, 'rotate_database_credential', $2, '{}', 'failed', now(), now())";
+    registry.execute(sql, &[&id, &tenant.id]).await.unwrap();
+    let sql = "INSERT INTO operation_steps (operation_id, position, name, state)
+               SELECT $1, position::int, name, 'undone' FROM unnest(ARRAY['write_intent', 'set_password',
+                   'test_connection', 'switch', 'grace', 'retire']) WITH ORDINALITY AS step (name, position)";
+    registry.execute(sql, &[&id]).await.unwrap();
+    platform.live("rotated-late", "suspend").await;
+    let retry = format!("/platform/v1/operations/{id}/retry");
+    let retry = platform.send(Method::POST, &retry, &platform.token, None).await.expect(StatusCode::ACCEPTED);
+    let retried = platform.settled(&retry).await;
+    assert_eq!((&retried["state"], &retried["error"]["code"]), (&json!("failed"), &json!("wrong_tenant_state")));
+    assert_eq!(logins(&tenant).await, (vec![false], 0));
+    platform.live("rotated-late", "resume").await;
+    platform.login("rotated-late", &tenant.user_email).await;
+}

@@ -215,12 +215,11 @@ async fn verify_archive(services: Arc<BackupServices>, context: StepContext) -> 
 async fn remove_archive(services: Arc<BackupServices>, context: StepContext) -> Result<(), BackupError> {
     if let Some(tenant) = context.tenant_id
         && let Some(sealed) = store::sealed_tenant(&services.pool, tenant).await?
-        && sealed.state != "active"
+        // Without the address no login was opened either.
+        && let Some((_, url)) = open_tenant(&services, tenant, &sealed)
+        && let Some(login) = SpareLogin::of(&services, &sealed, &url).await?
     {
-        let (_, url) = open_tenant(&services, tenant, &sealed).ok_or(TenantError::Sealed)?;
-        if let Some(login) = SpareLogin::of(&services, &sealed, &url).await? {
-            login.shut().await?;
-        }
+        login.shut().await?;
     }
     match (&services.directory, store::pending(&services.pool, context.operation_id).await?) {
         (Some(directory), Some(backup)) => files::remove(directory.join(&backup.file_name)).await,

@@ -4,11 +4,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dashmap::DashMap;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore};
 
 use super::clusters::ClusterRegistry;
 use super::{TenantError, store};
@@ -59,6 +60,8 @@ pub struct DatabaseChecks {
     allow_private_hosts: bool,
     connections_wanted: u32,
     permits: Arc<Semaphore>,
+    /// Who is being checked: each tenant has one check at a time, so that no client takes the permits of all.
+    turns: Arc<DashMap<TenantId, Arc<Mutex<()>>>>,
 }
 
 impl DatabaseChecks {
@@ -72,7 +75,16 @@ impl DatabaseChecks {
         connections_wanted: u32,
     ) -> Self {
         let permits = Arc::new(Semaphore::new(AT_ONCE));
-        Self { pool, platform_url, clusters, clock, allow_private_hosts, connections_wanted, permits }
+        Self {
+            pool,
+            platform_url,
+            clusters,
+            clock,
+            allow_private_hosts,
+            connections_wanted,
+            permits,
+            turns: Arc::default(),
+        }
     }
 
     /// Reads what somebody gave. A client's address is bound to the public internet, unless the owner allows more, or
@@ -106,6 +118,11 @@ impl DatabaseChecks {
 
     /// Looks at a database that is to be, or is, a tenant's own.
     pub async fn check(&self, url: &DatabaseUrl, tenant: Option<TenantId>) -> Result<Report, TenantError> {
+        let turn = tenant.map(|tenant| Arc::clone(&self.turns.entry(tenant).or_default()));
+        let _turn = match &turn {
+            Some(turn) => Some(turn.lock().await),
+            None => None,
+        };
         let _permit = self.permits.acquire().await.map_err(|_| TenantError::Random)?;
         let servers = self.owners_servers().await?;
         let question = Question {

@@ -496,7 +496,8 @@ async fn a_tenants_functions_never_run_as_the_administrator() {
     let ours = platform.tenant("trap-ours").await;
     let before = platform.tenant_database(&ours.slug).await;
     // A restore runs its checks in a session that writes nothing: what must not happen is an error there.
-    let traps = "CREATE TABLE public.trap (who text NOT NULL);
+    let traps = "SET ROLE {database}_owner;
+        CREATE TABLE public.trap (who text NOT NULL);
         CREATE FUNCTION public.spring(called text) RETURNS void LANGUAGE plpgsql AS $f$ BEGIN
             IF session_user NOT LIKE 'fh\\_trap%' OR current_user NOT LIKE 'fh\\_trap%' THEN
                 RAISE EXCEPTION '% ran as % for %', called, current_user, session_user;

@@ -381,7 +381,7 @@ impl Backups {
         let key = self.derive(secret, header.derivation().clone()).await?;
         // Whether the rest is whole is the operation's first step: it may take long.
         let about = files::manifest(path, key.clone()).await?.about;
-        summary::judge(&about)?;
+        let limits = summary::judge(&about)?;
         let ours = self.services.clusters.migrations().current_version();
         if about.schema_version > ours {
             return Err(BackupError::SchemaNewer { archive: about.schema_version, ours });
@@ -405,7 +405,6 @@ impl Backups {
         admin: SuperAdminId,
     ) -> Result<OperationId, BackupError> {
         let tenant = TenantId::from_uuid(about.tenant_id);
-        let limits = summary::judge(about)?;
         let (operation_id, now) = (OperationId::new(), self.services.clock.now());
         let mut transaction = self.services.pool.begin().await?;
         if !store::lock(&mut transaction, id).await? {

@@ -3,24 +3,37 @@
 use garde::Validate;
 
 use super::BackupError;
-use crate::api::platform::{CreateTenantRequest, DatabaseRequest, TenantLimits, TenantLimitsChange};
+use crate::api::platform::{TenantLimits, TenantLimitsChange};
 use crate::backup_archive::{ArchiveError, Summary};
+
+/// The limits of the fields that the registry takes over; the same as where a tenant is asked for.
+#[derive(Debug, Validate)]
+struct Judged<'a> {
+    #[garde(length(chars, min = 1, max = 200))]
+    name: &'a str,
+    #[garde(length(chars, min = 1, max = 50))]
+    plan: &'a str,
+    #[garde(length(chars, min = 1, max = 50))]
+    template: &'a str,
+    #[garde(email, length(max = 254))]
+    admin_email: &'a str,
+    #[garde(dive)]
+    limits: TenantLimitsChange,
+}
 
 /// Whether what an archive says of its tenant could have been said of one here; returns the limits. Whoever has a key may
 /// have written the archive, and the registry takes over what it says.
 pub(super) fn judge(about: &Summary) -> Result<TenantLimits, BackupError> {
     let damaged = || ArchiveError::Damaged("it says of its tenant what cannot be");
     let limits: TenantLimits = serde_json::from_value(about.limits.clone()).map_err(|_| damaged())?;
-    TenantLimitsChange { connections: limits.connections.map(Some) }.validate().map_err(|_| damaged())?;
-    let tenant = CreateTenantRequest {
-        slug: about.slug.clone(),
-        name: about.name.clone(),
-        plan: about.plan.clone(),
-        template: about.template.clone(),
-        admin_email: about.admin_email.clone(),
-        database: DatabaseRequest::default(),
+    let judged = Judged {
+        name: &about.name,
+        plan: &about.plan,
+        template: &about.template,
+        admin_email: &about.admin_email,
+        limits: TenantLimitsChange { connections: limits.connections.map(Some) },
     };
-    tenant.validate().map_err(|_| damaged())?;
+    judged.validate().map_err(|_| damaged())?;
     Ok(limits)
 }
 

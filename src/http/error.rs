@@ -200,10 +200,13 @@ impl From<TenantDbError> for ApiError {
             TenantDbError::NoConnectionFree { retry_after } => {
                 Self::unavailable("tenant_database_busy", "Too many requests at once", &error).retry_after(retry_after)
             }
-            TenantDbError::CircuitOpen { retry_after } => {
-                Self::unavailable("tenant_database_unavailable", "The database does not answer", &error)
-                    .retry_after(retry_after)
-            }
+            // Not logged: whoever opened the circuit has said why, once for all that are refused by it.
+            TenantDbError::CircuitOpen { retry_after } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "tenant_database_unavailable",
+                "The database does not answer",
+            )
+            .retry_after(retry_after),
             TenantDbError::Unreachable(_) => {
                 Self::unavailable("tenant_database_unavailable", "The database does not answer", &error)
             }

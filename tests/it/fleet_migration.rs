@@ -404,12 +404,21 @@ async fn tenants_provisioned_meanwhile_end_up_current() {
     let platform = moved(&["new-a", "new-b", "new-c"], and(THINGS)).await;
     let registry = platform.platform_client().await;
     // One whose clone was made from the old template by a server that died, and one that is in the middle of it.
-    let sql = "UPDATE operations SET state = 'queued' WHERE tenant_id = (SELECT id FROM chat_instances WHERE slug = 'new-b');
-               UPDATE operation_steps SET state = 'pending' WHERE position > 3 AND operation_id =
-                   (SELECT id FROM operations WHERE state = 'queued');
-               UPDATE chat_instances SET state = 'provisioning', schema_version = NULL WHERE slug IN ('new-b', 'new-c')";
-    registry.batch_execute(sql).await.unwrap();
-    let row = registry.query_one("SELECT id FROM operations WHERE state = 'queued'", &[]).await.unwrap();
+    let row = registry
+        .query_one(
+            "SELECT id FROM operations WHERE tenant_id = (SELECT id FROM chat_instances WHERE slug = 'new-b')",
+            &[],
+        )
+        .await
+        .unwrap();
+    // Periodic tasks queue operations of their own meanwhile.
+    let sql = format!(
+        "UPDATE operations SET state = 'queued' WHERE id = '{id}';
+         UPDATE operation_steps SET state = 'pending' WHERE position > 3 AND operation_id = '{id}';
+         UPDATE chat_instances SET state = 'provisioning', schema_version = NULL WHERE slug IN ('new-b', 'new-c')",
+        id = row.get::<_, uuid::Uuid>(0)
+    );
+    registry.batch_execute(&sql).await.unwrap();
     let id: uuid::Uuid = row.get(0);
     platform.state.engine.run(OperationId::from_uuid(id)).await.unwrap();
     assert_eq!(version(&platform, "new-b").await, Some(NEWEST));

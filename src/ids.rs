@@ -118,6 +118,10 @@ uuid_ids! {
     BackupId,
     /// One chain of refresh tokens that replace each other, which are revoked together.
     RefreshFamilyId,
+    /// One key of a tenant's for programs that speak OpenAI's API.
+    ApiKeyId,
+    /// One call of a model.
+    ModelCallId,
 }
 
 /// Words a tenant may not take, because they are, or may become, host names or paths of the platform itself, or

@@ -9,7 +9,7 @@ use crate::{Bench, PASSWORD, load, report, start_model, text};
 
 /// Runs it, for so long each measurement.
 pub(crate) async fn run(bench: &Bench, time: Duration) -> Result<()> {
-    let model = start_model()?;
+    let model = start_model(0)?;
     let (invite, _) = bench.provision("chat").await?;
     let body = json!({ "tenant": "chat", "token": invite["token"], "password": PASSWORD });
     let token = text(&bench.post("/api/v1/auth/accept-invite", "", body).await?, "access_token")?;

@@ -184,7 +184,7 @@ pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
 
 /// Runs it: the line to the platform's database is cut, then silent, while tenants chat.
 pub(crate) async fn outage(bench: &Bench, options: &OutageOptions) -> Result<()> {
-    let model = start_model()?;
+    let model = start_model(0)?;
     let tenants = Arc::new(provision(bench, options.tenants).await?);
     for tenant in tenants.iter() {
         let body = json!({

@@ -22,6 +22,7 @@ mod chat;
 mod connections;
 mod faults;
 mod fleet;
+mod gateways;
 mod provisioning;
 mod rotation;
 mod suspension;
@@ -77,6 +78,8 @@ enum What {
         #[arg(long, default_value_t = 2000)]
         tenants: usize,
     },
+    /// The OpenAI-compatible endpoint next to the model alone and to other gateways.
+    Gateways(gateways::Options),
     /// Not a benchmark: the server that `fleet` starts.
     #[command(hide = true)]
     FleetServer,
@@ -124,6 +127,7 @@ async fn main() -> Result<()> {
         What::Connections(options) => connections::run(&bench, &options).await,
         What::Faults(options) => faults::run(&bench, &options).await,
         What::Outage(options) => faults::outage(&bench, &options).await,
+        What::Gateways(options) => gateways::run(&bench, &options).await,
         What::Provisioning { tenants } => provisioning::run(&bench, tenants).await,
         What::Backup { mebibytes } => backup::run(&bench, mebibytes).await,
         What::Fleet { tenants } => fleet::run(bench, tenants).await,
@@ -142,6 +146,7 @@ impl What {
     fn environment(&self) -> Vec<(&'static str, String)> {
         let connections = match self {
             Self::Connections(options) => options.connections,
+            Self::Gateways(options) => options.tenants.max(40),
             _ => 40,
         };
         vec![
@@ -325,9 +330,9 @@ fn text(value: &Value, field: &str) -> Result<String> {
     value[field].as_str().map(str::to_owned).with_context(|| format!("no `{field}`"))
 }
 
-/// Starts the fake model within this process, on threads of its own. Returns its base URL.
-fn start_model() -> Result<String> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+/// Starts the fake model within this process, on threads of its own, on this port or a free one. Returns its base URL.
+fn start_model(port: u16) -> Result<String> {
+    let listener = std::net::TcpListener::bind(("127.0.0.1", port))?;
     listener.set_nonblocking(true)?;
     let model = format!("http://{}/v1", listener.local_addr()?);
     std::thread::spawn(move || {
@@ -362,19 +367,32 @@ async fn load(
     clients: usize,
     time: Duration,
 ) -> Result<(Vec<Duration>, Duration)> {
-    let body = bytes::Bytes::from(serde_json::to_vec(body)?);
+    let request = client.post(url).bearer_auth(token).json(body).build()?;
+    repeat(client, &[request], clients, time).await
+}
+
+/// The same, of requests that are given whole and sent in turn.
+async fn repeat(
+    client: &Client,
+    requests: &[reqwest::Request],
+    clients: usize,
+    time: Duration,
+) -> Result<(Vec<Duration>, Duration)> {
     let failed = Arc::new(AtomicUsize::new(0));
     let started = Instant::now();
+    let next = Arc::new(AtomicUsize::new(0));
+    // Their bodies are in memory, so they can be cloned.
+    let requests: Arc<[reqwest::Request]> = requests.iter().filter_map(reqwest::Request::try_clone).collect();
     let workers = (0..clients).map(|_| {
-        let (client, url, token, body, failed) =
-            (client.clone(), url.to_owned(), token.to_owned(), body.clone(), Arc::clone(&failed));
+        let (client, requests) = (client.clone(), Arc::clone(&requests));
+        let (next, failed) = (Arc::clone(&next), Arc::clone(&failed));
         tokio::spawn(async move {
             let mut times = Vec::new();
             while started.elapsed() < time {
                 let began = Instant::now();
-                let request =
-                    client.post(&url).bearer_auth(&token).header("content-type", "application/json").body(body.clone());
-                let whole = async { request.send().await?.error_for_status()?.bytes().await };
+                let turn = next.fetch_add(1, Ordering::Relaxed) % requests.len();
+                let Some(request) = requests.get(turn).and_then(reqwest::Request::try_clone) else { break };
+                let whole = async { client.execute(request).await?.error_for_status()?.bytes().await };
                 match whole.await {
                     Ok(_) => times.push(began.elapsed()),
                     Err(_) => _ = failed.fetch_add(1, Ordering::Relaxed),
@@ -385,6 +403,6 @@ async fn load(
     });
     let times = futures::future::try_join_all(workers).await?.concat();
     let failed = failed.load(Ordering::Relaxed);
-    ensure!(failed == 0, "{failed} requests to {url} failed");
+    ensure!(failed == 0, "{failed} requests failed");
     Ok((times, started.elapsed()))
 }

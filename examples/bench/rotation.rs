@@ -62,7 +62,7 @@ const REFUSED: &str = "FATAL: +(password authentication failed|role .* is not pe
 
 /// Replaces the password of every tenant's database while clients ask questions.
 pub(crate) async fn credentials(bench: &Bench, tenants: usize, clients: usize) -> Result<()> {
-    let model = start_model()?;
+    let model = start_model(0)?;
     let began = Instant::now();
     let tokens: Vec<String> = futures::stream::iter(0..tenants)
         .map(|number| {
@@ -160,7 +160,7 @@ pub(crate) async fn credentials(bench: &Bench, tenants: usize, clients: usize) -
 
 /// Wraps everything again under a new master key, with the server killed midway.
 pub(crate) async fn master_key(bench: &mut Bench, values: usize) -> Result<()> {
-    let model = start_model()?;
+    let model = start_model(0)?;
     let token = tenant(bench, "wrapped", &model).await?;
     let old = bench.settings.master_keys.clone();
     let new = format!("2:{}", random_key());

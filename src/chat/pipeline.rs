@@ -119,6 +119,7 @@ impl Chat {
             messages: prompt::build(&settings, history, &text),
             temperature: settings.temperature,
             max_tokens: Some(settings.max_tokens),
+            ..ChatRequest::default()
         };
         let begin = Begin {
             session_id: question.session_id.unwrap_or_else(ChatSessionId::new),
@@ -247,6 +248,8 @@ async fn collect(
                 content.push_str(&delta);
                 listener.tell(AnswerEvent::Delta(delta)).await;
             }
+            // Thinking is no part of the answer, and no tools were offered that could be called.
+            ChatEvent::Reasoning(_) | ChatEvent::ToolCall(_) => {}
             ChatEvent::Finished { usage, .. } => return Ok(usage),
         }
     }

@@ -1,7 +1,7 @@
 //! What the model is told. No database and no clock here: the same settings and messages give the same prompt.
 
 use crate::api::tenant::{MessageRole, Settings};
-use crate::providers::{ChatMessage, ChatRole};
+use crate::providers::{ChatMessage, ChatRole, Content};
 
 /// Something said earlier.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub(super) struct Spoken {
 /// The whole prompt: instructions, the last of what was said, and the question.
 pub(super) fn build(settings: &Settings, history: Vec<Spoken>, question: &str) -> Vec<ChatMessage> {
     let skipped = history.len().saturating_sub(settings.history_length.into());
-    let mut messages = vec![ChatMessage { role: ChatRole::System, content: system(settings) }];
+    let mut messages = vec![ChatMessage::text(ChatRole::System, system(settings))];
     for spoken in history.into_iter().skip(skipped).filter(|spoken| !spoken.content.is_empty()) {
         let role = match spoken.role {
             MessageRole::User => ChatRole::User,
@@ -30,12 +30,12 @@ pub(super) fn build(settings: &Settings, history: Vec<Spoken>, question: &str) -
 /// and questions in a row become one.
 fn push(messages: &mut Vec<ChatMessage>, role: ChatRole, content: &str) {
     match messages.last_mut() {
-        Some(last) if last.role == role => {
-            last.content.push_str("\n\n");
-            last.content.push_str(content);
+        Some(ChatMessage { role: last, content: Content::Text(text), .. }) if *last == role => {
+            text.push_str("\n\n");
+            text.push_str(content);
         }
         Some(last) if last.role == ChatRole::System && role == ChatRole::Assistant => {}
-        _ => messages.push(ChatMessage { role, content: content.to_owned() }),
+        _ => messages.push(ChatMessage::text(role, content)),
     }
 }
 
@@ -61,7 +61,7 @@ pub(super) fn title(question: &str) -> String {
 
 /// The number of characters of a prompt, for estimating its tokens.
 pub(super) fn length(messages: &[ChatMessage]) -> usize {
-    messages.iter().map(|message| message.content.chars().count()).sum()
+    messages.iter().flat_map(|message| message.content.texts()).map(|text| text.chars().count()).sum()
 }
 
 #[cfg(test)]
@@ -99,7 +99,7 @@ pub(super) mod tests {
 
     fn built(settings: &Settings, said: &[(char, &str)]) -> Vec<(ChatRole, String)> {
         let messages = build(settings, spoken(said), "question");
-        messages.into_iter().skip(1).map(|message| (message.role, message.content)).collect()
+        messages.iter().skip(1).map(|message| (message.role, message.content.texts().collect())).collect()
     }
 
     #[test]
@@ -107,15 +107,13 @@ pub(super) mod tests {
         let messages = build(&settings(), vec![], "Hi");
         assert_eq!(messages.len(), 2);
         assert_eq!(messages[0].role, ChatRole::System);
-        assert_eq!(
-            messages[0].content,
-            "You help customers of Northwind.\n\nYour name is Nora. Your tone: warm and brief."
-        );
-        assert_eq!((messages[1].role, messages[1].content.as_str()), (ChatRole::User, "Hi"));
+        let text = |at: usize| messages[at].content.texts().collect::<String>();
+        assert_eq!(text(0), "You help customers of Northwind.\n\nYour name is Nora. Your tone: warm and brief.");
+        assert_eq!((messages[1].role, text(1).as_str()), (ChatRole::User, "Hi"));
         let mut plain = settings();
         plain.system_prompt = String::new();
         plain.branding.voice = String::new();
-        assert_eq!(build(&plain, vec![], "Hi")[0].content, "Your name is Nora.");
+        assert_eq!(build(&plain, vec![], "Hi")[0].content, Content::Text("Your name is Nora.".to_owned()));
     }
 
     #[test]

@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn what_is_reported_counts_and_zero_is_a_number() {
-        let zero = providers::Usage { input_tokens: 0, output_tokens: 0, reported: true };
+        let zero = providers::Usage { input_tokens: 0, output_tokens: 0, cached_input_tokens: 0, reported: true };
         let answer = finished("Hello", Some(zero), None);
         assert_eq!(answer.usage, Some(Usage { input_tokens: 0, output_tokens: 0, reported: true }));
         assert_eq!((answer.state, answer.error_code), (MessageState::Complete, None));

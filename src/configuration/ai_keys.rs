@@ -312,6 +312,9 @@ fn verdict(error: &ProviderError, model: &str) -> (&'static str, String) {
         ProviderError::RefusedAddress(_) => {
             ("address_refused", "The base URL leads to an address that this server does not connect to.".to_owned())
         }
+        ProviderError::Unsupported(_) => {
+            ("unsupported", format!("The provider cannot answer questions with the model `{model}`."))
+        }
     }
 }
 
@@ -370,6 +373,7 @@ mod tests {
             ProviderError::Timeout(cause()),
             ProviderError::Interrupted(cause()),
             ProviderError::RefusedAddress(cause()),
+            ProviderError::Unsupported(cause()),
         ] {
             assert!(!verdict(&error, "m").1.contains("secret"));
             assert!(!error.to_string().contains("secret"));

@@ -42,6 +42,9 @@ pub enum ProviderError {
     /// The address is one this server does not connect to, or the provider redirected to another.
     #[error("the model provider's address is not allowed")]
     RefusedAddress(#[source] Cause),
+    /// The request asks for something that this provider's interface cannot express. Asking again does not help.
+    #[error("the model provider cannot do what is asked")]
+    Unsupported(#[source] Cause),
 }
 
 impl ProviderError {
@@ -57,6 +60,7 @@ impl ProviderError {
             Self::Timeout(_) => "provider_timeout",
             Self::Interrupted(_) => "provider_interrupted",
             Self::RefusedAddress(_) => "provider_address_refused",
+            Self::Unsupported(_) => "provider_unsupported",
         }
     }
 

@@ -8,6 +8,7 @@ pub mod address;
 mod client;
 mod error;
 mod openai_compatible;
+mod request;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,10 @@ use url::Url;
 pub use address::{AddressError, AddressPolicy, validate_base_url};
 pub use client::{ProviderClient, ProviderClientError, ProviderClientOptions, Retries, Timeouts};
 pub use error::{Cause, ProviderError};
+pub use request::{
+    ChatEvent, ChatMessage, ChatRequest, ChatRole, Content, EmbeddingRequest, Embeddings, FinishReason, Image,
+    ImageSource, Part, ResponseFormat, Tool, ToolCall, ToolCallDelta, ToolChoice, Usage,
+};
 
 /// A model provider reached with one client's key.
 pub trait ModelProvider: Send + Sync {
@@ -31,97 +36,19 @@ pub trait ModelProvider: Send + Sync {
     /// # Errors
     /// Any [`ProviderError`] but `Interrupted`, which needs delivered text.
     fn chat(&self, request: ChatRequest) -> BoxFuture<'_, Result<ChatStream, ProviderError>>;
+
+    /// Turns texts into vectors.
+    ///
+    /// # Errors
+    /// [`ProviderError::Unsupported`] where the provider has no such models, and whatever a call reports.
+    fn embed(&self, request: EmbeddingRequest) -> BoxFuture<'_, Result<Embeddings, ProviderError>> {
+        drop(request);
+        Box::pin(async { Err(ProviderError::Unsupported("this provider has no embeddings".into())) })
+    }
 }
 
 /// The answer as it comes.
 pub type ChatStream = BoxStream<'static, Result<ChatEvent, ProviderError>>;
-
-/// What to ask, in no provider's format.
-#[derive(Debug, Clone)]
-pub struct ChatRequest {
-    /// The provider's own name of the model.
-    pub model: String,
-    /// The conversation, oldest first.
-    pub messages: Vec<ChatMessage>,
-    /// Sampling temperature; the provider's default if `None`.
-    pub temperature: Option<f32>,
-    /// Most tokens to generate; the provider's default if `None`.
-    pub max_tokens: Option<u32>,
-}
-
-/// One message of the conversation.
-#[derive(Debug, Clone)]
-pub struct ChatMessage {
-    /// Who speaks.
-    pub role: ChatRole,
-    /// What is said.
-    pub content: String,
-}
-
-/// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ChatRole {
-    /// Instructions of the application.
-    System,
-    /// The person asking.
-    User,
-    /// The model.
-    Assistant,
-}
-
-/// A step of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ChatEvent {
-    /// More text, never empty.
-    Delta(String),
-    /// The end of a whole answer.
-    Finished {
-        /// Tokens the provider counted; `None` if it did not say, which is not the same as zero.
-        usage: Option<Usage>,
-        /// Why the answer ends here.
-        finish_reason: FinishReason,
-    },
-}
-
-/// Tokens of one call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens of the prompt, cached ones included.
-    pub input_tokens: u64,
-    /// Tokens generated.
-    pub output_tokens: u64,
-    /// Whether the provider counted them (always so for usage made here) or somebody estimated.
-    pub reported: bool,
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model had said what it wanted.
-    Stop,
-    /// `max_tokens` or the model's own limit was reached.
-    Length,
-    /// The provider's filter removed the rest.
-    ContentFilter,
-    /// The model wants a tool to be called.
-    ToolCalls,
-    /// The provider gave no reason or one of its own.
-    Other,
-}
-
-impl FinishReason {
-    /// The word OpenAI's clients know. `Other` is told as `stop`, since they know no word for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop | Self::Other => "stop",
-            Self::Length => "length",
-            Self::ContentFilter => "content_filter",
-            Self::ToolCalls => "tool_calls",
-        }
-    }
-}
 
 /// The wire formats there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -180,9 +107,9 @@ pub struct TestVerdict {
 pub async fn test(provider: &dyn ModelProvider, model: &str) -> Result<TestVerdict, ProviderError> {
     let request = ChatRequest {
         model: model.to_owned(),
-        messages: vec![ChatMessage { role: ChatRole::User, content: "ping".to_owned() }],
-        temperature: None,
+        messages: vec![ChatMessage::text(ChatRole::User, "ping")],
         max_tokens: Some(1),
+        ..ChatRequest::default()
     };
     let start = Instant::now();
     let call = async {

@@ -2,6 +2,8 @@
 
 mod events;
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -16,7 +18,7 @@ use self::events::{Answer, Events};
 use super::address::AddressError;
 use super::client::ProviderClient;
 use super::error::ProviderError;
-use super::{ChatEvent, ChatMessage, ChatRequest, ChatRole, ChatStream, ModelProvider, ProviderSpec};
+use super::{ChatEvent, ChatMessage, ChatRequest, ChatRole, ChatStream, Content, ModelProvider, ProviderSpec};
 
 /// Largest whole (not streamed) answer that is read, in bytes.
 const MAX_JSON_ANSWER: usize = 8 * 1024 * 1024;
@@ -113,12 +115,19 @@ struct WireMessages<'a>(&'a [ChatMessage]);
 #[derive(Serialize)]
 struct WireMessage<'a> {
     role: ChatRole,
-    content: &'a str,
+    content: Cow<'a, str>,
 }
 
 impl Serialize for WireMessages<'_> {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(|m| WireMessage { role: m.role, content: &m.content }))
+        serializer.collect_seq(self.0.iter().map(|m| WireMessage { role: m.role, content: content(&m.content) }))
+    }
+}
+
+fn content(content: &Content) -> Cow<'_, str> {
+    match content {
+        Content::Text(text) => Cow::Borrowed(text),
+        parts @ Content::Parts(_) => Cow::Owned(parts.texts().collect()),
     }
 }
 
@@ -203,9 +212,10 @@ mod tests {
     fn the_request_is_what_openai_documents() {
         let request = ChatRequest {
             model: "m".to_owned(),
-            messages: vec![ChatMessage { role: ChatRole::System, content: "s\"".to_owned() }],
+            messages: vec![ChatMessage::text(ChatRole::System, "s\"")],
             temperature: Some(0.5),
             max_tokens: Some(7),
+            ..ChatRequest::default()
         };
         let json = |openai| serde_json::to_value(WireRequest::new(&request, openai)).unwrap();
         let expected = serde_json::json!({

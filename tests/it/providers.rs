@@ -37,12 +37,10 @@ fn provider_at(base_url: &str, options: &ProviderClientOptions) -> anyhow::Resul
 }
 
 fn request(model: &str) -> ChatRequest {
-    let message = |role, content: &str| ChatMessage { role, content: content.to_owned() };
     ChatRequest {
         model: model.to_owned(),
-        messages: vec![message(ChatRole::System, "be brief"), message(ChatRole::User, PROMPT)],
-        temperature: None,
-        max_tokens: None,
+        messages: vec![ChatMessage::text(ChatRole::System, "be brief"), ChatMessage::text(ChatRole::User, PROMPT)],
+        ..ChatRequest::default()
     }
 }
 
@@ -64,6 +62,7 @@ async fn hear(provider: &dyn ModelProvider, model: &str) -> Heard {
                 heard.text.push_str(&text);
                 heard.deltas += 1;
             }
+            Ok(ChatEvent::Reasoning(_) | ChatEvent::ToolCall(_)) => {}
             Ok(ChatEvent::Finished { usage, finish_reason }) => heard.end = Ok((usage, finish_reason)),
             Err(error) => heard.end = Err(error),
         }
@@ -91,7 +90,7 @@ async fn a_streamed_answer_arrives_with_its_usage() {
     let provider = provider_at(&fake.base_url(), &options()).unwrap();
     let heard = hear(provider.as_ref(), "echo").await;
     assert_eq!((heard.text.as_str(), heard.deltas), (PROMPT, 5));
-    let usage = Usage { input_tokens: 7, output_tokens: 5, reported: true };
+    let usage = Usage { input_tokens: 7, output_tokens: 5, cached_input_tokens: 0, reported: true };
     assert_eq!(heard.end.unwrap(), (Some(usage), FinishReason::Stop));
 
     let calls = fake.calls_with_key(KEY);

@@ -285,13 +285,26 @@ struct WireUsage {
     prompt_tokens: Option<u64>,
     #[serde(default)]
     completion_tokens: Option<u64>,
+    #[serde(default)]
+    prompt_tokens_details: Option<PromptTokens>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct PromptTokens {
+    #[serde(default)]
+    cached_tokens: Option<u64>,
 }
 
 impl WireUsage {
     /// Half a count is no count. An explicit zero is one.
     fn whole(self) -> Option<Usage> {
         let (input_tokens, output_tokens) = (self.prompt_tokens?, self.completion_tokens?);
-        Some(Usage { input_tokens, output_tokens, reported: true })
+        Some(Usage {
+            input_tokens,
+            output_tokens,
+            cached_input_tokens: self.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0),
+            reported: true,
+        })
     }
 }
 
@@ -353,7 +366,12 @@ mod tests {
     }
 
     fn finished(usage: Option<(u64, u64)>, finish_reason: FinishReason) -> Result<ChatEvent, &'static str> {
-        let usage = usage.map(|(input_tokens, output_tokens)| Usage { input_tokens, output_tokens, reported: true });
+        let usage = usage.map(|(input_tokens, output_tokens)| Usage {
+            input_tokens,
+            output_tokens,
+            cached_input_tokens: 0,
+            reported: true,
+        });
         Ok(ChatEvent::Finished { usage, finish_reason })
     }
 

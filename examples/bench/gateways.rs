@@ -1,0 +1,147 @@
+//! The OpenAI-compatible endpoint, with its ledger, next to the model alone and to gateways that others run.
+//!
+//! All speak to the same fake model, and all are asked the same by the same clients, one after the other.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use reqwest::Request;
+use serde_json::{Value, json};
+
+use crate::connections::{Tenant, provision};
+use crate::{Bench, repeat, start_model, text};
+
+/// What can be chosen.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Seconds each measurement takes.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// How many tenants are asked in turn.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) tenants: usize,
+    /// Another gateway as `name=base URL=process id`; it has to know the model `instant` at `--model-port`.
+    #[arg(long)]
+    other: Vec<String>,
+    /// Where the fake model listens; any free port if 0.
+    #[arg(long, default_value_t = 0)]
+    model_port: u16,
+}
+
+/// One way to the model.
+struct Way {
+    name: String,
+    url: String,
+    headers: Vec<(&'static str, String)>,
+    process: Option<u32>,
+}
+
+/// A key for programs, of a tenant that has an AI key.
+async fn api_key(bench: &Bench, tenant: &Tenant, model: &str) -> Result<String> {
+    let body = json!({
+        "provider": "openai_compatible", "base_url": model, "api_key": "bench", "models": ["instant"],
+        "default_model": "instant"
+    });
+    bench.send(bench.client.put(format!("{}/api/v1/ai-keys/bench", bench.url)), &tenant.token, body).await?;
+    let body = json!({ "name": "bench", "scopes": ["chat"] });
+    text(&bench.post("/api/v1/api-keys", &tenant.token, body).await?, "token")
+}
+
+fn resident_mib(process: u32) -> Option<f64> {
+    // With its children: a proxy may have workers.
+    let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
+    let own = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = own.lines().find(|line| line.starts_with("VmRSS:"))?;
+    let kib = line.split_whitespace().nth(1)?.parse::<f64>().ok()?;
+    let below: f64 = children.split_whitespace().filter_map(|child| resident_mib(child.parse().ok()?)).sum();
+    Some(kib / 1024.0 + below)
+}
+
+impl Way {
+    fn request(&self, bench: &Bench, body: &Value) -> Result<Request> {
+        let mut request = bench.client.post(format!("{}/chat/completions", self.url)).json(body);
+        for (name, value) in &self.headers {
+            request = request.header(*name, value);
+        }
+        Ok(request.build()?)
+    }
+}
+
+/// Runs it.
+pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
+    let model = start_model(options.model_port)?;
+    let tenants = provision(bench, options.tenants).await?;
+    let mut ways = vec![Way {
+        name: "the model alone".to_owned(),
+        url: model.clone(),
+        headers: vec![("authorization", "Bearer bench".to_owned())],
+        process: None,
+    }];
+    let mut keys = Vec::with_capacity(tenants.len());
+    for tenant in &tenants {
+        keys.push(api_key(bench, tenant, &model).await?);
+    }
+    ways.push(Way {
+        name: format!("freehold, {} tenants", tenants.len()),
+        url: format!("{}/v1", bench.url),
+        headers: vec![("authorization", format!("Bearer {}", keys.first().context("a tenant")?))],
+        process: bench.server.id(),
+    });
+    for other in &options.other {
+        let mut parts = other.split('=');
+        let mut part = || parts.next().map(str::to_owned).context("--other name=url=pid");
+        let (name, url, process) = (part()?, part()?, part()?);
+        // Portkey is told by headers where to go; the others do not look at them.
+        let headers = vec![
+            ("authorization", "Bearer bench".to_owned()),
+            ("x-portkey-provider", "openai".to_owned()),
+            ("x-portkey-custom-host", model.clone()),
+        ];
+        ways.push(Way { name, url, headers, process: Some(process.parse()?) });
+    }
+    let time = Duration::from_secs(options.seconds);
+    for (stream, form) in [(false, "JSON"), (true, "31 events")] {
+        let mut body = json!({ "model": "instant", "messages": [{ "role": "user", "content": "hello" }] });
+        if stream {
+            body["stream"] = json!(true);
+            body["stream_options"] = json!({ "include_usage": true });
+        }
+        for clients in [1, 16] {
+            let mut alone = HashMap::new();
+            for way in &ways {
+                let mut requests = vec![way.request(bench, &body)?];
+                if way.process == bench.server.id() && keys.len() > 1 {
+                    requests = keys
+                        .iter()
+                        .map(|key| {
+                            let mut request = way.request(bench, &body)?;
+                            request.headers_mut().insert("authorization", format!("Bearer {key}").parse()?);
+                            Ok(request)
+                        })
+                        .collect::<Result<_>>()?;
+                }
+                // Warm: connections, prepared statements, just-in-time compilers.
+                repeat(&bench.client, &requests, clients, Duration::from_secs(2)).await?;
+                let (mut times, wall) = repeat(&bench.client, &requests, clients, time).await?;
+                times.sort_unstable();
+                let at = |share: f64| {
+                    let index = ((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1));
+                    times.get(index).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
+                };
+                let (median, p99) = (at(0.5), at(0.99));
+                let (base_median, base_p99) = *alone.entry(clients).or_insert((median, p99));
+                println!(
+                    "{form:<10} {clients:>2} clients   {:<24} {:>8.0} a second   median {median:>7.2} (+{:>6.2}) ms   \
+                     p99 {p99:>7.2} (+{:>6.2}) ms   {:>5.0} MiB",
+                    way.name,
+                    times.len() as f64 / wall.as_secs_f64(),
+                    median - base_median,
+                    p99 - base_p99,
+                    way.process.and_then(resident_mib).unwrap_or_default(),
+                );
+            }
+        }
+    }
+    Ok(())
+}

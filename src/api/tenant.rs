@@ -423,6 +423,18 @@ pub struct ChatResponse {
     pub model: String,
     /// What the answer cost, in tokens.
     pub usage: Usage,
+    /// Whether its user had it stopped: what had arrived is all there is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
+}
+
+/// The `event: started` of a streamed answer, its first.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct ChatStarted {
+    /// The conversation, for going on with it.
+    pub session_id: Uuid,
+    /// The answer's id, for stopping it, and for listening to it again.
+    pub message_id: Uuid,
 }
 
 /// The `event: done` of a streamed answer.
@@ -436,6 +448,9 @@ pub struct ChatDone {
     pub model: String,
     /// What the answer cost, in tokens.
     pub usage: Usage,
+    /// Whether its user had it stopped: what had arrived is all there is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub stopped: bool,
 }
 
 /// The `event: error` of a streamed answer. What had arrived is kept and marked.
@@ -514,6 +529,8 @@ pub enum MessageState {
     Interrupted,
     /// Nothing arrived.
     Failed,
+    /// Its user had it stopped; what had arrived is kept.
+    Stopped,
 }
 
 /// One message of a conversation.

@@ -8,7 +8,7 @@ use crate::api::tenant::{MessageRole, MessageState, Usage};
 use crate::ids::{ChatSessionId, MessageId};
 
 /// Longer than any answer may take: an answer that is not finished by then never will be, its server has died.
-const STALE: TimeDelta = TimeDelta::minutes(10);
+pub(super) const STALE: TimeDelta = TimeDelta::minutes(10);
 
 /// A conversation.
 #[derive(Debug, Clone)]

@@ -10,6 +10,7 @@ mod conversations;
 mod models;
 mod pipeline;
 mod prompt;
+pub mod streams;
 pub mod tenant_store;
 mod turn;
 mod under_way;
@@ -18,19 +19,18 @@ use std::fmt;
 use std::sync::Arc;
 
 use thiserror::Error;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::platform::TenantState;
-use crate::api::tenant::Usage;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
-use crate::ids::{ChatSessionId, MessageId, TenantId};
+use crate::ids::{ChatSessionId, TenantId};
 use crate::providers::ProviderClient;
 use crate::tenant_db::{TenantDbError, TenantRecord};
 
 pub use conversations::{Conversation, Message};
+pub use streams::{AnswerEnd, AnswerEvent, Listener};
 
 /// Answers questions and keeps conversations. Cheap to clone.
 #[derive(Clone)]
@@ -41,6 +41,8 @@ pub struct Chat {
     cache: Arc<cache::Cache>,
     /// The answers that this process is working on.
     under_way: Arc<under_way::AnswersUnderWay>,
+    /// Writes them down meanwhile.
+    parts: Arc<streams::parts::Parts>,
 }
 
 /// The codes of answers whose tenant went out of service meanwhile, the same as for requests.
@@ -58,7 +60,7 @@ impl Chat {
     /// Answers under way are among `tasks`; when `give_up` is cancelled they end with what has arrived.
     pub fn new(providers: ProviderClient, clock: SharedClock, tasks: TaskTracker, give_up: CancellationToken) -> Self {
         let cache = Arc::new(cache::Cache::new(providers));
-        Self { clock, tasks, give_up, cache, under_way: Arc::default() }
+        Self { clock, tasks, give_up, cache, under_way: Arc::default(), parts: Arc::default() }
     }
 
     /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for
@@ -92,39 +94,6 @@ pub struct Question {
     pub model: Option<String>,
 }
 
-/// An answer under way.
-#[derive(Debug)]
-pub struct Answer {
-    /// The conversation it belongs to.
-    pub session_id: ChatSessionId,
-    /// Its id.
-    pub message_id: MessageId,
-    /// The model that answers.
-    pub model: String,
-    /// What happens: deltas, and last [`AnswerEvent::Done`] or [`AnswerEvent::Failed`]. It ends without either only
-    /// for a listener that was too slow. Dropping it does not stop the answer.
-    pub events: mpsc::Receiver<AnswerEvent>,
-}
-
-/// A step of an answer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AnswerEvent {
-    /// More text.
-    Delta(String),
-    /// The answer is whole, and stored.
-    Done {
-        /// What it cost.
-        usage: Usage,
-    },
-    /// The answer failed. What had arrived is stored and marked, unless the code says otherwise.
-    Failed {
-        /// A stable code.
-        code: &'static str,
-        /// The tenant's own error message.
-        message: String,
-    },
-}
-
 /// Why a question was not answered, or a conversation not shown.
 #[derive(Debug, Error)]
 pub enum ChatError {
@@ -140,6 +109,9 @@ pub enum ChatError {
     /// There is no such conversation that the caller may know of.
     #[error("no such conversation")]
     NotFound,
+    /// There is no such answer that the caller may know of.
+    #[error("no such answer")]
+    AnswerNotFound,
     /// The model asked for is not one that the tenant's users may use, or that an AI key offers.
     #[error("this model may not be used")]
     ModelNotAllowed,

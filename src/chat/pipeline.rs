@@ -10,22 +10,25 @@
 //! From the second step on it all happens in a task of its own: whoever asked may leave, the answer is finished and
 //! stored.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt as _, future};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::prompt::{self, Spoken};
-use super::turn::{Begin, Failure, Finished};
-use super::under_way::Closed;
-use super::{Answer, AnswerEvent, Chat, ChatError, Question, models, tenant_store};
+use super::streams::event_log::{EventLog, LastWord};
+use super::streams::{AnswerEnd, Listener, UNFINISHED};
+use super::turn::{Arrived, Begin, Failure, Finished};
+use super::under_way::{Cause, Interruption, Owner};
+use super::{Chat, ChatError, Question, models, tenant_store};
 use crate::access::TenantCaller;
-use crate::api::tenant::Settings;
+use crate::api::tenant::{MessageState, Settings};
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::configuration::tenant_store as configuration_store;
@@ -34,10 +37,6 @@ use crate::providers::{ChatEvent, ChatRequest, ModelProvider, ProviderError, Usa
 use crate::telemetry::causes;
 use crate::tenant_db::{Client, TenantDb, TenantDbError};
 
-/// Events that wait for a listener who is slower than the model.
-const BUFFERED_EVENTS: usize = 64;
-/// How long the model waits for such a listener; then it goes on without.
-const LISTENER_PATIENCE: Duration = Duration::from_secs(15);
 /// The longest an answer may take. Less than the time after which one is taken for abandoned.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(9 * 60);
 /// The longest answer, in bytes: several times what the largest `max_tokens` makes, so only a provider that ignores
@@ -67,19 +66,18 @@ struct Turn {
 
 impl Chat {
     /// Stores a question and starts its answer, which goes on whether or not anybody listens. Returns once the
-    /// question is stored and before the model has said anything.
+    /// question is stored and before the model has said anything. Dropping the listener does not stop the answer.
     ///
     /// # Errors
     /// See [`ChatError`]; nothing is stored then.
-    pub async fn ask(&self, caller: &TenantCaller, question: Question) -> Result<Answer, ChatError> {
+    pub async fn ask(&self, caller: &TenantCaller, question: Question) -> Result<Listener, ChatError> {
         let (turn, client) = self.prepare(caller, question).await?;
-        let (sender, events) = mpsc::channel(BUFFERED_EVENTS);
-        let (session_id, message_id) = (turn.begin.session_id, turn.begin.answer_id);
-        let answer = Answer { session_id, message_id, model: turn.begin.model.clone(), events };
+        let log = EventLog::new(turn.begin.session_id, turn.begin.answer_id);
+        let listener = Listener::new(Arc::clone(&log), None);
         let (begun, stored) = oneshot::channel();
-        self.tasks.spawn(turn.run(client, begun, Listener(Some(sender))).in_current_span());
+        self.tasks.spawn(turn.run(client, begun, log).in_current_span());
         stored.await.map_err(|_| ChatError::TaskLost)??;
-        Ok(answer)
+        Ok(listener)
     }
 
     async fn prepare(&self, caller: &TenantCaller, question: Question) -> Result<(Turn, Client), ChatError> {
@@ -138,10 +136,12 @@ impl Chat {
 }
 
 impl Turn {
-    async fn run(self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, mut listener: Listener) {
+    async fn run(self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, log: Arc<EventLog>) {
         let message_id = self.begin.answer_id;
         let record = self.db.record();
-        let (_running, closed) = self.chat.under_way.enter(message_id, record.id, record.revision());
+        let owner = Owner { tenant: record.id, user: self.begin.user_id, revision: record.revision() };
+        let (_running, interruption) = self.chat.under_way.enter(message_id, owner, &log);
+        let _last_word = LastWord(Arc::clone(&log));
         let stored = tenant_store::begin(&client, &self.begin).await;
         // No connection is held while the model speaks.
         drop(client);
@@ -158,26 +158,32 @@ impl Turn {
         if refused {
             return;
         }
-        let Self { chat, db, request, provider, settings, .. } = self;
+        let Self { chat, db, request, provider, settings, begin } = self;
         let prompt_length = prompt::length(&request.messages);
         let started = Instant::now();
-        let (content, end) = speak(&*provider, request, &mut listener, ANSWER_DEADLINE, (&chat.give_up, &closed)).await;
+        let parted = chat.parts.enter(&db, message_id, &log, &interruption);
+        let end = speak(&*provider, request, &log, ANSWER_DEADLINE, (&chat.give_up, &interruption)).await;
+        let (content, delta_lengths) = log.content();
         let (usage, failure) = match end {
             Ok(usage) if content.is_empty() => (usage, Some(Failure::Empty)),
             Ok(usage) => (usage, None),
             Err(failure) => (None, Some(failure)),
         };
-        if let Some(failure) = &failure {
-            tracing::warn!(%message_id, code = failure.code(), causes = causes(failure), "an answer failed");
-        }
-        let is_closed = if let Some(Failure::Closed(code)) = &failure {
-            // Told first: storing may well fail by now, and nobody is to wait for that.
-            listener.tell(failed(code, &settings)).await;
-            true
-        } else {
-            false
+        let is_closed = match &failure {
+            None | Some(Failure::Stopped) => false,
+            Some(failure) => {
+                tracing::warn!(%message_id, code = failure.code(), causes = causes(failure), "an answer failed");
+                matches!(failure, Failure::Closed(_))
+            }
         };
-        let finished = Finished::new(message_id, content, usage, failure.as_ref(), prompt_length, started.elapsed());
+        if is_closed && let Some(failure) = &failure {
+            // Told first: storing may well fail by now, and nobody is to wait for that.
+            log.end(failed(failure.code(), &settings));
+        }
+        let arrived = Arrived { content, delta_lengths, parted: parted.close().await };
+        let message = error_message(&settings);
+        let latency = started.elapsed();
+        let finished = Finished::new(message_id, arrived, usage, failure.as_ref(), message, prompt_length, latency);
         if is_closed {
             // Once, while a connection is left. Else the row stays as it is, and is shown as interrupted later.
             if let Ok(client) = db.client().await {
@@ -185,9 +191,12 @@ impl Turn {
             }
             return;
         }
-        let event = match store(&db, &finished, &chat.clock).await {
+        let end = match store(&db, &finished, &chat.clock).await {
             Ok(()) => match (finished.error_code, finished.usage) {
-                (None, Some(usage)) => AnswerEvent::Done { usage },
+                (None, Some(usage)) => {
+                    let stopped = finished.state == MessageState::Stopped;
+                    AnswerEnd::Done { model: begin.model, usage, stopped }
+                }
                 (code, _) => failed(code.unwrap_or("answer_empty"), &settings),
             },
             Err(NotStored::Deleted) => failed("conversation_deleted", &settings),
@@ -196,57 +205,54 @@ impl Turn {
                 failed("answer_not_stored", &settings)
             }
         };
-        listener.tell(event).await;
+        log.end(end);
     }
 }
 
-fn failed(code: &'static str, settings: &Settings) -> AnswerEvent {
-    let message = match settings.error_message.trim() {
-        "" => "The answer could not be finished.",
-        message => message,
-    };
-    AnswerEvent::Failed { code, message: message.to_owned() }
+fn failed(code: &'static str, settings: &Settings) -> AnswerEnd {
+    AnswerEnd::Failed { code: Cow::Borrowed(code), message: error_message(settings).to_owned() }
 }
 
-/// Lets the model speak. Returns what it said, and how it ended.
+fn error_message(settings: &Settings) -> &str {
+    match settings.error_message.trim() {
+        "" => UNFINISHED,
+        message => message,
+    }
+}
+
+/// Lets the model speak into the log. Returns how it ended.
 async fn speak(
     provider: &dyn ModelProvider,
     request: ChatRequest,
-    listener: &mut Listener,
+    log: &EventLog,
     deadline: Duration,
-    (give_up, closed): (&CancellationToken, &Closed),
-) -> (String, Result<Option<Usage>, Failure>) {
-    let mut content = String::new();
-    let end = tokio::select! {
-        end = timeout(deadline, collect(provider, request, &mut content, listener)) => {
-            end.unwrap_or(Err(Failure::Deadline))
-        }
+    (give_up, interruption): (&CancellationToken, &Interruption),
+) -> Result<Option<Usage>, Failure> {
+    tokio::select! {
+        end = timeout(deadline, collect(provider, request, log)) => end.unwrap_or(Err(Failure::Deadline)),
         () = give_up.cancelled() => Err(Failure::Stopping),
-        code = closed.closed() => Err(Failure::Closed(code)),
-    };
-    (content, end)
+        cause = interruption.interrupted() => Err(match cause {
+            Cause::TenantClosed(code) => Failure::Closed(code),
+            Cause::StopRequested => Failure::Stopped,
+        }),
+    }
 }
 
-async fn collect(
-    provider: &dyn ModelProvider,
-    request: ChatRequest,
-    content: &mut String,
-    listener: &mut Listener,
-) -> Result<Option<Usage>, Failure> {
+async fn collect(provider: &dyn ModelProvider, request: ChatRequest, log: &EventLog) -> Result<Option<Usage>, Failure> {
     let mut stream = provider.chat(request).await?;
+    let mut length = 0;
     while let Some(event) = stream.next().await {
         match event? {
             ChatEvent::Delta(delta) => {
                 // Postgres stores no NUL in a text.
                 let delta = if delta.contains('\0') { delta.replace('\0', "") } else { delta };
-                if content.len() + delta.len() > MAX_ANSWER {
+                length += delta.len();
+                if length > MAX_ANSWER {
                     return Err(Failure::TooLarge);
                 }
-                if delta.is_empty() {
-                    continue;
+                if !delta.is_empty() {
+                    log.push(&delta);
                 }
-                content.push_str(&delta);
-                listener.tell(AnswerEvent::Delta(delta)).await;
             }
             // Thinking is no part of the answer, and no tools were offered that could be called.
             ChatEvent::Reasoning(_) | ChatEvent::ToolCall(_) => {}
@@ -255,20 +261,6 @@ async fn collect(
     }
     // A provider ends its stream with one of the above; one that does not has broken off.
     Err(ProviderError::Interrupted("the stream ended early".into()).into())
-}
-
-/// Whoever listens to an answer, for as long as they do.
-struct Listener(Option<mpsc::Sender<AnswerEvent>>);
-
-impl Listener {
-    /// Tells the listener, and forgets one who has left or takes nothing any more.
-    async fn tell(&mut self, event: AnswerEvent) {
-        if let Some(sender) = &self.0
-            && sender.send_timeout(event, LISTENER_PATIENCE).await.is_err()
-        {
-            self.0 = None;
-        }
-    }
 }
 
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! SQL of conversations and messages.
 
 use chrono::{DateTime, Utc};
-use tokio_postgres::Error;
+use tokio_postgres::{Error, Row};
 
 use super::conversations::{Conversation, Message};
 use super::prompt::Spoken;
@@ -16,7 +16,7 @@ use crate::tenant_db::{Client, GenericClient as _};
 const HISTORY: &str = "\
     SELECT m.role, m.content FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT id, role, content FROM chat_messages
-        WHERE session_id = s.id AND (state = 'complete' OR state = 'interrupted') AND content <> ''
+        WHERE session_id = s.id AND state IN ('complete', 'interrupted', 'stopped') AND content <> ''
         ORDER BY id DESC
         LIMIT (SELECT (settings->>'history_length')::int FROM live_configurations ORDER BY version DESC LIMIT 1)
     ) m ON true
@@ -42,12 +42,24 @@ const CONTINUE_CONVERSATION: &str = "\
     FROM session s, (VALUES ($4::uuid, 'user', $5::text, 'complete', NULL),
                             ($6::uuid, 'assistant', '', 'generating', $7::text)) m (id, role, content, state, model)";
 
+/// The end of an answer. The macro's text is the common rest of two statements.
+macro_rules! finish {
+    ($beginning:literal) => {
+        concat!(
+            $beginning,
+            "UPDATE chat_messages
+            SET content = $2, state = $3, error_code = $4, input_tokens = $5, output_tokens = $6, usage_reported = $7,
+                latency_ms = $8, finished_at = $9, delta_lengths = $10, error_message = $11
+            WHERE id = $1"
+        )
+    };
+}
+
 /// Repeating it changes nothing, so it may be tried again when nobody knows whether it was carried out.
-const FINISH: &str = "\
-    UPDATE chat_messages
-    SET content = $2, state = $3, error_code = $4, input_tokens = $5, output_tokens = $6, usage_reported = $7,
-        latency_ms = $8, finished_at = $9
-    WHERE id = $1";
+const FINISH: &str = finish!("");
+
+/// The same for an answer that was written down in parts, which nobody needs any more.
+const FINISH_PARTED: &str = finish!("WITH parts AS (DELETE FROM chat_answer_parts WHERE message_id = $1) ");
 
 const LIST_CONVERSATIONS: &str = "\
     SELECT id, title, created_at, updated_at FROM chat_sessions
@@ -70,6 +82,7 @@ pub const STATEMENTS: &[&str] = &[
     BEGIN_CONVERSATION,
     CONTINUE_CONVERSATION,
     FINISH,
+    FINISH_PARTED,
     LIST_CONVERSATIONS,
     LIST_MESSAGES,
     DELETE_CONVERSATION,
@@ -145,7 +158,7 @@ pub(super) async fn begin(client: &Client, turn: &Begin) -> Result<bool, Error> 
 
 /// Stores the end of an answer. `false` if its row is not there any more.
 pub(super) async fn finish(client: &Client, answer: &Finished, now: DateTime<Utc>) -> Result<bool, Error> {
-    let statement = client.prepare_cached(FINISH).await?;
+    let statement = client.prepare_cached(if answer.parted { FINISH_PARTED } else { FINISH }).await?;
     let tokens = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
     let updated = client
         .execute(
@@ -160,6 +173,8 @@ pub(super) async fn finish(client: &Client, answer: &Finished, now: DateTime<Utc
                 &answer.usage.map(|usage| usage.reported),
                 &i32::try_from(answer.latency.as_millis()).unwrap_or(i32::MAX),
                 &now,
+                &answer.delta_lengths,
+                &answer.error_message,
             ],
         )
         .await?;
@@ -203,14 +218,6 @@ pub(super) async fn list_messages(
     let mut messages = Vec::with_capacity(rows.len());
     for row in rows {
         let Some(id) = row.try_get("id")? else { continue };
-        let tokens =
-            |column| Ok::<_, Error>(row.try_get::<_, Option<i32>>(column)?.and_then(|n| u32::try_from(n).ok()));
-        let usage = match (tokens("input_tokens")?, tokens("output_tokens")?, row.try_get("usage_reported")?) {
-            (Some(input_tokens), Some(output_tokens), Some(reported)) => {
-                Some(Usage { input_tokens, output_tokens, reported })
-            }
-            _ => None,
-        };
         messages.push(Message {
             id,
             role: role(row.try_get("role")?),
@@ -218,11 +225,22 @@ pub(super) async fn list_messages(
             state: state(row.try_get("state")?),
             error_code: row.try_get("error_code")?,
             model: row.try_get("model")?,
-            usage,
+            usage: usage(&row)?,
             created_at: row.try_get("created_at")?,
         });
     }
     Ok(Some(messages))
+}
+
+/// What an answer cost, from a row that has it.
+pub(super) fn usage(row: &Row) -> Result<Option<Usage>, Error> {
+    let tokens = |column| Ok::<_, Error>(row.try_get::<_, Option<i32>>(column)?.and_then(|n| u32::try_from(n).ok()));
+    Ok(match (tokens("input_tokens")?, tokens("output_tokens")?, row.try_get("usage_reported")?) {
+        (Some(input_tokens), Some(output_tokens), Some(reported)) => {
+            Some(Usage { input_tokens, output_tokens, reported })
+        }
+        _ => None,
+    })
 }
 
 /// Deletes a conversation and all that was said in it. `false` if it is not the user's.
@@ -236,11 +254,12 @@ fn role(name: &str) -> MessageRole {
     if name == "user" { MessageRole::User } else { MessageRole::Assistant }
 }
 
-fn state(name: &str) -> MessageState {
+pub(super) fn state(name: &str) -> MessageState {
     match name {
         "complete" => MessageState::Complete,
         "generating" => MessageState::Generating,
         "interrupted" => MessageState::Interrupted,
+        "stopped" => MessageState::Stopped,
         _ => MessageState::Failed,
     }
 }
@@ -251,6 +270,7 @@ fn state_name(state: MessageState) -> &'static str {
         MessageState::Generating => "generating",
         MessageState::Interrupted => "interrupted",
         MessageState::Failed => "failed",
+        MessageState::Stopped => "stopped",
     }
 }
 
@@ -260,8 +280,13 @@ mod tests {
 
     #[test]
     fn states_are_read_as_they_are_written() {
-        for known in [MessageState::Complete, MessageState::Generating, MessageState::Interrupted, MessageState::Failed]
-        {
+        for known in [
+            MessageState::Complete,
+            MessageState::Generating,
+            MessageState::Interrupted,
+            MessageState::Failed,
+            MessageState::Stopped,
+        ] {
             assert_eq!(state(state_name(known)), known);
         }
     }

@@ -37,6 +37,8 @@ pub(super) enum Failure {
     Stopping,
     #[error("the tenant went out of service")]
     Closed(&'static str),
+    #[error("its user had the answer stopped")]
+    Stopped,
 }
 
 impl Failure {
@@ -49,6 +51,7 @@ impl Failure {
             Self::Empty => "answer_empty",
             Self::Stopping => "server_stopped",
             Self::Closed(code) => code,
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -58,34 +61,65 @@ impl Failure {
 pub(super) struct Finished {
     pub(super) message_id: MessageId,
     pub(super) content: String,
+    /// The lengths of its deltas; see [`super::streams`].
+    pub(super) delta_lengths: Vec<u8>,
     pub(super) state: MessageState,
     pub(super) error_code: Option<&'static str>,
+    /// What is told with the code.
+    pub(super) error_message: Option<String>,
     pub(super) usage: Option<Usage>,
     pub(super) latency: Duration,
+    /// Whether any part of it may have been written down before.
+    pub(super) parted: bool,
+}
+
+/// What arrived of an answer.
+#[derive(Debug, Default)]
+pub(super) struct Arrived {
+    pub(super) content: String,
+    pub(super) delta_lengths: Vec<u8>,
+    /// Whether any part of it may have been written down.
+    pub(super) parted: bool,
 }
 
 impl Finished {
     /// Judges what arrived and how it ended. What the provider reported counts as it is, zero included; without a
-    /// report the tokens are estimated, as long as anything arrived.
+    /// report the tokens are estimated, as long as anything arrived or the user ended it. `error_message` is what is
+    /// told if it failed.
     pub(super) fn new(
         message_id: MessageId,
-        content: String,
+        arrived: Arrived,
         reported: Option<providers::Usage>,
         failure: Option<&Failure>,
+        error_message: &str,
         prompt_length: usize,
         latency: Duration,
     ) -> Self {
+        let Arrived { content, delta_lengths, parted } = arrived;
+        let stopped = matches!(failure, Some(Failure::Stopped));
         let state = match failure {
             None => MessageState::Complete,
+            Some(Failure::Stopped) => MessageState::Stopped,
             Some(_) if content.is_empty() => MessageState::Failed,
             Some(_) => MessageState::Interrupted,
         };
         let usage = match reported {
             Some(usage) => Some(convert(usage)),
-            None if content.is_empty() => None,
+            None if content.is_empty() && !stopped => None,
             None => Some(estimate(prompt_length, content.chars().count())),
         };
-        Self { message_id, content, state, error_code: failure.map(Failure::code), usage, latency }
+        let failure = failure.filter(|_| !stopped);
+        Self {
+            message_id,
+            content,
+            delta_lengths,
+            state,
+            error_code: failure.map(Failure::code),
+            error_message: failure.map(|_| error_message.to_owned()),
+            usage,
+            latency,
+            parted,
+        }
     }
 }
 
@@ -98,9 +132,9 @@ fn convert(usage: providers::Usage) -> Usage {
     }
 }
 
-/// About four characters make a token.
+/// About four characters make a token; some make one at least.
 fn estimate(prompt: usize, answer: usize) -> Usage {
-    let tokens = |characters: usize| u32::try_from(characters / 4).unwrap_or(u32::MAX).max(1);
+    let tokens = |characters: usize| u32::try_from(characters / 4).unwrap_or(u32::MAX).max(u32::from(characters > 0));
     Usage { input_tokens: tokens(prompt), output_tokens: tokens(answer), reported: false }
 }
 
@@ -109,7 +143,8 @@ mod tests {
     use super::*;
 
     fn finished(content: &str, reported: Option<providers::Usage>, failure: Option<&Failure>) -> Finished {
-        Finished::new(MessageId::new(), content.to_owned(), reported, failure, 10, Duration::ZERO)
+        let arrived = Arrived { content: content.to_owned(), ..Arrived::default() };
+        Finished::new(MessageId::new(), arrived, reported, failure, "Sorry.", 10, Duration::ZERO)
     }
 
     #[test]
@@ -135,7 +170,17 @@ mod tests {
         let some = finished("Hel", None, Some(&lost));
         assert_eq!((some.state, some.error_code), (MessageState::Interrupted, Some("provider_interrupted")));
         assert!(some.usage.is_some_and(|usage| !usage.reported));
+        assert_eq!(some.error_message.as_deref(), Some("Sorry."));
         let none = finished("", None, Some(&Failure::Deadline));
         assert_eq!((none.state, none.error_code, none.usage), (MessageState::Failed, Some("answer_timeout"), None));
+    }
+
+    #[test]
+    fn a_stopped_answer_has_not_failed_and_has_a_price() {
+        for (content, tokens) in [("Hello you", 2), ("", 0)] {
+            let stopped = finished(content, None, Some(&Failure::Stopped));
+            assert_eq!((stopped.state, stopped.error_code, stopped.error_message), (MessageState::Stopped, None, None));
+            assert_eq!(stopped.usage, Some(Usage { input_tokens: 2, output_tokens: tokens, reported: false }));
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! The answers that this process is working on, and the tenants that went out of service while it did.
+//! The answers that this process is working on, what ends them early, and the tenants that went out of service while
+//! it did.
 //!
 //! News of a tenant may be lost, late or outdated, so nothing is concluded from their order: every closing keeps the
 //! revision of the record that it comes from, every answer that of the record its credential was verified with, and
@@ -9,7 +10,8 @@ use std::sync::{Arc, OnceLock};
 use dashmap::DashMap;
 use tokio_util::sync::CancellationToken;
 
-use crate::ids::{MessageId, TenantId};
+use super::streams::event_log::EventLog;
+use crate::ids::{MessageId, TenantId, UserId};
 
 /// The answers under way, and which tenants get none.
 #[derive(Default)]
@@ -21,8 +23,28 @@ pub(super) struct AnswersUnderWay {
 /// An answer that is being worked on.
 struct Running {
     tenant: TenantId,
+    user: UserId,
     revision: u64,
-    closed: Closed,
+    interruption: Interruption,
+    log: Arc<EventLog>,
+}
+
+/// Whose an answer is, and where its events are.
+pub(super) struct Owner {
+    pub(super) tenant: TenantId,
+    pub(super) user: UserId,
+    /// That of the record, in service then, with which the asker's credential was verified.
+    pub(super) revision: u64,
+}
+
+/// What is known here of an answer that somebody asks for.
+pub(super) enum Found {
+    /// It is being worked on.
+    Here { log: Arc<EventLog>, interruption: Interruption },
+    /// It is, and somebody else's.
+    Foreign,
+    /// Not here.
+    Nowhere,
 }
 
 /// Why a tenant is out of service, and the revision of the record that says so.
@@ -32,22 +54,40 @@ struct Closing {
     revision: u64,
 }
 
-/// Tells an answer that its tenant went out of service, and why.
-#[derive(Clone, Default)]
-pub(super) struct Closed {
-    token: CancellationToken,
-    code: Arc<OnceLock<&'static str>>,
+/// Why an answer ends early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Its tenant went out of service, with this code.
+    TenantClosed(&'static str),
+    /// Its user does not want more of it.
+    StopRequested,
 }
 
-impl Closed {
+/// Tells an answer to end early, and why.
+#[derive(Clone, Default)]
+pub(super) struct Interruption {
+    token: CancellationToken,
+    cause: Arc<OnceLock<Cause>>,
+}
+
+impl Interruption {
     fn close(&self, code: &'static str) {
-        let _ = self.code.set(code);
+        self.interrupt(Cause::TenantClosed(code));
+    }
+
+    /// Its user does not want more of it.
+    pub(super) fn stop(&self) {
+        self.interrupt(Cause::StopRequested);
+    }
+
+    fn interrupt(&self, cause: Cause) {
+        let _ = self.cause.set(cause);
         self.token.cancel();
     }
 
-    pub(super) async fn closed(&self) -> &'static str {
+    pub(super) async fn interrupted(&self) -> Cause {
         self.token.cancelled().await;
-        self.code.get().copied().unwrap_or("tenant_not_active")
+        self.cause.get().copied().unwrap_or(Cause::TenantClosed("tenant_not_active"))
     }
 }
 
@@ -73,7 +113,7 @@ impl AnswersUnderWay {
             })
             .or_insert(closing);
         for entry in self.running.iter().filter(|entry| entry.tenant == tenant && entry.revision <= revision) {
-            entry.closed.close(code);
+            entry.interruption.close(code);
         }
     }
 
@@ -88,20 +128,37 @@ impl AnswersUnderWay {
         self.closed.remove(&tenant);
     }
 
-    /// The mark of an answer, and what is cancelled when the tenant goes out of service. `revision` is that of the
-    /// record, in service then, with which the asker's credential was verified: if it is newer than the closing, the
-    /// tenant was resumed, and the news of that was missed here.
-    pub(super) fn enter(self: &Arc<Self>, id: MessageId, tenant: TenantId, revision: u64) -> (UnderWay, Closed) {
-        let closed = Closed::default();
-        self.running.insert(id, Running { tenant, revision, closed: closed.clone() });
+    /// An answer that somebody asks for, as far as this process works on it.
+    pub(super) fn find(&self, id: MessageId, tenant: TenantId, user: UserId) -> Found {
+        match self.running.get(&id) {
+            None => Found::Nowhere,
+            Some(running) if running.tenant == tenant && running.user == user => {
+                Found::Here { log: Arc::clone(&running.log), interruption: running.interruption.clone() }
+            }
+            Some(_) => Found::Foreign,
+        }
+    }
+
+    /// The mark of an answer, and what tells it to end early. If the owner's record is newer than the closing of the
+    /// tenant, that was resumed, and the news of it was missed here.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        id: MessageId,
+        owner: Owner,
+        log: &Arc<EventLog>,
+    ) -> (UnderWay, Interruption) {
+        let Owner { tenant, user, revision } = owner;
+        let interruption = Interruption::default();
+        let running = Running { tenant, user, revision, interruption: interruption.clone(), log: Arc::clone(log) };
+        self.running.insert(id, running);
         // Looked at after it was entered: whoever closes the tenant notes that first and then looks through the
         // entries, so one of the two sees the other.
         self.reopen(tenant, revision);
         let closing = self.closed.get(&tenant).map(|closing| *closing);
         if let Some(closing) = closing.filter(|closing| closing.revision >= revision) {
-            closed.close(closing.code);
+            interruption.close(closing.code);
         }
-        (UnderWay { all: Arc::clone(self), id }, closed)
+        (UnderWay { all: Arc::clone(self), id }, interruption)
     }
 }
 
@@ -120,20 +177,27 @@ impl Drop for UnderWay {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::ChatSessionId;
+
+    fn enter(answers: &Arc<AnswersUnderWay>, tenant: TenantId, revision: u64) -> (UnderWay, Interruption) {
+        let id = MessageId::new();
+        let log = EventLog::new(ChatSessionId::new(), id);
+        answers.enter(id, Owner { tenant, user: UserId::new(), revision }, &log)
+    }
 
     /// Whether an answer that begins with a record of this revision is closed.
     fn begins_closed(answers: &Arc<AnswersUnderWay>, tenant: TenantId, revision: u64) -> bool {
-        let (_mark, closed) = answers.enter(MessageId::new(), tenant, revision);
-        closed.token.is_cancelled()
+        let (_mark, interruption) = enter(answers, tenant, revision);
+        interruption.token.is_cancelled()
     }
 
     #[test]
     fn a_resumed_tenant_is_open_again_though_the_news_were_missed() {
         let (answers, tenant) = (Arc::new(AnswersUnderWay::default()), TenantId::new());
-        let (_mark, begun) = answers.enter(MessageId::new(), tenant, 1);
+        let (_mark, begun) = enter(&answers, tenant, 1);
         answers.close(tenant, 2, "tenant_suspended");
         assert!(begun.token.is_cancelled());
-        assert_eq!(begun.code.get(), Some(&"tenant_suspended"));
+        assert_eq!(begun.cause.get(), Some(&Cause::TenantClosed("tenant_suspended")));
         // Whoever was let in with the old record gets nothing; a record read since says that it is in service.
         assert!(begins_closed(&answers, tenant, 1));
         assert!(!begins_closed(&answers, tenant, 3));
@@ -145,7 +209,7 @@ mod tests {
     fn outdated_news_close_nothing_and_open_nothing() {
         let (answers, tenant) = (Arc::new(AnswersUnderWay::default()), TenantId::new());
         answers.close(tenant, 2, "tenant_suspended");
-        let (_mark, resumed) = answers.enter(MessageId::new(), tenant, 3);
+        let (_mark, resumed) = enter(&answers, tenant, 3);
         // The registry did not answer at the news of the resumption, and the record of before came instead.
         answers.close(tenant, 2, "tenant_suspended");
         assert!(!resumed.token.is_cancelled());
@@ -164,9 +228,25 @@ mod tests {
     #[test]
     fn nothing_is_kept_of_a_tenant_that_is_gone() {
         let (answers, tenant) = (Arc::new(AnswersUnderWay::default()), TenantId::new());
-        let (_mark, begun) = answers.enter(MessageId::new(), tenant, 7);
+        let (_mark, begun) = enter(&answers, tenant, 7);
         answers.forget(tenant, "tenant_not_active");
         assert!(begun.token.is_cancelled());
         assert!(answers.closed.is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_found_by_its_own_user_only_and_stopped_once() {
+        let (answers, tenant, user, id) =
+            (Arc::new(AnswersUnderWay::default()), TenantId::new(), UserId::new(), MessageId::new());
+        let log = EventLog::new(ChatSessionId::new(), id);
+        let (mark, _) = answers.enter(id, Owner { tenant, user, revision: 1 }, &log);
+        assert!(matches!(answers.find(id, tenant, UserId::new()), Found::Foreign));
+        assert!(matches!(answers.find(id, TenantId::new(), user), Found::Foreign));
+        let Found::Here { interruption, .. } = answers.find(id, tenant, user) else { panic!("it is here") };
+        interruption.stop();
+        answers.close(tenant, 2, "tenant_suspended");
+        assert_eq!(interruption.interrupted().await, Cause::StopRequested);
+        drop(mark);
+        assert!(matches!(answers.find(id, tenant, user), Found::Nowhere));
     }
 }

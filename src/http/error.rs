@@ -290,6 +290,7 @@ impl From<ChatError> for ApiError {
             ChatError::Empty => Self::invalid("message", "must not be empty"),
             ChatError::TooLong { limit } => Self::invalid("message", format!("must be at most {limit} characters")),
             ChatError::NotFound => Self::not_found("conversation"),
+            ChatError::AnswerNotFound => Self::not_found("answer"),
             ChatError::ModelNotAllowed => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "model_not_allowed", "This model may not be used")
                     .field("model", "is not one of the models of this service")

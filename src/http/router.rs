@@ -89,8 +89,10 @@ fn routes() -> OpenApiRouter<AppState> {
         // /api/v1/users, /api/v1/users/{id}
         .routes(routes!(tenant::users::list, tenant::users::create))
         .routes(routes!(tenant::users::show, tenant::users::update, tenant::users::delete))
-        // /api/v1/chat
+        // /api/v1/chat, /api/v1/chat/{message_id}/events, /api/v1/chat/{message_id}/stop
         .routes(routes!(tenant::chat::chat))
+        .routes(routes!(tenant::chat::events))
+        .routes(routes!(tenant::chat::stop))
         // /api/v1/sessions, /api/v1/sessions/{id}, /api/v1/sessions/{id}/messages
         .routes(routes!(tenant::sessions::list))
         .routes(routes!(tenant::sessions::delete))

@@ -120,12 +120,15 @@ async fn a_streamed_answer_has_all_its_parts_in_order() {
     assert_eq!(answer.headers["content-type"], "text/event-stream");
     assert_eq!(answer.headers["cache-control"], "no-cache");
     assert_eq!(answer.headers["x-accel-buffering"], "no");
-    assert!(answer.text.starts_with(": heartbeat\n\n"), "{}", answer.text);
     let mut events = events(&answer.text);
+    let (name, started) = events.remove(0);
+    let started: Value = serde_json::from_str(&started).unwrap();
+    assert_eq!(name, "started");
     assert_eq!(events.pop().unwrap(), ("message".to_owned(), "[DONE]".to_owned()));
     let (name, done) = events.pop().unwrap();
     let done: Value = serde_json::from_str(&done).unwrap();
     assert_eq!((name.as_str(), &done["model"]), ("done", &json!("echo")));
+    assert_eq!((&started["session_id"], &started["message_id"]), (&done["session_id"], &done["message_id"]));
     assert!(events.len() > 1 && events.iter().all(|(name, _)| name == "message"));
     let text: String = events
         .iter()
@@ -145,7 +148,7 @@ async fn the_first_byte_does_not_wait_for_the_model() {
     let response = request.json(&body).send().await.unwrap();
     let mut bytes = response.bytes_stream();
     let mut next = async || tokio::time::timeout(Duration::from_secs(4), bytes.next()).await.unwrap().unwrap().unwrap();
-    assert_eq!(&next().await[..], b": heartbeat\n\n");
+    assert!(next().await.starts_with(b"id: 0\nevent: started\ndata: {"));
     assert_eq!(&next().await[..], b": heartbeat\n\n");
 }
 

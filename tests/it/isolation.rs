@@ -23,8 +23,15 @@ const PUBLIC: &[(&str, &str)] = &[
 ];
 
 /// Routes that every signed-in user of a tenant may use.
-const FOR_USERS: &[&str] =
-    &["/api/v1/me", "/api/v1/chat", "/api/v1/sessions", "/api/v1/sessions/{id}", "/api/v1/sessions/{id}/messages"];
+const FOR_USERS: &[&str] = &[
+    "/api/v1/me",
+    "/api/v1/chat",
+    "/api/v1/chat/{message_id}/events",
+    "/api/v1/chat/{message_id}/stop",
+    "/api/v1/sessions",
+    "/api/v1/sessions/{id}",
+    "/api/v1/sessions/{id}/messages",
+];
 
 struct Route {
     method: Method,
@@ -78,7 +85,7 @@ fn body(route: &Route) -> Option<Value> {
 
 /// The route's path with ids of a tenant's own things in it.
 fn fill(path: &str, tenant: &Tenant, session: &str) -> String {
-    let path = path.replace("{slug}", &tenant.slug).replace("{name}", "main");
+    let path = path.replace("{slug}", &tenant.slug).replace("{name}", "main").replace("{message_id}", session);
     match path.as_str() {
         "/api/v1/users/{id}" => path.replace("{id}", &tenant.user_id),
         _ => path.replace("{id}", session),

@@ -35,6 +35,7 @@ mod own_database;
 mod providers;
 mod provisioning;
 mod proxy;
+mod resume;
 mod rotation;
 mod secrets;
 mod shutdown;

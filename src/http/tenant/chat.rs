@@ -1,33 +1,27 @@
-//! `/api/v1/chat`: a question and its answer, whole or as it comes.
+//! `/api/v1/chat`: a question and its answer, whole or as it comes; answers listened to again, and stopped.
 
-use std::convert::Infallible;
-use std::time::Duration;
+use std::borrow::Cow;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
-use axum::response::sse::{Event, Sse};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use futures::Stream;
-use serde::Serialize;
-use tokio::sync::mpsc;
-use tokio::time::{Interval, MissedTickBehavior};
 
+use super::answer_stream::stream;
 use crate::access::AiChat;
 use crate::api::Problem;
-use crate::api::tenant::{ChatDelta, ChatDone, ChatError, ChatRequest, ChatResponse};
+use crate::api::tenant::{ChatDelta, ChatRequest, ChatResponse};
 use crate::app::AppState;
-use crate::chat::{self, Answer, AnswerEvent, Question};
+use crate::chat::{self, AnswerEnd, Listener, Question};
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{Body, Caller};
+use crate::http::extract::{Active, Body, Caller, Path, Query};
 use crate::ids::{ChatSessionId, MessageId};
 
-/// How often a silent stream says that it is alive. Proxies cut one that says nothing for half a minute or so.
-const HEARTBEAT: Duration = Duration::from_secs(3);
-
-/// Asks the tenant's model. With `stream: true` the answer comes as server-sent events: `data: {"content": "..."}` for
-/// each piece, then `event: done` with `ChatDone` once the answer is stored, then `data: [DONE]`. If the model fails,
-/// `event: error` with `ChatError` comes last, and what had arrived is kept. Comments in between are heartbeats.
+/// Asks the tenant's model. With `stream: true` the answer comes as server-sent events: `event: started` with
+/// `ChatStarted`, `data: {"content": "..."}` for each piece, then `event: done` with `ChatDone` once the answer is
+/// stored, then `data: [DONE]`. If the model fails, `event: error` with `ChatError` comes last, and what had arrived is
+/// kept. Comments in between are heartbeats. Each event has an `id`: whoever loses the stream gets the rest from
+/// `GET /api/v1/chat/{message_id}/events`. Leaving does not stop the answer.
 #[utoipa::path(
     post,
     path = "/api/v1/chat",
@@ -61,119 +55,97 @@ pub async fn chat(
     if request.stream { Ok(stream(answer)) } else { whole(answer).await.map(|body| Json(body).into_response()) }
 }
 
-async fn whole(mut answer: Answer) -> ApiResult<ChatResponse> {
-    let mut content = String::new();
-    while let Some(event) = answer.events.recv().await {
-        match event {
-            AnswerEvent::Delta(text) => content.push_str(&text),
-            AnswerEvent::Done { usage } => {
-                return Ok(ChatResponse {
-                    session_id: answer.session_id.as_uuid(),
-                    message_id: answer.message_id.as_uuid(),
-                    content,
-                    model: answer.model,
-                    usage,
-                });
-            }
-            AnswerEvent::Failed { code, message } => {
-                // The tenant went out of service meanwhile: as for any other request of its users from now on.
-                let status = if chat::CLOSED.contains(&code) { StatusCode::FORBIDDEN } else { StatusCode::BAD_GATEWAY };
-                return Err(ApiError::new(status, code, "The answer failed").detail(message));
-            }
+async fn whole(listener: Listener) -> ApiResult<ChatResponse> {
+    let (session_id, message_id) = (listener.session_id().as_uuid(), listener.message_id().as_uuid());
+    match listener.whole().await {
+        (content, AnswerEnd::Done { model, usage, stopped }) => {
+            Ok(ChatResponse { session_id, message_id, content, model, usage, stopped })
         }
-    }
-    Err(ApiError::new(StatusCode::BAD_GATEWAY, LOST, "The answer failed").detail(LOST_DETAIL))
-}
-
-/// The answer's task ended without a word, or gave this listener up as too slow.
-const LOST: &str = "answer_lost";
-const LOST_DETAIL: &str = "The rest of the answer is in the conversation.";
-
-fn stream(answer: Answer) -> Response {
-    let mut response = Sse::new(events(answer)).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // Proxies that buffer would show the whole answer at its end.
-    headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
-    response
-}
-
-/// What is left to send.
-enum Rest {
-    /// Whatever the answer does next.
-    Answer(mpsc::Receiver<AnswerEvent>),
-    /// The mark of a stream that ended well.
-    Mark,
-    Nothing,
-}
-
-struct Sender {
-    session_id: ChatSessionId,
-    message_id: MessageId,
-    model: String,
-    rest: Rest,
-    heartbeat: Interval,
-}
-
-fn events(answer: Answer) -> impl Stream<Item = Result<Event, Infallible>> + Send {
-    // The first tick comes at once, so the first byte does not wait for the model.
-    let mut heartbeat = tokio::time::interval(HEARTBEAT);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let Answer { session_id, message_id, model, events } = answer;
-    let sender = Sender { session_id, message_id, model, rest: Rest::Answer(events), heartbeat };
-    futures::stream::unfold(sender, async |mut sender| {
-        let event = sender.next().await?;
-        Some((Ok(event), sender))
-    })
-}
-
-impl Sender {
-    async fn next(&mut self) -> Option<Event> {
-        let events = match &mut self.rest {
-            Rest::Answer(events) => events,
-            Rest::Mark => {
-                self.rest = Rest::Nothing;
-                return Some(Event::default().data("[DONE]"));
-            }
-            Rest::Nothing => return None,
-        };
-        let event = tokio::select! {
-            biased;
-            _ = self.heartbeat.tick() => return Some(Event::default().comment("heartbeat")),
-            event = events.recv() => event,
-        };
-        self.heartbeat.reset();
-        Some(match event {
-            Some(AnswerEvent::Delta(content)) => json(Event::default(), &ChatDelta { content }),
-            Some(AnswerEvent::Done { usage }) => {
-                self.rest = Rest::Mark;
-                let done = ChatDone {
-                    session_id: self.session_id.as_uuid(),
-                    message_id: self.message_id.as_uuid(),
-                    model: std::mem::take(&mut self.model),
-                    usage,
-                };
-                json(Event::default().event("done"), &done)
-            }
-            Some(AnswerEvent::Failed { code, message }) => self.failed(code, message),
-            None => self.failed(LOST, LOST_DETAIL.to_owned()),
-        })
-    }
-
-    /// The last event of a stream that failed: no mark follows, so that nobody takes it for whole.
-    fn failed(&mut self, code: &str, message: String) -> Event {
-        self.rest = Rest::Nothing;
-        let error = ChatError {
-            session_id: self.session_id.as_uuid(),
-            message_id: self.message_id.as_uuid(),
-            code: code.to_owned(),
-            message,
-        };
-        json(Event::default().event("error"), &error)
+        (_, AnswerEnd::Failed { code: Cow::Borrowed(code), message }) => {
+            // The tenant went out of service meanwhile: as for any other request of its users from now on.
+            let status = if chat::CLOSED.contains(&code) { StatusCode::FORBIDDEN } else { StatusCode::BAD_GATEWAY };
+            Err(ApiError::new(status, code, "The answer failed").detail(message))
+        }
+        // Only of answers that are made elsewhere.
+        _ => Err(ApiError::new(StatusCode::BAD_GATEWAY, "answer_lost", "The answer failed")
+            .detail("The rest of the answer is in the conversation.")),
     }
 }
 
-fn json(event: Event, data: &impl Serialize) -> Event {
-    // These types always become JSON: they are texts and numbers.
-    event.json_data(data).unwrap_or_else(|_| Event::default().comment("unreadable"))
+/// Where a stream is resumed.
+#[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct Resume {
+    /// The same as the header, for those who cannot set one. The header counts if there are both.
+    pub last_event_id: Option<String>,
+}
+
+/// The events of one of the caller's answers from the beginning, or those behind `Last-Event-ID`: the same bytes as
+/// those of the stream that the question was answered with, but for heartbeats. They come from any server, while the
+/// answer is being generated and at any time later. If the server that generated it died, `event: error` with the code
+/// `server_stopped` comes behind what was kept.
+#[utoipa::path(
+    get,
+    path = "/api/v1/chat/{message_id}/events",
+    tag = "chat",
+    security(("tenant_user" = [])),
+    params(
+        ("message_id" = uuid::Uuid, Path, description = "the answer's id"),
+        ("Last-Event-ID" = Option<String>, Header, description = "the `id` of the last event that was received"),
+        Resume
+    ),
+    responses(
+        (status = 200, description = "a stream as of `POST /api/v1/chat`", content(
+            (ChatDelta = "text/event-stream")
+        )),
+        (status = 400, body = Problem),
+        (status = 403, body = Problem),
+        (status = 404, description = "the answer is not the caller's", body = Problem)
+    )
+)]
+pub async fn events(
+    Active { caller, .. }: Active<AiChat>,
+    State(state): State<AppState>,
+    Path(message_id): Path<MessageId>,
+    Query(resume): Query<Resume>,
+    headers: HeaderMap,
+) -> ApiResult<Response> {
+    let header = match headers.get("last-event-id") {
+        Some(value) => Some(value.to_str().map_err(|_| no_event_id())?),
+        None => None,
+    };
+    let after = match header.or(resume.last_event_id.as_deref()).map(str::trim) {
+        None | Some("") => None,
+        Some(number) => Some(number.parse::<u64>().map_err(|_| no_event_id())?),
+    };
+    Ok(stream(state.chat.events(&caller, message_id, after).await?))
+}
+
+fn no_event_id() -> ApiError {
+    ApiError::new(StatusCode::BAD_REQUEST, "invalid_last_event_id", "The Last-Event-ID was refused")
+        .detail("it is the `id` of an event of this answer, a number")
+}
+
+/// Stops one of the caller's answers, wherever it is generated: what has arrived is kept, the message's state is
+/// `stopped`, and its streams end with `event: done` and `stopped: true`. At the server that generates it, at once; at
+/// another one within a second or two. Nothing happens to an answer that is over, or is being stopped.
+#[utoipa::path(
+    post,
+    path = "/api/v1/chat/{message_id}/stop",
+    tag = "chat",
+    security(("tenant_user" = [])),
+    params(("message_id" = uuid::Uuid, Path, description = "the answer's id")),
+    responses(
+        (status = 204, description = "it is being stopped, or over"),
+        (status = 403, body = Problem),
+        (status = 404, description = "the answer is not the caller's", body = Problem)
+    )
+)]
+pub async fn stop(
+    Caller { caller, .. }: Caller<AiChat>,
+    State(state): State<AppState>,
+    Path(message_id): Path<MessageId>,
+) -> ApiResult<StatusCode> {
+    state.chat.stop(&caller, message_id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

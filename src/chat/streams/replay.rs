@@ -1,0 +1,180 @@
+//! Answers listened to again, and stopped, wherever they are made.
+//!
+//! An answer that this process makes is read from its log. Of any other the database knows what was written down: all
+//! of it once it is finished; until then somebody looks every moment for what has come, with a connection only for
+//! the look.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::UNFINISHED;
+use super::event_log::{AnswerEnd, EventLog, Listener};
+use super::tenant_store::{self, StoredAnswer};
+use crate::access::TenantCaller;
+use crate::api::tenant::{MessageState, Usage};
+use crate::chat::conversations::STALE;
+use crate::chat::under_way::Found;
+use crate::chat::{CLOSED, Chat, ChatError};
+use crate::ids::{MessageId, UserId};
+use crate::telemetry::causes;
+use crate::tenant_db::{TenantDb, TenantDbError};
+
+/// How often an answer is looked for that another server makes.
+const PERIOD: Duration = Duration::from_millis(300);
+/// How long the database may be away before whoever listens is told to come again.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+impl Chat {
+    /// The events of one of the caller's answers that come behind event `after`, or all; those to come included.
+    ///
+    /// # Errors
+    /// [`ChatError::AnswerNotFound`] if it is not the caller's, or a failure.
+    pub async fn events(
+        &self,
+        caller: &TenantCaller,
+        message_id: MessageId,
+        after: Option<u64>,
+    ) -> Result<Listener, ChatError> {
+        match self.under_way.find(message_id, caller.db.record().id, caller.user_id) {
+            Found::Here { log, .. } => return Ok(Listener::new(log, after)),
+            Found::Foreign => return Err(ChatError::AnswerNotFound),
+            Found::Nowhere => {}
+        }
+        let answer = look(&caller.db, message_id, caller.user_id, 1).await?.ok_or(ChatError::AnswerNotFound)?;
+        let log = EventLog::new(answer.session_id, message_id);
+        if self.heard(&log, answer) {
+            return Ok(Listener::new(log, after));
+        }
+        let left = CancellationToken::new();
+        let filler = Filler {
+            chat: self.clone(),
+            db: caller.db.clone(),
+            message_id,
+            user_id: caller.user_id,
+            log: Arc::clone(&log),
+            left: left.clone(),
+        };
+        self.tasks.spawn(filler.run().in_current_span());
+        Ok(Listener::with_filler(log, after, left.drop_guard()))
+    }
+
+    /// Stops one of the caller's answers: what has arrived is kept. Nothing happens to one that is over.
+    ///
+    /// # Errors
+    /// [`ChatError::AnswerNotFound`] if it is not the caller's, or a failure.
+    pub async fn stop(&self, caller: &TenantCaller, message_id: MessageId) -> Result<(), ChatError> {
+        match self.under_way.find(message_id, caller.db.record().id, caller.user_id) {
+            Found::Here { interruption, .. } => {
+                interruption.stop();
+                return Ok(());
+            }
+            Found::Foreign => return Err(ChatError::AnswerNotFound),
+            Found::Nowhere => {}
+        }
+        let client = caller.db.client().await?;
+        let now = self.clock.now();
+        let known = tenant_store::request_stop(&client, message_id, caller.user_id, now).await?;
+        if known { Ok(()) } else { Err(ChatError::AnswerNotFound) }
+    }
+
+    /// Puts what was written down of an answer into a log. Whether the log is at its end.
+    fn heard(&self, log: &EventLog, answer: StoredAnswer) -> bool {
+        log.fill(&answer.deltas);
+        let end = match answer.state {
+            MessageState::Generating if self.clock.now() - answer.created_at > STALE => lost(None),
+            MessageState::Generating => return false,
+            MessageState::Complete | MessageState::Stopped => AnswerEnd::Done {
+                model: answer.model.unwrap_or_default(),
+                usage: answer.usage.unwrap_or(Usage { input_tokens: 0, output_tokens: 0, reported: false }),
+                stopped: answer.state == MessageState::Stopped,
+            },
+            // Whoever made it always says why; somebody who found it abandoned does not know the tenant's words.
+            MessageState::Interrupted | MessageState::Failed => match (answer.error_message, answer.error_code) {
+                (Some(message), code) => AnswerEnd::Failed { code: Cow::Owned(code.unwrap_or_default()), message },
+                (None, code) => lost(code),
+            },
+        };
+        log.end(end);
+        true
+    }
+}
+
+/// Looks at an answer, with a connection for no longer than that.
+async fn look(
+    db: &TenantDb,
+    message_id: MessageId,
+    user_id: UserId,
+    from: u64,
+) -> Result<Option<StoredAnswer>, ChatError> {
+    let client = db.client().await?;
+    Ok(tenant_store::answer(&client, message_id, user_id, from).await?)
+}
+
+/// Fills the log of one listener with what another server writes down.
+struct Filler {
+    chat: Chat,
+    db: TenantDb,
+    message_id: MessageId,
+    user_id: UserId,
+    log: Arc<EventLog>,
+    /// Cancelled when the listener has left.
+    left: CancellationToken,
+}
+
+impl Filler {
+    async fn run(self) {
+        let end = tokio::select! {
+            end = self.fill() => end,
+            // The answer goes on; this server does not.
+            () = self.chat.give_up.cancelled() => AnswerEnd::Away,
+        };
+        self.log.end(end);
+    }
+
+    /// Fills the log until there is an end to be put there, unless it has one, or nobody listens.
+    async fn fill(&self) -> AnswerEnd {
+        let mut away_since = None;
+        loop {
+            tokio::select! {
+                () = self.left.cancelled() => return AnswerEnd::Away,
+                () = tokio::time::sleep(PERIOD) => {}
+            }
+            // Not given up when the listener leaves: a statement that nobody waits for costs its connection.
+            let error = match look(&self.db, self.message_id, self.user_id, self.log.count() + 1).await {
+                Ok(Some(answer)) => {
+                    away_since = None;
+                    if self.chat.heard(&self.log, answer) {
+                        return AnswerEnd::Away;
+                    }
+                    continue;
+                }
+                Ok(None) => return failed("conversation_deleted"),
+                Err(error) => error,
+            };
+            let [suspended, deleting, other] = CLOSED;
+            match &error {
+                ChatError::TenantDb(TenantDbError::Suspended) => return failed(suspended),
+                ChatError::TenantDb(TenantDbError::Deleting) => return failed(deleting),
+                ChatError::TenantDb(TenantDbError::NotActive) => return failed(other),
+                _ => {}
+            }
+            let since = *away_since.get_or_insert_with(Instant::now);
+            if since.elapsed() > PATIENCE {
+                tracing::warn!(message_id = %self.message_id, causes = causes(&error), "follow an answer");
+                return AnswerEnd::Away;
+            }
+        }
+    }
+}
+
+fn failed(code: &'static str) -> AnswerEnd {
+    AnswerEnd::Failed { code: Cow::Borrowed(code), message: UNFINISHED.to_owned() }
+}
+
+fn lost(code: Option<String>) -> AnswerEnd {
+    AnswerEnd::ServerLost { code: code.map_or(Cow::Borrowed("server_stopped"), Cow::Owned) }
+}

@@ -29,7 +29,8 @@ struct Running {
     log: Arc<EventLog>,
 }
 
-/// Whose an answer is, and where its events are.
+/// Whose an answer is.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Owner {
     pub(super) tenant: TenantId,
     pub(super) user: UserId,

@@ -117,13 +117,11 @@ impl EventLog {
     pub(super) fn fill(&self, deltas: &Deltas) {
         {
             let mut state = self.state();
-            let mut number = deltas.first_event;
-            for delta in split(&deltas.content, deltas.lengths.as_deref()) {
+            for (number, delta) in (deltas.first_event..).zip(split(&deltas.content, deltas.lengths.as_deref())) {
                 // A part whose predecessor is missing waits for that.
                 if number == state.count() + 1 {
                     state.push(delta);
                 }
-                number += 1;
             }
         }
         self.changed.notify_waiters();

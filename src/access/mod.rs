@@ -24,7 +24,7 @@ pub use error::AccessError;
 pub use invites::{Invite, InviteRequest, NewInvite, end_sessions_and_invites, insert_invite};
 pub use roles::{
     AiChat, AiKeysRead, AiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn, DatabaseManage, PERMISSIONS,
-    Permission, Permissions, UsersRead, UsersWrite,
+    Permission, Permissions, UsageRead, UsersRead, UsersWrite,
 };
 pub use sign_in::SignedIn;
 pub use super_admins::{Created, NewSession, Session, SuperAdminSession, SuperAdmins};

@@ -14,26 +14,28 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt as _, future};
+use futures::future;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::model_call::{self, ModelCall, Purpose};
 use super::prompt::{self, Spoken};
 use super::streams::event_log::{EventLog, LastWord};
 use super::streams::{AnswerEnd, Listener, UNFINISHED};
 use super::turn::{Arrived, Begin, Failure, Finished};
 use super::under_way::{Cause, Interruption, Owner};
-use super::{Chat, ChatError, Question, models, tenant_store};
+use super::{Chat, ChatError, Question, tenant_store};
 use crate::access::TenantCaller;
-use crate::api::tenant::{MessageState, Settings};
+use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::configuration::tenant_store as configuration_store;
 use crate::ids::{ChatSessionId, MessageId};
-use crate::providers::{ChatEvent, ChatRequest, ModelProvider, ProviderError, Usage};
+use crate::metering::{CallKind, CallState, EndedCall, Outcome};
+use crate::providers::{ChatEvent, ChatRequest, Usage};
 use crate::telemetry::causes;
 use crate::tenant_db::{Client, TenantDb, TenantDbError};
 
@@ -59,8 +61,8 @@ struct Turn {
     chat: Chat,
     db: TenantDb,
     begin: Begin,
-    provider: Arc<dyn ModelProvider>,
-    request: ChatRequest,
+    /// None if every AI key that offers the model is left alone.
+    call: Option<ModelCall>,
     settings: Arc<Settings>,
 }
 
@@ -105,15 +107,15 @@ impl Chat {
             return Err(ChatError::NotInForce);
         }
         let record = caller.db.record();
-        let settings = self.cache.settings(record.id, &stored.ok_or(ConfigurationError::Unreadable)?)?;
+        let context = self.cache.context(record, &stored.ok_or(ConfigurationError::Unreadable)?, keys)?;
+        let settings = Arc::clone(&context.settings);
         if text.chars().count() > settings.max_message_length as usize {
             return Err(ChatError::TooLong { limit: settings.max_message_length });
         }
         let history = history.ok_or(ChatError::NotFound)?;
-        let keys = self.cache.keys(record, keys)?;
-        let (key, model) = models::choose(&settings.models, &keys, question.model.as_deref())?;
+        let (model, candidates) = context.choose(question.model.as_deref())?;
+        self.settle_abandoned_soon(&caller.db);
         let request = ChatRequest {
-            model: model.to_owned(),
             messages: prompt::build(&settings, history, &text),
             temperature: settings.temperature,
             max_tokens: Some(settings.max_tokens),
@@ -126,23 +128,31 @@ impl Chat {
             question_id: MessageId::new(),
             question: text,
             answer_id: MessageId::new(),
-            model: model.to_owned(),
+            model: model.to_string(),
             now: self.clock.now(),
         };
-        let provider = Arc::clone(&key.provider);
-        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, provider, request, settings };
+        let purpose = Purpose {
+            kind: CallKind::Chat,
+            user_id: Some(caller.user_id),
+            api_key_id: None,
+            message_id: Some(begin.answer_id),
+            model,
+            prompt_characters: model_call::length(&request),
+        };
+        let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
+        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings };
         Ok((turn, client))
     }
 }
 
 impl Turn {
-    async fn run(self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, log: Arc<EventLog>) {
+    async fn run(mut self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, log: Arc<EventLog>) {
         let message_id = self.begin.answer_id;
         let record = self.db.record();
         let owner = Owner { tenant: record.id, user: self.begin.user_id, revision: record.revision() };
         let (_running, interruption) = self.chat.under_way.enter(message_id, owner, &log);
         let _last_word = LastWord(Arc::clone(&log));
-        let stored = tenant_store::begin(&client, &self.begin).await;
+        let stored = tenant_store::begin(&client, &self.begin, self.call.as_mut().map(ModelCall::open)).await;
         // No connection is held while the model speaks.
         drop(client);
         let stored = match stored {
@@ -158,44 +168,72 @@ impl Turn {
         if refused {
             return;
         }
-        let Self { chat, db, request, provider, settings, begin } = self;
-        let prompt_length = prompt::length(&request.messages);
+        let Self { chat, db, mut call, settings, begin } = self;
         let started = Instant::now();
         let parted = chat.parts.enter(&db, message_id, &log, &interruption);
-        let end = speak(&*provider, request, &log, ANSWER_DEADLINE, (&chat.give_up, &interruption)).await;
+        let end = match &mut call {
+            Some(call) => {
+                call.note_written();
+                speak(call, &log, ANSWER_DEADLINE, (&chat.give_up, &interruption)).await
+            }
+            None => Err(Failure::AllDown),
+        };
         let (content, delta_lengths) = log.content();
         let (usage, failure) = match end {
             Ok(usage) if content.is_empty() => (usage, Some(Failure::Empty)),
             Ok(usage) => (usage, None),
             Err(failure) => (None, Some(failure)),
         };
-        let is_closed = match &failure {
-            None | Some(Failure::Stopped) => false,
-            Some(failure) => {
-                tracing::warn!(%message_id, code = failure.code(), causes = causes(failure), "an answer failed");
-                matches!(failure, Failure::Closed(_))
-            }
-        };
-        if is_closed && let Some(failure) = &failure {
-            // Told first: storing may well fail by now, and nobody is to wait for that.
-            log.end(failed(failure.code(), &settings));
+        let stopped = matches!(failure, Some(Failure::Stopped));
+        if let Some(failure) = &failure
+            && !stopped
+        {
+            tracing::warn!(%message_id, code = failure.code(), causes = causes(failure), "an answer failed");
         }
+        let outcome = Outcome {
+            state: failure.as_ref().map_or(CallState::Succeeded, Failure::call_state),
+            error_code: failure.as_ref().map(Failure::code),
+            usage,
+        };
+        let ended = call.and_then(|mut call| call.end(&outcome));
+        let is_closed = if let Some(Failure::Closed(code)) = &failure {
+            // Told first: storing may well fail by now, and nobody is to wait for that.
+            log.end(failed(code, &settings));
+            true
+        } else {
+            false
+        };
+        // What the ledger says was used. An answer without a word has cost nobody anything, unless the provider says so
+        // or its user did not want to wait for it.
+        let used = ended.as_ref().and_then(|call| call.end().usage);
+        let used = used.filter(|usage| usage.reported || !content.is_empty() || stopped);
         let arrived = Arrived { content, delta_lengths, parted: parted.close().await };
-        let message = error_message(&settings);
-        let latency = started.elapsed();
-        let finished = Finished::new(message_id, arrived, usage, failure.as_ref(), message, prompt_length, latency);
+        let (message, latency) = (error_message(&settings), started.elapsed());
+        let mut finished = Finished::new(message_id, arrived, used, failure.as_ref(), message, 0, latency);
+        finished.call = ended;
+        if finished.content.is_empty() && failure.as_ref().is_some_and(Failure::is_outage) {
+            log.push(degraded(&settings));
+            finished.degrade(log.content());
+        }
         if is_closed {
             // Once, while a connection is left. Else the row stays as it is, and is shown as interrupted later.
-            if let Ok(client) = db.client().await {
-                let _ = timeout(STORE_TIMEOUT, tenant_store::finish(&client, &finished, chat.clock.now())).await;
+            if let Ok(client) = db.client().await
+                && let Ok(Ok(_)) =
+                    timeout(STORE_TIMEOUT, tenant_store::finish(&client, &finished, chat.clock.now())).await
+            {
+                finished.call.into_iter().for_each(EndedCall::stored);
             }
             return;
         }
-        let end = match store(&db, &finished, &chat.clock).await {
+        let stored = store(&db, &finished, &chat.clock).await;
+        if matches!(stored, Ok(()) | Err(NotStored::Deleted)) {
+            // The call is settled though its conversation may be gone. Otherwise the ledger goes on trying.
+            finished.call.take().into_iter().for_each(EndedCall::stored);
+        }
+        let end = match stored {
             Ok(()) => match (finished.error_code, finished.usage) {
-                (None, Some(usage)) => {
-                    let stopped = finished.state == MessageState::Stopped;
-                    AnswerEnd::Done { model: begin.model, usage, stopped }
+                (code, Some(usage)) if code.is_none() || finished.degraded => {
+                    AnswerEnd::Done { model: begin.model, usage, stopped, degraded: finished.degraded }
                 }
                 (code, _) => failed(code.unwrap_or("answer_empty"), &settings),
             },
@@ -220,16 +258,21 @@ fn error_message(settings: &Settings) -> &str {
     }
 }
 
+/// What is said in the place of an answer while no model answers.
+fn degraded(settings: &Settings) -> &str {
+    let messages = [settings.degraded_message.trim(), settings.error_message.trim()];
+    messages.into_iter().find(|message| !message.is_empty()).unwrap_or("No answer can be given just now.")
+}
+
 /// Lets the model speak into the log. Returns how it ended.
 async fn speak(
-    provider: &dyn ModelProvider,
-    request: ChatRequest,
+    call: &mut ModelCall,
     log: &EventLog,
     deadline: Duration,
     (give_up, interruption): (&CancellationToken, &Interruption),
 ) -> Result<Option<Usage>, Failure> {
     tokio::select! {
-        end = timeout(deadline, collect(provider, request, log)) => end.unwrap_or(Err(Failure::Deadline)),
+        end = timeout(deadline, collect(call, log)) => end.unwrap_or(Err(Failure::Deadline)),
         () = give_up.cancelled() => Err(Failure::Stopping),
         cause = interruption.interrupted() => Err(match cause {
             Cause::TenantClosed(code) => Failure::Closed(code),
@@ -238,11 +281,10 @@ async fn speak(
     }
 }
 
-async fn collect(provider: &dyn ModelProvider, request: ChatRequest, log: &EventLog) -> Result<Option<Usage>, Failure> {
-    let mut stream = provider.chat(request).await?;
+async fn collect(call: &mut ModelCall, log: &EventLog) -> Result<Option<Usage>, Failure> {
     let mut length = 0;
-    while let Some(event) = stream.next().await {
-        match event? {
+    loop {
+        match call.next().await? {
             ChatEvent::Delta(delta) => {
                 // Postgres stores no NUL in a text.
                 let delta = if delta.contains('\0') { delta.replace('\0', "") } else { delta };
@@ -259,8 +301,6 @@ async fn collect(provider: &dyn ModelProvider, request: ChatRequest, log: &Event
             ChatEvent::Finished { usage, .. } => return Ok(usage),
         }
     }
-    // A provider ends its stream with one of the above; one that does not has broken off.
-    Err(ProviderError::Interrupted("the stream ended early".into()).into())
 }
 
 #[derive(Debug)]

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::model_call::{CallError, another_may_help};
 use crate::api::tenant::{MessageState, Usage};
 use crate::ids::{ChatSessionId, MessageId, UserId};
+use crate::metering::{CallState, EndedCall};
 use crate::providers::{self, ProviderError};
 
 /// A question and the row of its answer.
@@ -27,6 +29,8 @@ pub(super) struct Begin {
 pub(super) enum Failure {
     #[error("the model provider failed")]
     Provider(#[from] ProviderError),
+    #[error("every AI key that offers the model is left alone for a moment")]
+    AllDown,
     #[error("the answer took too long")]
     Deadline,
     #[error("the answer is larger than allowed")]
@@ -46,12 +50,47 @@ impl Failure {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Provider(error) => error.code(),
+            Self::AllDown => "models_unavailable",
             Self::Deadline => "answer_timeout",
             Self::TooLarge => "answer_too_large",
             Self::Empty => "answer_empty",
             Self::Stopping => "server_stopped",
             Self::Closed(code) => code,
             Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Provider(error) => Self::Provider(error),
+            CallError::AllDown { .. } => Self::AllDown,
+            CallError::Closed(code) => Self::Closed(code),
+            CallError::Stopping => Self::Stopping,
+            CallError::Deadline => Self::Deadline,
+        }
+    }
+}
+
+impl Failure {
+    /// How the call of the model ended.
+    pub(super) fn call_state(&self) -> CallState {
+        match self {
+            // The provider has done its part, and counted.
+            Self::Empty => CallState::Succeeded,
+            Self::Provider(_) | Self::AllDown => CallState::Failed,
+            Self::Deadline | Self::TooLarge | Self::Stopped => CallState::Cancelled,
+            Self::Stopping | Self::Closed(_) => CallState::Interrupted,
+        }
+    }
+
+    /// Whether no model was there to answer, rather than something being wrong with the question.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Provider(error) => another_may_help(error),
+            Self::AllDown => true,
+            _ => false,
         }
     }
 }
@@ -71,6 +110,10 @@ pub(super) struct Finished {
     pub(super) latency: Duration,
     /// Whether any part of it may have been written down before.
     pub(super) parted: bool,
+    /// Whether it is the tenant's own message, for no model answered.
+    pub(super) degraded: bool,
+    /// The call that gave it, which is settled in the same statement.
+    pub(super) call: Option<EndedCall>,
 }
 
 /// What arrived of an answer.
@@ -119,7 +162,19 @@ impl Finished {
             usage,
             latency,
             parted,
+            degraded: false,
+            call: None,
         }
+    }
+
+    /// The tenant's own message in the place of an answer that no model gave. It is told as one delta.
+    pub(super) fn degrade(&mut self, (message, delta_lengths): (String, Vec<u8>)) {
+        self.content = message;
+        self.delta_lengths = delta_lengths;
+        self.error_message = None;
+        self.state = MessageState::Complete;
+        self.usage = Some(Usage { input_tokens: 0, output_tokens: 0, reported: false });
+        self.degraded = true;
     }
 }
 
@@ -162,6 +217,16 @@ mod tests {
         let usage = finished("Zwölf Zeichen", None, None).usage;
         assert_eq!(usage, Some(Usage { input_tokens: 2, output_tokens: 3, reported: false }));
         assert_eq!(finished("x", None, None).usage.unwrap().output_tokens, 1);
+    }
+
+    #[test]
+    fn a_degraded_answer_is_whole_and_says_what_was_wrong() {
+        let down = Failure::Provider(ProviderError::Unavailable("down".into()));
+        let mut answer = finished("", None, Some(&down));
+        answer.degrade("Call us.");
+        assert_eq!((answer.state, answer.error_code), (MessageState::Complete, Some("provider_unavailable")));
+        assert!(answer.degraded && answer.content == "Call us." && down.is_outage());
+        assert!(!Failure::Provider(ProviderError::BadRequest("no".into())).is_outage());
     }
 
     #[test]

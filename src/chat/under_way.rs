@@ -11,7 +11,7 @@ use dashmap::DashMap;
 use tokio_util::sync::CancellationToken;
 
 use super::streams::event_log::EventLog;
-use crate::ids::{MessageId, TenantId, UserId};
+use crate::ids::{MessageId, ModelCallId, TenantId, UserId};
 
 /// The answers under way, and which tenants get none.
 #[derive(Default)]
@@ -20,13 +20,13 @@ pub(super) struct AnswersUnderWay {
     closed: DashMap<TenantId, Closing>,
 }
 
-/// An answer that is being worked on.
+/// An answer that is being worked on, or a call that no message is about.
 struct Running {
     tenant: TenantId,
-    user: UserId,
     revision: u64,
     interruption: Interruption,
-    log: Arc<EventLog>,
+    /// Whose answer it is, and its events.
+    answer: Option<(UserId, Arc<EventLog>)>,
 }
 
 /// Whose an answer is.
@@ -72,6 +72,14 @@ pub(super) struct Interruption {
 }
 
 impl Interruption {
+    /// Waits until the tenant goes out of service, for what nobody stops.
+    pub(super) async fn closed(&self) -> &'static str {
+        match self.interrupted().await {
+            Cause::TenantClosed(code) => code,
+            Cause::StopRequested => "stopped",
+        }
+    }
+
     fn close(&self, code: &'static str) {
         self.interrupt(Cause::TenantClosed(code));
     }
@@ -131,12 +139,12 @@ impl AnswersUnderWay {
 
     /// An answer that somebody asks for, as far as this process works on it.
     pub(super) fn find(&self, id: MessageId, tenant: TenantId, user: UserId) -> Found {
-        match self.running.get(&id) {
-            None => Found::Nowhere,
-            Some(running) if running.tenant == tenant && running.user == user => {
-                Found::Here { log: Arc::clone(&running.log), interruption: running.interruption.clone() }
+        let Some(running) = self.running.get(&id) else { return Found::Nowhere };
+        match &running.answer {
+            Some((owner, log)) if *owner == user && running.tenant == tenant => {
+                Found::Here { log: Arc::clone(log), interruption: running.interruption.clone() }
             }
-            Some(_) => Found::Foreign,
+            _ => Found::Foreign,
         }
     }
 
@@ -148,10 +156,30 @@ impl AnswersUnderWay {
         owner: Owner,
         log: &Arc<EventLog>,
     ) -> (UnderWay, Interruption) {
-        let Owner { tenant, user, revision } = owner;
+        let answer = Some((owner.user, Arc::clone(log)));
+        self.enter_any(id, owner.tenant, owner.revision, answer)
+    }
+
+    /// The same for a call of a program's, which is found by nobody. Calls and messages have ids of one kind, and none
+    /// has another's.
+    pub(super) fn enter_call(
+        self: &Arc<Self>,
+        id: ModelCallId,
+        tenant: TenantId,
+        revision: u64,
+    ) -> (UnderWay, Interruption) {
+        self.enter_any(MessageId::from_uuid(id.as_uuid()), tenant, revision, None)
+    }
+
+    fn enter_any(
+        self: &Arc<Self>,
+        id: MessageId,
+        tenant: TenantId,
+        revision: u64,
+        answer: Option<(UserId, Arc<EventLog>)>,
+    ) -> (UnderWay, Interruption) {
         let interruption = Interruption::default();
-        let running = Running { tenant, user, revision, interruption: interruption.clone(), log: Arc::clone(log) };
-        self.running.insert(id, running);
+        self.running.insert(id, Running { tenant, revision, interruption: interruption.clone(), answer });
         // Looked at after it was entered: whoever closes the tenant notes that first and then looks through the
         // entries, so one of the two sees the other.
         self.reopen(tenant, revision);

@@ -41,6 +41,8 @@ pub enum AnswerEnd {
         usage: Usage,
         /// Whether its user had it stopped.
         stopped: bool,
+        /// Whether no model gave it: all of them were down, and it is the tenant's own message instead.
+        degraded: bool,
     },
     /// The answer failed. What had arrived is stored and marked, unless the code says otherwise.
     Failed {
@@ -339,7 +341,7 @@ mod tests {
 
     fn done() -> AnswerEnd {
         let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false }
+        AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false }
     }
 
     fn failed() -> AnswerEnd {

@@ -25,6 +25,8 @@ use crate::tenant_db::{TenantDb, TenantDbError};
 
 /// How often an answer is looked for that another server makes.
 const PERIOD: Duration = Duration::from_millis(300);
+/// After how long without news of an answer it is asked whether its server has died.
+const QUIET: Duration = Duration::from_secs(5);
 /// How long the database may be away before whoever listens is told to come again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -91,6 +93,7 @@ impl Chat {
                 model: answer.model.unwrap_or_default(),
                 usage: answer.usage.unwrap_or(Usage { input_tokens: 0, output_tokens: 0, reported: false }),
                 stopped: answer.state == MessageState::Stopped,
+                degraded: answer.degraded,
             },
             // Whoever made it always says why; somebody who found it abandoned does not know the tenant's words.
             MessageState::Interrupted | MessageState::Failed => match (answer.error_message, answer.error_code) {
@@ -137,20 +140,31 @@ impl Filler {
 
     /// Fills the log until there is an end to be put there, unless it has one, or nobody listens.
     async fn fill(&self) -> AnswerEnd {
-        let mut away_since = None;
+        let (mut away_since, mut heard_at) = (None, Instant::now());
         loop {
             tokio::select! {
                 () = self.left.cancelled() => return AnswerEnd::Away,
                 () = tokio::time::sleep(PERIOD) => {}
             }
             // Not given up when the listener leaves: a statement that nobody waits for costs its connection.
-            let error = match look(&self.db, self.message_id, self.user_id, self.log.count() + 1).await {
+            let known = self.log.count();
+            let error = match look(&self.db, self.message_id, self.user_id, known + 1).await {
                 Ok(Some(answer)) => {
                     away_since = None;
                     if self.chat.heard(&self.log, answer) {
                         return AnswerEnd::Away;
                     }
-                    continue;
+                    if self.log.count() > known {
+                        heard_at = Instant::now();
+                    }
+                    match heard_at.elapsed() < QUIET {
+                        true => continue,
+                        // If it has, the row will say so.
+                        false => match self.chat.settle_abandoned(&self.db).await {
+                            Ok(_) => continue,
+                            Err(error) => error,
+                        },
+                    }
                 }
                 Ok(None) => return failed("conversation_deleted"),
                 Err(error) => error,

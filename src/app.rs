@@ -142,7 +142,8 @@ impl AppState {
             allow_private_hosts: config.allow_private_model_hosts,
             ..ProviderClientOptions::default()
         })
-        .context("prepare the client for model providers")?;
+        .context("prepare the client for model providers")?
+        .with_clock(Arc::clone(&clock));
         let tasks = TaskTracker::new();
         let give_up = CancellationToken::new();
         let provisioning = Arc::new(Provisioning {

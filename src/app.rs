@@ -32,6 +32,8 @@ use crate::rotation::{Rotations, Rotator};
 use crate::schedule;
 use crate::scheduled;
 use crate::secrets::PasswordHasher;
+use crate::shared_models::SharedModels;
+use crate::telemetry::causes;
 use crate::tenant_db::{Directory, PoolSettings, Shares, TenantDatabases, TenantRecord};
 use crate::tenants::clusters::ClusterRegistry;
 use crate::tenants::database_checks::DatabaseChecks;
@@ -92,6 +94,8 @@ pub struct AppState {
     pub databases: Arc<TenantDatabases>,
     /// Tenants' AI keys.
     pub ai_keys: AiKeys,
+    /// Models that the owner lends.
+    pub shared_models: SharedModels,
     /// Conversations and answers.
     pub chat: Chat,
     /// Carries operations out.
@@ -145,6 +149,16 @@ impl AppState {
         })
         .context("prepare the client for model providers")?
         .with_clock(Arc::clone(&clock));
+        // Where shared models are is the owner's word, so any address will do.
+        let any_address = ProviderClientOptions { allow_private_hosts: true, ..ProviderClientOptions::default() };
+        let shared_models = SharedModels::new(
+            pool.clone(),
+            Arc::clone(&master_keys),
+            ProviderClient::new(&any_address)
+                .context("prepare the client for shared models")?
+                .with_clock(Arc::clone(&clock)),
+            Arc::clone(&clock),
+        );
         let tasks = TaskTracker::new();
         let prices = Prices::load(config.templates_dir.as_deref())?;
         let ledger = Ledger::new(databases.server_id(), prices, Arc::clone(&clock), tasks.clone());
@@ -240,6 +254,7 @@ impl AppState {
             ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock), Arc::clone(&directory)),
             chat: Chat::new(
                 provider_client,
+                shared_models.clone(),
                 ledger,
                 Arc::clone(&databases),
                 Arc::clone(&clock),
@@ -247,6 +262,7 @@ impl AppState {
                 give_up.clone(),
             ),
             engine: Arc::new(engine),
+            shared_models,
             backups,
             notifications: broadcast::Sender::new(1024),
             stop: CancellationToken::new(),
@@ -275,6 +291,7 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
         "the platform's database has schema version {schema}, and this server needs {required}\n  \
          hint: run `freehold-server migrate` first"
     );
+    state.shared_models.read_again().await.context("read the shared models")?;
     tokio::spawn(platform_db::listen(state.pool.clone(), state.notifications.clone(), state.stop.clone()));
     tokio::spawn(follow_registry(state.clone()));
     state.databases.serve_at(place(listener.local_addr()?));
@@ -401,9 +418,11 @@ async fn follow_registry(state: AppState) {
                 }
             }
             Ok(Notification::Operation(_)) => {}
+            Ok(Notification::SharedModels) => drop(tokio::spawn(read_shared_models(state.clone()))),
             Ok(Notification::Shares) => state.databases.look_at_shares(),
             Ok(Notification::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => {
                 state.directory.mark_all_stale();
+                drop(tokio::spawn(read_shared_models(state.clone())));
                 for id in state.databases.tenants() {
                     let record = state.directory.refresh(id).await;
                     state.databases.follow(id, record.as_ref());
@@ -412,6 +431,17 @@ async fn follow_registry(state: AppState) {
                 forget_gone(&state).await;
             }
             Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Reads what the owner lends again, until that succeeds.
+async fn read_shared_models(state: AppState) {
+    while let Err(error) = state.shared_models.read_again().await {
+        tracing::warn!(error = causes(&error), "read shared models");
+        tokio::select! {
+            () = state.stop.cancelled() => return,
+            () = tokio::time::sleep(WORKER_PAUSE) => {}
         }
     }
 }

@@ -102,6 +102,8 @@ uuid_ids! {
     OperationId,
     /// One Postgres server on which tenant databases are created.
     ClusterId,
+    /// One AI key that the owner lends to tenants.
+    SharedModelId,
     /// One person within a tenant.
     UserId,
     /// One conversation.

@@ -34,6 +34,7 @@ pub mod rotation;
 pub mod schedule;
 pub mod scheduled;
 pub mod secrets;
+pub mod shared_models;
 pub mod telemetry;
 pub mod tenant_db;
 pub mod tenants;

@@ -57,6 +57,8 @@ pub enum Notification {
     Registry(TenantId),
     /// An operation moved.
     Operation(OperationId),
+    /// The models that the owner lends have changed.
+    SharedModels,
     /// A server has less than its part of the connections.
     Shares,
     /// The connection was lost for a while: anything may have changed.
@@ -87,7 +89,8 @@ async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) ->
     let mut listener = connecting.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
     // By itself it would connect again and say nothing of what it has missed.
     listener.eager_reconnect(false);
-    listener.listen_all(["freehold_registry", "freehold_operations", "freehold_shares"]).await?;
+    let channels = ["freehold_registry", "freehold_operations", "freehold_shares", "freehold_shared_models"];
+    listener.listen_all(channels).await?;
     // Whatever happened before the LISTEN took effect was not heard.
     let _ = sender.send(Notification::Missed);
     loop {
@@ -102,6 +105,7 @@ async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) ->
         let notification = match (heard.channel(), id) {
             ("freehold_registry", Some(id)) => Notification::Registry(TenantId::from_uuid(id)),
             ("freehold_shares", _) => Notification::Shares,
+            ("freehold_shared_models", _) => Notification::SharedModels,
             ("freehold_operations", Some(id)) => Notification::Operation(OperationId::from_uuid(id)),
             _ => continue,
         };

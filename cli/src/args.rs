@@ -1,6 +1,7 @@
 //! The command line: names, options and help. Knows nothing of how a command is carried out.
 
 use crate::commands::rotate::RotateArgs;
+use crate::commands::shared_model::SharedModelCommand;
 use crate::dev::DevArgs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -16,6 +17,9 @@ use crate::server::Server;
 /// The states a tenant can be in, as the API spells them.
 pub const TENANT_STATES: [&str; 8] =
     ["requested", "provisioning", "waiting_for_client", "active", "suspended", "deleting", "deleted", "failed"];
+
+/// Whose models a tenant can use, as the API spells it.
+pub const AI_MODES: [&str; 3] = ["own", "shared", "own_then_shared"];
 
 /// The states an operation can be in, as the API spells them.
 pub const OPERATION_STATES: [&str; 6] = ["queued", "running", "undoing", "succeeded", "failed", "needs_operator"];
@@ -79,6 +83,9 @@ pub enum Command {
     /// Sealed backups of tenants
     #[command(subcommand)]
     Backup(BackupCommand),
+    /// Models that are lent to tenants
+    #[command(subcommand)]
+    SharedModel(SharedModelCommand),
     /// Durable operations, such as the provisioning of a tenant
     #[command(subcommand)]
     Operation(OperationCommand),
@@ -143,7 +150,7 @@ pub enum TenantCommand {
         #[arg(value_parser = slug)]
         slug: String,
     },
-    /// Change a tenant's name, plan, registered admin or limits
+    /// Change a tenant's name, plan, registered admin, limits, or whose models it uses
     Set(TenantSetArgs),
     /// Make a new one-time invite for a client admin
     Invite(TenantInviteArgs),
@@ -331,6 +338,9 @@ pub struct TenantSetArgs {
     /// Where to reach the client's admin
     #[arg(long, value_name = "EMAIL", group = "change")]
     pub admin_email: Option<String>,
+    /// Whose models answer its questions: own, shared or own_then_shared
+    #[arg(long, value_name = "MODE", group = "change", value_parser = PossibleValuesParser::new(AI_MODES))]
+    pub ai_mode: Option<String>,
     /// What it may use, for example connections=4, or connections=none for the platform's own limit
     #[arg(long = "limit", value_name = "NAME=VALUE", group = "change", value_parser = limit)]
     pub limits: Vec<Limit>,

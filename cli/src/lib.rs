@@ -27,7 +27,7 @@ use clap::Parser;
 use args::{Cli, Command};
 use commands::{
     Context, audit, backup, cluster, completions, connections, database, doctor, migrate, operation, rotate, session,
-    tenant,
+    shared_model, tenant,
 };
 use failure::{Exit, Failure};
 use output::{Output, Sinks};
@@ -70,6 +70,7 @@ async fn dispatch(cli: Cli, output: &Output) -> Result<Exit, Failure> {
         Command::Session(command) => session::run(&context, command).await?,
         Command::Tenant(command) => tenant::run(&context, command).await?,
         Command::Backup(command) => backup::run(&context, command).await?,
+        Command::SharedModel(command) => shared_model::run(&context, command).await?,
         Command::Operation(command) => operation::run(&context, command).await?,
         Command::Audit(command) => audit::run(&context, command).await?,
         Command::Cluster(command) => cluster::run(&context, command).await?,

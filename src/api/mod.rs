@@ -11,6 +11,7 @@ pub mod fleet;
 pub mod fleet_audit;
 pub mod platform;
 pub mod rotation;
+pub mod shared_models;
 pub mod tenant;
 
 use serde::{Deserialize, Deserializer, Serialize};

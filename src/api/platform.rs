@@ -283,6 +283,9 @@ pub struct Tenant {
     /// What it may use, where that differs from the platform's settings.
     #[serde(default)]
     pub limits: TenantLimits,
+    /// Whose models answer its questions.
+    #[serde(default)]
+    pub ai_mode: AiMode,
     /// When its credentials and keys were replaced last, and will be next; where one tenant is shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rotations: Vec<TenantRotation>,
@@ -315,6 +318,39 @@ pub struct TenantDatabase {
     pub cluster: Option<String>,
     /// The database's name, once it is decided.
     pub name: Option<String>,
+}
+
+/// Whose models answer a tenant's questions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AiMode {
+    /// Those of its own AI keys.
+    #[default]
+    Own,
+    /// Those that the owner lends.
+    Shared,
+    /// Those of its own AI keys, and behind them those that the owner lends.
+    OwnThenShared,
+}
+
+impl AiMode {
+    /// The name in the database, the same as in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Shared => "shared",
+            Self::OwnThenShared => "own_then_shared",
+        }
+    }
+
+    /// Reads the name in the database; the column's CHECK knows the same names.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "shared" => Self::Shared,
+            "own_then_shared" => Self::OwnThenShared,
+            _ => Self::Own,
+        }
+    }
 }
 
 /// Whose server a tenant's database is on.
@@ -364,6 +400,10 @@ pub struct UpdateTenantRequest {
     #[garde(dive)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<TenantLimitsChange>,
+    /// Whose models answer its questions.
+    #[garde(skip)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ai_mode: Option<AiMode>,
 }
 
 /// The state of an operation.

@@ -2,7 +2,7 @@
 //!
 //! What a tenant's database holds is read at every question of a conversation, in the round trip that is needed anyway;
 //! only the work of parsing, decrypting and setting up providers is saved, and only while what was read is the same to
-//! the byte. Calls that read nothing otherwise may use what was read within the last second.
+//! the byte. What the owner lends is known here anyway. Calls that read nothing otherwise may use what was read within the last second.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -16,11 +16,13 @@ use super::ChatError;
 use super::breaker::Breaker;
 use super::candidates::{Models, OpenKey};
 use super::context::{ChatContext, FRESH};
+use crate::api::platform::AiMode;
 use crate::configuration::tenant_store::{AiKeyRow, StoredSettings};
 use crate::configuration::{ConfigurationError, open_key};
 use crate::ids::TenantId;
 use crate::metering::BilledTo;
 use crate::providers::{self, ProviderClient};
+use crate::shared_models::{Lent, LentModel, SharedModels};
 use crate::tenant_db::TenantRecord;
 
 /// Tenants remembered at most.
@@ -31,8 +33,12 @@ struct Known {
     /// The settings' version and when it was made.
     version: (i64, DateTime<Utc>),
     rows: Vec<AiKeyRow>,
-    /// As many as rows that are switched on, in their order.
+    /// As many as rows that are switched on, in their order; none if the tenant does not use its own.
     keys: Vec<OpenKey>,
+    /// What the owner lends, if the tenant uses it, each with what was made of it.
+    lent: Option<Lent>,
+    lent_keys: Vec<OpenKey>,
+    mode: AiMode,
     context: Arc<ChatContext>,
     /// When it was last read, in milliseconds since the cache was made.
     read_at: AtomicU64,
@@ -42,6 +48,7 @@ type Flight = Arc<tokio::sync::Mutex<()>>;
 
 pub(super) struct Cache {
     providers: ProviderClient,
+    shared: SharedModels,
     made: Instant,
     tenants: DashMap<TenantId, Arc<Known>>,
     /// Who reads what is not fresh any more.
@@ -49,8 +56,8 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub(super) fn new(providers: ProviderClient) -> Self {
-        Self { providers, made: Instant::now(), tenants: DashMap::new(), flights: DashMap::new() }
+    pub(super) fn new(providers: ProviderClient, shared: SharedModels) -> Self {
+        Self { providers, shared, made: Instant::now(), tenants: DashMap::new(), flights: DashMap::new() }
     }
 
     /// Forgets a tenant, and with it the keys that were opened.
@@ -93,8 +100,12 @@ impl Cache {
     ) -> Result<Arc<ChatContext>, ChatError> {
         let version = (stored.version, stored.created_at);
         let before = self.known(record.id);
+        let mode = record.ai_mode;
+        let lent = (mode != AiMode::Own).then(|| self.shared.lent());
         if let Some(known) = &before
             && known.version == version
+            && known.mode == mode
+            && known.lent.as_ref().map(Arc::as_ptr) == lent.as_ref().map(Arc::as_ptr)
             && known.rows == rows
         {
             known.read_at.store(self.milliseconds(), Ordering::Relaxed);
@@ -104,11 +115,18 @@ impl Cache {
             Some(known) if known.version == version => Arc::clone(&known.context.settings),
             _ => Arc::new(stored.parse()?),
         };
-        let keys = self.keys(record, &rows, before.as_deref())?;
-        let models = Models::new(&settings.models, &keys);
+        let keys = match mode {
+            AiMode::Own | AiMode::OwnThenShared => self.keys(record, &rows, before.as_deref())?,
+            AiMode::Shared => Vec::new(),
+        };
+        let lent_keys = lent.as_deref().map_or_else(Vec::new, |lent| lent_keys(lent, before.as_deref()));
+        let models = match lent_keys.is_empty() {
+            true => Models::new(&settings.models, &keys),
+            false => Models::new(&settings.models, &[keys.as_slice(), lent_keys.as_slice()].concat()),
+        };
         let context = Arc::new(ChatContext::new(settings, models));
         let read_at = AtomicU64::new(self.milliseconds());
-        let known = Known { version, rows, keys, context: Arc::clone(&context), read_at };
+        let known = Known { version, rows, keys, lent, lent_keys, mode, context: Arc::clone(&context), read_at };
         insert(&self.tenants, record.id, Arc::new(known));
         Ok(context)
     }
@@ -148,6 +166,28 @@ impl Cache {
             since: row.updated_at,
         })
     }
+}
+
+/// What is lent, ready for this tenant's calls. Each tenant has breakers of its own, so that what one asks for does not
+/// cost the others an answer. One that has not changed stays as it is.
+fn lent_keys(lent: &[Arc<LentModel>], before: Option<&Known>) -> Vec<OpenKey> {
+    let known = |model: &Arc<LentModel>| {
+        let before = before?;
+        let mut pairs = before.lent.iter().flat_map(|lent| lent.iter()).zip(&before.lent_keys);
+        pairs.find(|(before, _)| Arc::ptr_eq(before, model)).map(|(_, key)| key.clone())
+    };
+    let open = |model: &Arc<LentModel>| OpenKey {
+        name: Arc::clone(&model.name),
+        billed_to: BilledTo::Shared,
+        kind: model.kind.as_str(),
+        models: model.models.clone(),
+        aliases: model.aliases.clone(),
+        default_model: model.default_model.clone(),
+        provider: Arc::clone(&model.provider),
+        breaker: Arc::new(Breaker::default()),
+        since: model.since,
+    };
+    lent.iter().map(|model| known(model).unwrap_or_else(|| open(model))).collect()
 }
 
 /// Inserts, and makes room first if there is none: any entry may go, since it costs little to make again.

@@ -34,6 +34,7 @@ use crate::configuration::ConfigurationError;
 use crate::ids::{ChatSessionId, TenantId};
 use crate::metering::Ledger;
 use crate::providers::ProviderClient;
+use crate::shared_models::SharedModels;
 use crate::tenant_db::{TenantDatabases, TenantDbError, TenantRecord};
 
 pub use candidates::ModelEntry;
@@ -70,18 +71,19 @@ impl fmt::Debug for Chat {
 }
 
 impl Chat {
-    /// Models are called with `providers`, and every call is noted in `ledger`; `databases` know which servers run.
+    /// Models are called with `providers`, or those of `shared` if the tenant uses them, and every call is noted in `ledger`; `databases` know which servers run.
     /// Answers under way are among `tasks`, which a server that stops waits for; when `give_up` is cancelled they end with
     /// what has arrived.
     pub fn new(
         providers: ProviderClient,
+        shared: SharedModels,
         ledger: Ledger,
         databases: Arc<TenantDatabases>,
         clock: SharedClock,
         tasks: TaskTracker,
         give_up: CancellationToken,
     ) -> Self {
-        let cache = Arc::new(cache::Cache::new(providers));
+        let cache = Arc::new(cache::Cache::new(providers, shared));
         let (looks, under_way, parts) = (Arc::default(), Arc::default(), Arc::default());
         Self { clock, tasks, give_up, ledger, databases, cache, looks, under_way, parts }
     }

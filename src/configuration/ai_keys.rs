@@ -13,7 +13,7 @@ use super::aliases;
 use super::tenant_store::{self, AiKeyRow};
 use crate::clock::SharedClock;
 use crate::ids::{ApiConfigurationId, TenantId};
-use crate::providers::{self, ProviderClient, ProviderError, ProviderKind, ProviderSpec, SpecError};
+use crate::providers::{self, ModelProvider, ProviderClient, ProviderError, ProviderKind, ProviderSpec, SpecError};
 use crate::secrets::{Location, Sealed};
 use crate::tenant_db::{Directory, TenantDb, TenantRecord};
 
@@ -134,11 +134,8 @@ impl AiKeys {
     /// # Errors
     /// [`ConfigurationError::Refused`] with the field at fault, or a failure.
     pub async fn put(&self, db: &TenantDb, name: &str, new: NewAiKey) -> Result<AiKey, ConfigurationError> {
-        check_name(name)?;
-        let provider = parse_provider(&new.provider)?;
+        let provider = check(name, &new.provider, &new.models, &new.model_aliases, &new.default_model)?;
         let spec = self.providers.check_spec(provider, new.base_url.as_deref(), &new.api_key)?;
-        check_models(&new.models)?;
-        aliases::check(&new.models, &new.model_aliases, &new.default_model)?;
         for _ in 0..PUT_ATTEMPTS {
             // Which key seals is asked under the lock and not taken from the cache: a key that is being replaced must
             // not seal anything once everything else was sealed again.
@@ -200,24 +197,51 @@ impl AiKeys {
             tenant_store::find_ai_key(&client, name).await?.ok_or(ConfigurationError::NotFound)?
         };
         let provider = providers::build(&open_key(db.record(), &row)?, &self.providers);
-        let started = Instant::now();
-        let model = row.model_aliases.get(&row.default_model).cloned().unwrap_or(row.default_model);
-        let result = providers::test(&*provider, &model).await;
-        let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Ok(match result {
-            Ok(verdict) => KeyTest {
-                ok: true,
-                code: "ok",
-                message: format!("The key works: `{model}` answered."),
-                model,
-                latency_ms: verdict.latency_ms,
-            },
-            Err(error) => {
-                let (code, message) = verdict(&error, &model);
-                tracing::info!(tenant = %db.record().slug, code, %error, "an AI key was tried and failed");
-                KeyTest { ok: false, code, message, model, latency_ms }
-            }
-        })
+        Ok(try_key(&*provider, &row.model_aliases, row.default_model).await)
+    }
+}
+
+/// Checks what may be said of a key beside its address and the key itself. Returns the provider's kind.
+///
+/// # Errors
+/// [`ConfigurationError::Refused`] with the field at fault.
+pub fn check(
+    name: &str,
+    provider: &str,
+    models: &[String],
+    aliases: &BTreeMap<String, String>,
+    default_model: &String,
+) -> Result<ProviderKind, ConfigurationError> {
+    check_name(name)?;
+    let provider = parse_provider(provider)?;
+    check_models(models)?;
+    aliases::check(models, aliases, default_model)?;
+    Ok(provider)
+}
+
+/// Tries a key with the cheapest real call, to its default model. A failing key is a result, not an error.
+pub async fn try_key(
+    provider: &dyn ModelProvider,
+    aliases: &BTreeMap<String, String>,
+    default_model: String,
+) -> KeyTest {
+    let started = Instant::now();
+    let model = aliases.get(&default_model).cloned().unwrap_or(default_model);
+    let result = providers::test(provider, &model).await;
+    let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match result {
+        Ok(verdict) => KeyTest {
+            ok: true,
+            code: "ok",
+            message: format!("The key works: `{model}` answered."),
+            model,
+            latency_ms: verdict.latency_ms,
+        },
+        Err(error) => {
+            let (code, message) = verdict(&error, &model);
+            tracing::info!(code, %error, "an AI key was tried and failed");
+            KeyTest { ok: false, code, message, model, latency_ms }
+        }
     }
 }
 

@@ -11,7 +11,7 @@ pub mod tenant_store;
 
 use thiserror::Error;
 
-pub use ai_keys::{AiKey, AiKeys, KeyTest, NewAiKey, open_key};
+pub use ai_keys::{AiKey, AiKeys, KeyTest, NewAiKey, check as check_ai_key, open_key, try_key};
 pub use sealing::{Reseal, SealingFence, hold_sealing};
 pub use settings::{SettingsChange, SettingsVersion, insert_first, read, update};
 

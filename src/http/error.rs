@@ -26,6 +26,7 @@ use crate::operations::OperationError;
 use crate::postgres_programs::ProgramError;
 use crate::rotation::RotationError;
 use crate::secrets::PasswordError;
+use crate::shared_models::SharedModelError;
 use crate::telemetry::causes;
 use crate::tenant_db::TenantDbError;
 use crate::tenants::TenantError;
@@ -281,6 +282,20 @@ impl From<ConfigurationError> for ApiError {
             }
             ConfigurationError::TenantDb(error) => error.into(),
             ConfigurationError::Database(error) => Self::tenant_database(&error),
+        }
+    }
+}
+
+impl From<SharedModelError> for ApiError {
+    fn from(error: SharedModelError) -> Self {
+        match error {
+            SharedModelError::Configuration(error) => error.into(),
+            SharedModelError::NotFound => Self::not_found("shared model"),
+            SharedModelError::Unusable => {
+                log("shared_model_unusable", &error);
+                Self::conflict("shared_model_unusable", "The stored key cannot be used").detail("set it again")
+            }
+            SharedModelError::Database(error) => error.into(),
         }
     }
 }

@@ -46,6 +46,10 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::lives::suspend))
         .routes(routes!(platform::lives::resume))
         .routes(routes!(platform::lives::undelete))
+        // /platform/v1/shared-models, /platform/v1/shared-models/{name}, .../test
+        .routes(routes!(platform::shared_models::list))
+        .routes(routes!(platform::shared_models::put, platform::shared_models::delete))
+        .routes(routes!(platform::shared_models::test))
         // /platform/v1/operations, /platform/v1/operations/{id}, .../events, .../retry
         .routes(routes!(platform::operations::list))
         .routes(routes!(platform::operations::show))

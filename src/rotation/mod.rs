@@ -42,6 +42,7 @@ use crate::tenants::clusters::ClusterRegistry;
 pub const SEALED_COLUMNS: &[(&str, &str, RotationKind)] = &[
     ("wrapped_keys", "wrapped_key", RotationKind::MasterKey),
     ("clusters", "admin_url_sealed", RotationKind::MasterKey),
+    ("shared_models", "api_key_sealed", RotationKind::MasterKey),
     ("idempotency_keys", "response_sealed", RotationKind::MasterKey),
     ("backups", "archive_key_sealed", RotationKind::MasterKey),
     ("restores", "archive_key_sealed", RotationKind::MasterKey),

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::TenantDbError;
 use super::schema::{SchemaMismatch, SpokenSchemas};
 use super::store::{self, Key, SealedRecord};
-use crate::api::platform::{TenantLimits, TenantState};
+use crate::api::platform::{AiMode, TenantLimits, TenantState};
 use crate::ids::{ClusterId, SigningKeyId, Slug, TenantId};
 use crate::provisioning::TenantMigrations;
 use crate::secrets::{DataKey, DatabaseUrl, Location, MasterKeyring, Sealed};
@@ -42,6 +42,8 @@ pub struct TenantRecord {
     pub cluster_id: Option<ClusterId>,
     /// What it may use, where that differs from the platform's settings.
     pub limits: TenantLimits,
+    /// Whose models answer its questions.
+    pub ai_mode: AiMode,
     /// Of two records of a tenant, the one with the higher number was read later.
     pub(super) revision: u64,
     /// Whether this server speaks that version.
@@ -342,6 +344,7 @@ impl Directory {
             spoken: self.schemas.check(sealed.schema_version, sealed.schema_compatible_from),
             cluster_id: sealed.cluster_id.map(ClusterId::from_uuid),
             limits: sealed.limits,
+            ai_mode: AiMode::parse(&sealed.ai_mode),
             revision,
             database_url,
             next_database_url,

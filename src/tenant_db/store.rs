@@ -25,6 +25,7 @@ pub(super) struct SealedRecord {
     pub(super) schema_compatible_from: Option<i64>,
     pub(super) cluster_id: Option<Uuid>,
     pub(super) limits: TenantLimits,
+    pub(super) ai_mode: String,
     pub(super) database_url: Option<Vec<u8>>,
     pub(super) next_database_url: Option<Vec<u8>>,
     /// Each key's version, the key, and whether it seals already.
@@ -40,7 +41,7 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
     };
     let row = sqlx::query!(
         r#"SELECT t.id AS "id!", t.slug AS "slug!", t.name AS "name!", t.plan AS "plan!", t.state AS "state!",
-                t.schema_version, t.schema_compatible_from, t.limits AS "limits!: Json<TenantLimits>", d.cluster_id AS "cluster_id?",
+                t.schema_version, t.schema_compatible_from, t.limits AS "limits!: Json<TenantLimits>", t.ai_mode AS "ai_mode!", d.cluster_id AS "cluster_id?",
                 d.url_sealed AS "url_sealed?", d.next_url_sealed AS "next_url_sealed?",
                 ARRAY(SELECT version FROM wrapped_keys w WHERE w.tenant_id = t.id ORDER BY version)
                     AS "key_versions!",
@@ -73,6 +74,7 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
         schema_compatible_from: row.schema_compatible_from,
         cluster_id: row.cluster_id,
         limits: row.limits.0,
+        ai_mode: row.ai_mode,
         database_url: row.url_sealed,
         next_database_url: row.next_url_sealed,
         wrapped_keys: row

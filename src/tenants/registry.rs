@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::provision::{self, ProvisionInput};
 use super::templates::Templates;
 use super::{TenantError, store};
-use crate::api::platform::{TenantLimits, TenantLimitsChange};
+use crate::api::platform::{AiMode, TenantLimits, TenantLimitsChange};
 use crate::audit::{self, Actor, Event};
 use crate::clock::SharedClock;
 use crate::idempotency::Request;
@@ -88,6 +88,8 @@ pub struct TenantRow {
     pub cluster: Option<String>,
     /// What it may use, where that differs from the platform's settings.
     pub limits: Json<TenantLimits>,
+    /// Whose models answer its questions: `own`, `shared` or `own_then_shared`.
+    pub ai_mode: String,
     /// Its database's name, once decided.
     pub database_name: Option<String>,
 }
@@ -116,6 +118,8 @@ pub struct Changes {
     pub admin_email: Option<String>,
     /// What it may use.
     pub limits: Option<TenantLimitsChange>,
+    /// Whose models answer its questions.
+    pub ai_mode: Option<AiMode>,
 }
 
 /// The registry.
@@ -243,24 +247,14 @@ impl Registry {
         }
         let now = self.clock.now();
         let mut transaction = self.pool.begin().await?;
-        let id = store::update_tenant(
-            &mut transaction,
-            slug,
-            changes.name.as_deref(),
-            changes.plan.as_deref(),
-            changes.admin_email.as_deref(),
-            changes.limits.as_ref(),
-            now,
-        )
-        .await?
-        .ok_or(TenantError::NotFound)?;
+        let id = store::update_tenant(&mut transaction, slug, changes, now).await?.ok_or(TenantError::NotFound)?;
         let event = Event {
             actor: Actor::SuperAdmin(admin),
             action: "tenant.update",
             tenant_id: Some(TenantId::from_uuid(id)),
             detail: serde_json::json!({
                 "name": changes.name, "plan": changes.plan, "admin_email": changes.admin_email.is_some(),
-                "limits": changes.limits
+                "limits": changes.limits, "ai_mode": changes.ai_mode
             }),
         };
         audit::record(&mut transaction, &event, now).await?;

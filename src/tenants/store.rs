@@ -6,8 +6,8 @@ use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::clusters::ClusterRecord;
-use super::registry::{Filter, NewTenant, TenantRow};
-use crate::api::platform::{TenantLimits, TenantLimitsChange};
+use super::registry::{Changes, Filter, NewTenant, TenantRow};
+use crate::api::platform::{AiMode, TenantLimits, TenantLimitsChange};
 use crate::ids::{ClusterId, TenantId};
 
 pub(super) async fn insert_tenant(
@@ -44,7 +44,7 @@ pub(super) async fn list_tenants(
         TenantRow,
         r#"SELECT t.id, t.slug, t.name, t.plan, t.template, t.admin_email, t.state, t.schema_version, t.created_at,
                 t.updated_at, t.activated_at, t.suspended_at, t.suspend_reason, t.delete_after, t.deleted_at,
-                t.database_mode, t.limits AS "limits: Json<TenantLimits>",
+                t.database_mode, t.limits AS "limits: Json<TenantLimits>", t.ai_mode,
                 c.name AS "cluster?", d.database_name AS "database_name?"
          FROM chat_instances t LEFT JOIN clusters c ON c.id = t.cluster_id
          LEFT JOIN tenant_databases d ON d.tenant_id = t.id
@@ -63,23 +63,21 @@ pub(super) async fn list_tenants(
 pub(super) async fn update_tenant(
     connection: &mut PgConnection,
     slug: &str,
-    name: Option<&str>,
-    plan: Option<&str>,
-    admin_email: Option<&str>,
-    limits: Option<&TenantLimitsChange>,
+    changes: &Changes,
     now: DateTime<Utc>,
 ) -> Result<Option<Uuid>, sqlx::Error> {
     sqlx::query_scalar!(
         "UPDATE chat_instances SET name = COALESCE($2, name), plan = COALESCE($3, plan),
                 admin_email = COALESCE($4, admin_email), updated_at = $5,
-                limits = jsonb_strip_nulls(limits || COALESCE($6::jsonb, '{}'))
+                limits = jsonb_strip_nulls(limits || COALESCE($6::jsonb, '{}')), ai_mode = COALESCE($7, ai_mode)
          WHERE slug = $1 AND state <> 'deleted' RETURNING id",
         slug,
-        name,
-        plan,
-        admin_email,
+        changes.name,
+        changes.plan,
+        changes.admin_email,
         now,
-        limits.map(Json) as Option<Json<&TenantLimitsChange>>
+        changes.limits.as_ref().map(Json) as Option<Json<&TenantLimitsChange>>,
+        changes.ai_mode.map(AiMode::as_str)
     )
     .fetch_optional(connection)
     .await

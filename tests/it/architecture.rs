@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 /// Each module's level; a module may use its own level and those below. Features use each other only as listed.
 const LEVELS: &[(u8, &[&str])] = &[
     (3, &["http", "app", "worker", "scheduled", "doctor", "main"]),
-    (2, &["tenants", "access", "configuration", "chat", "fleet", "fleet_audit", "backups", "rotation"]),
+    (
+        2,
+        &["tenants", "access", "configuration", "chat", "shared_models", "fleet", "fleet_audit", "backups", "rotation"],
+    ),
     (
         1,
         &[
@@ -46,6 +49,9 @@ const FEATURE_USES: &[(&str, &str)] = &[
     ("tenants", "configuration"),
     ("chat", "access"),
     ("chat", "configuration"),
+    ("chat", "shared_models"),
+    ("shared_models", "configuration"),
+    ("rotation", "shared_models"),
     ("backups", "tenants"),
     ("backups", "access"),
     ("rotation", "tenants"),

@@ -70,7 +70,7 @@ fn body(route: &Route) -> Option<Value> {
         ("PUT", "/api/v1/database") | ("POST", "/api/v1/database/check" | "/platform/v1/database-checks") => {
             json!({ "url": "postgres://a:b@127.0.0.1:1/c" })
         }
-        ("PUT", "/api/v1/ai-keys/{name}") => json!({
+        ("PUT", "/api/v1/ai-keys/{name}" | "/platform/v1/shared-models/{name}") => json!({
             "provider": "openai_compatible", "base_url": "http://127.0.0.1:1/v1", "api_key": "stolen",
             "models": ["m"], "default_model": "m"
         }),

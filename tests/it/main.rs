@@ -40,5 +40,6 @@ mod proxy;
 mod resume;
 mod rotation;
 mod secrets;
+mod shared_models;
 mod shutdown;
 mod tls;

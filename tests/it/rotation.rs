@@ -400,6 +400,11 @@ async fn after_a_master_key_rotation_the_old_key_is_needed_no_more() {
     };
     let kept: Value = request().send().await.unwrap().json().await.unwrap();
     first.settled(&kept["operation"]).await;
+    let lent = json!({
+        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": "lent", "models": ["echo"],
+        "default_model": "echo"
+    });
+    first.send(Method::PUT, "/platform/v1/shared-models/lent", &first.token, Some(lent)).await.expect_success();
     let refused = first.post("/platform/v1/rotations", &first.token, json!({ "kind": "master_key" })).await;
     assert_eq!(refused.expect_problem(StatusCode::CONFLICT), "nothing_to_rotate");
     first.state.stop.cancel();
@@ -430,6 +435,8 @@ async fn after_a_master_key_rotation_the_old_key_is_needed_no_more() {
     let again = again.header("Idempotency-Key", "kept").json(&harness::new_tenant("wrapped-three"));
     let again: Value = again.send().await.unwrap().json().await.unwrap();
     assert_eq!(again["admin_invite"]["token"], kept["admin_invite"]["token"]);
+    let test = only_new.post("/platform/v1/shared-models/lent/test", &only_new.token, json!({})).await;
+    assert_eq!(test.expect(StatusCode::OK)["ok"], true);
     only_new.state.stop.cancel();
 
     let options = Options { settings: &[NO_WORKER], database: Some(database), ..Options::default() };

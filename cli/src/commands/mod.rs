@@ -12,6 +12,7 @@ pub mod migrate;
 pub mod operation;
 pub mod rotate;
 pub mod session;
+pub mod shared_model;
 pub mod tenant;
 
 use std::num::NonZeroUsize;

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use freehold::api::database::FindingSeverity;
 use freehold::api::platform::{
-    AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseRequest, DatabaseToken,
-    Operation, Tenant, TenantLimitsChange, TenantPage, UpdateTenantRequest,
+    AdminInvite, AiMode, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseRequest,
+    DatabaseToken, Operation, Tenant, TenantLimitsChange, TenantPage, UpdateTenantRequest,
 };
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -257,7 +257,9 @@ async fn set(context: &Context<'_>, args: TenantSetArgs) -> Result<(), Failure> 
         }
         change
     });
-    let change = UpdateTenantRequest { name: args.name, plan: args.plan, admin_email: args.admin_email, limits };
+    let ai_mode = args.ai_mode.as_deref().map(AiMode::parse);
+    let (name, plan, admin_email) = (args.name, args.plan, args.admin_email);
+    let change = UpdateTenantRequest { name, plan, admin_email, limits, ai_mode };
     let tenant: Tenant = client.patch(&["platform", "v1", "tenants", &args.slug], &change).await?;
     context.output.data(&tenant, || shown(&tenant))
 }
@@ -294,6 +296,7 @@ pub(super) fn shown(tenant: &Tenant) -> String {
         ("state", wire(&tenant.state)),
         ("plan", tenant.plan.clone()),
         ("template", tenant.template.clone()),
+        ("models", wire(&tenant.ai_mode)),
         ("admin", tenant.admin_email.clone()),
         ("database", wire(&tenant.database.mode)),
         ("cluster", optional(tenant.database.cluster.as_ref())),

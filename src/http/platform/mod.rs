@@ -11,4 +11,5 @@ pub mod lives;
 pub mod operations;
 pub mod rotations;
 pub mod sessions;
+pub mod shared_models;
 pub mod tenants;

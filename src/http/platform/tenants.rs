@@ -10,7 +10,7 @@ use super::operations;
 use crate::access::InviteRequest;
 use crate::api::Problem;
 use crate::api::platform::{
-    AdminInvite, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseMode, DatabaseRequest,
+    AdminInvite, AiMode, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseMode, DatabaseRequest,
     DatabaseToken, Tenant, TenantDatabase, TenantPage, TenantState, UpdateTenantRequest,
 };
 use crate::api::tenant::Role;
@@ -160,7 +160,7 @@ pub async fn show(_: SuperAdmin, State(state): State<AppState>, Path(slug): Path
     Ok(Json(Tenant { rotations, ..body(row) }))
 }
 
-/// Changes a tenant's name, plan, registered address or limits.
+/// Changes a tenant's name, plan, registered address, limits, or whose models it uses.
 #[utoipa::path(
     patch,
     path = "/platform/v1/tenants/{slug}",
@@ -181,6 +181,7 @@ pub async fn update(
         plan: request.plan,
         admin_email: request.admin_email.map(|email| email.to_lowercase()),
         limits: request.limits,
+        ai_mode: request.ai_mode,
     };
     Ok(Json(body(state.registry.update(&slug, &changes, admin.super_admin_id).await?)))
 }
@@ -252,6 +253,7 @@ pub(super) fn body(row: TenantRow) -> Tenant {
         },
         schema_version: row.schema_version,
         limits: row.limits.0,
+        ai_mode: AiMode::parse(&row.ai_mode),
         rotations: Vec::new(),
         created_at: row.created_at,
         updated_at: row.updated_at,

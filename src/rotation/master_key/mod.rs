@@ -4,7 +4,7 @@
 //! | step | does |
 //! |---|---|
 //! | `rewrap_data_keys` | tenants' data keys: only their wrapping, in batches; what they seal stays as it is |
-//! | `reseal_cluster_urls` | the clusters' admin URLs |
+//! | `reseal_cluster_urls` | the clusters' admin URLs, and the keys of shared models |
 //! | `reseal_answers` | answers kept for repeated requests |
 //! | `reseal_archive_keys` | what backups and restores under way keep |
 //! | `verify_unused` | looks at everything once more, and proves that no older key is in use |
@@ -26,11 +26,12 @@ use super::{RotationError, Rotations, Rotator, permanent, platform_failed, recor
 use crate::api::rotation::{MasterKey, MasterKeyList, RotationKind};
 use crate::backups;
 use crate::idempotency;
-use crate::ids::{ClusterId, OperationId, SuperAdminId, TenantId};
+use crate::ids::{ClusterId, OperationId, SharedModelId, SuperAdminId, TenantId};
 use crate::operations::{
     self, Definition, OperationProgress, Outcome, SettleFuture, Step, StepContext, StepError, StepFuture,
 };
 use crate::secrets::{OpenError, Sealed};
+use crate::shared_models;
 use crate::tenants::clusters::admin_url_location;
 
 /// Values replaced in one statement.
@@ -162,7 +163,9 @@ async fn data_keys_pass(services: &Rotator, context: &StepContext, target: u32) 
 
 async fn reseal_cluster_urls(services: Arc<Rotator>, context: StepContext) -> Result<(), StepError> {
     let target = target(&services, &context)?;
-    cluster_urls_pass(&services, &context, target).await
+    cluster_urls_pass(&services, &context, target).await?;
+    // Not a step of its own: operations that are stored know the steps that there were.
+    shared_models_pass(&services, &context, target).await
 }
 
 async fn cluster_urls_pass(services: &Rotator, context: &StepContext, target: u32) -> Result<(), StepError> {
@@ -179,6 +182,22 @@ async fn cluster_urls_pass(services: &Rotator, context: &StepContext, target: u3
         pass.note(1, usize::from(opened.is_err())).await?;
     }
     pass.finish("clusters' URLs")
+}
+
+async fn shared_models_pass(services: &Rotator, context: &StepContext, target: u32) -> Result<(), StepError> {
+    let rows = store::shared_models_not_under(&services.pool, target.cast_signed()).await.map_err(platform_failed)?;
+    let mut pass = Pass::new(services, context, i64::try_from(rows.len()).unwrap_or(i64::MAX));
+    for (id, old) in rows {
+        let location = shared_models::api_key_location(SharedModelId::from_uuid(id));
+        let opened = Sealed::from_bytes(old.as_slice())
+            .and_then(|sealed| services.master_keys.open_platform(&location, &sealed));
+        if let Ok(key) = &opened {
+            let new = services.master_keys.seal_platform(&location, key);
+            store::reseal_shared_model(&services.pool, id, &old, new.as_bytes()).await.map_err(platform_failed)?;
+        }
+        pass.note(1, usize::from(opened.is_err())).await?;
+    }
+    pass.finish("keys of shared models")
 }
 
 async fn reseal_answers(services: Arc<Rotator>, context: StepContext) -> Result<(), StepError> {
@@ -263,6 +282,7 @@ async fn verify_unused(services: Arc<Rotator>, context: StepContext) -> Result<(
         // Made by a server that had not been given the new key when it began.
         data_keys_pass(&services, &context, target).await?;
         cluster_urls_pass(&services, &context, target).await?;
+        shared_models_pass(&services, &context, target).await?;
         answers_pass(&services, &context, target).await?;
         archive_keys_pass(&services, &context, target).await?;
     }

@@ -82,6 +82,23 @@ pub(super) async fn reseal_cluster_url(pool: &PgPool, id: Uuid, old: &[u8], new:
     Ok(())
 }
 
+pub(super) async fn shared_models_not_under(pool: &PgPool, version: i32) -> Result<Vec<(Uuid, Vec<u8>)>, sqlx::Error> {
+    let rows = sqlx::query!(
+        "SELECT id, api_key_sealed FROM shared_models WHERE substring(api_key_sealed FROM 2 FOR 4) <> int4send($1)",
+        version
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.api_key_sealed)).collect())
+}
+
+pub(super) async fn reseal_shared_model(pool: &PgPool, id: Uuid, old: &[u8], new: &[u8]) -> Result<(), sqlx::Error> {
+    sqlx::query!("UPDATE shared_models SET api_key_sealed = $3 WHERE id = $1 AND api_key_sealed = $2", id, old, new)
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
 pub(super) struct AnswerRow {
     pub(super) super_admin_id: Uuid,
     pub(super) key: String,
@@ -229,6 +246,7 @@ pub(super) async fn versions_in_use(pool: &PgPool) -> Result<Vec<(i32, i64)>, sq
          FROM (
              SELECT substring(wrapped_key FROM 2 FOR 4) AS header FROM wrapped_keys
              UNION ALL SELECT substring(admin_url_sealed FROM 2 FOR 4) FROM clusters
+             UNION ALL SELECT substring(api_key_sealed FROM 2 FOR 4) FROM shared_models
              UNION ALL SELECT substring(response_sealed FROM 2 FOR 4) FROM idempotency_keys
              UNION ALL SELECT substring(archive_key_sealed FROM 2 FOR 4) FROM backups
                  WHERE archive_key_sealed IS NOT NULL

@@ -12,6 +12,7 @@ pub mod fleet_audit;
 pub mod platform;
 pub mod rotation;
 pub mod tenant;
+pub mod usage;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;

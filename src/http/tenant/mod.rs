@@ -7,4 +7,5 @@ pub mod config;
 pub mod database;
 pub mod me;
 pub mod sessions;
+pub mod usage;
 pub mod users;

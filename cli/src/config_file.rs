@@ -197,7 +197,7 @@ fn unwritten(target: &Path, error: &io::Error) -> Failure {
 mod tests {
     use super::*;
     use chrono::DateTime;
-    use freehold::api::platform::{TenantDatabase, TenantLimits, TenantState};
+    use freehold::api::platform::{AiMode, TenantDatabase, TenantLimits, TenantState};
     use uuid::Uuid;
 
     fn tenant(name: &str) -> Tenant {
@@ -212,6 +212,7 @@ mod tests {
             database: TenantDatabase { mode: DatabaseMode::Managed, cluster: Some("local".into()), name: None },
             schema_version: None,
             limits: TenantLimits::default(),
+            ai_mode: AiMode::Own,
             rotations: vec![],
             created_at: DateTime::UNIX_EPOCH,
             updated_at: DateTime::UNIX_EPOCH,

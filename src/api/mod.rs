@@ -13,6 +13,7 @@ pub mod platform;
 pub mod rotation;
 pub mod shared_models;
 pub mod tenant;
+pub mod usage;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;

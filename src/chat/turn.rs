@@ -223,7 +223,7 @@ mod tests {
     fn a_degraded_answer_is_whole_and_says_what_was_wrong() {
         let down = Failure::Provider(ProviderError::Unavailable("down".into()));
         let mut answer = finished("", None, Some(&down));
-        answer.degrade("Call us.");
+        answer.degrade(("Call us.".to_owned(), vec![8]));
         assert_eq!((answer.state, answer.error_code), (MessageState::Complete, Some("provider_unavailable")));
         assert!(answer.degraded && answer.content == "Call us." && down.is_outage());
         assert!(!Failure::Provider(ProviderError::BadRequest("no".into())).is_outage());

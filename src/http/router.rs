@@ -90,6 +90,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(tenant::ai_keys::list))
         .routes(routes!(tenant::ai_keys::put, tenant::ai_keys::delete))
         .routes(routes!(tenant::ai_keys::test))
+        // /api/v1/usage, /api/v1/usage/calls
+        .routes(routes!(tenant::usage::show))
+        .routes(routes!(tenant::usage::calls))
         // /api/v1/users, /api/v1/users/{id}
         .routes(routes!(tenant::users::list, tenant::users::create))
         .routes(routes!(tenant::users::show, tenant::users::update, tenant::users::delete))

@@ -36,8 +36,9 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
-            first_byte: Duration::from_secs(60),
-            between_tokens: Duration::from_secs(60),
+            // Models that think say nothing for a minute or two, and some servers begin to answer only then.
+            first_byte: Duration::from_secs(180),
+            between_tokens: Duration::from_secs(180),
         }
     }
 }

@@ -58,8 +58,6 @@ impl ToolCalls {
             Some(position) => position,
             None => self.begin(piece.index, id.as_deref())?,
         };
-        // An id is unique among the calls that are told. One that is not is replaced.
-        let taken = self.calls.iter().take(position).any(|call| call.id.is_some() && call.id == id);
         let Some(call) = self.calls.get_mut(position) else { return Ok(()) };
         if call.id.is_none() && call.number.is_none() {
             call.id = id;
@@ -81,17 +79,25 @@ impl ToolCalls {
             call.held.push_str(&arguments);
         }
         if !call.name.is_empty() {
-            call.number = Some(self.told);
-            let id = call.id.clone().filter(|_| !taken).unwrap_or_else(|| format!("call_{}", Uuid::now_v7().simple()));
-            out.push_back(ChatEvent::ToolCall(ToolCallDelta {
-                index: self.told,
-                id: Some(id),
-                name: Some(call.name.clone()),
-                arguments: std::mem::take(&mut call.held),
-            }));
-            self.told += 1;
+            self.tell(position, out);
         }
         Ok(())
+    }
+
+    /// Tells a call for the first time.
+    fn tell(&mut self, position: usize, out: &mut VecDeque<ChatEvent>) {
+        let Some((before, rest)) = self.calls.split_at_mut_checked(position) else { return };
+        let Some(call) = rest.first_mut() else { return };
+        // An id is unique among the calls that are told. One that is not is replaced.
+        let id = call.id.clone().filter(|id| !before.iter().any(|call| call.id.as_deref() == Some(id)));
+        out.push_back(ChatEvent::ToolCall(ToolCallDelta {
+            index: self.told,
+            id: Some(id.unwrap_or_else(|| format!("call_{}", Uuid::now_v7().simple()))),
+            name: Some(call.name.clone()),
+            arguments: std::mem::take(&mut call.held),
+        }));
+        call.number = Some(self.told);
+        self.told += 1;
     }
 
     /// Ends the calls: whoever parses the arguments of a call without any has to find an object.

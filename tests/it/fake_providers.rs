@@ -204,6 +204,9 @@ async fn anthropic(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: 
         return invalid(why);
     }
     let model = body["model"].as_str().unwrap_or_default();
+    if model.ends_with("thinker-text") && body.get("temperature").is_some() {
+        return invalid("`temperature` is deprecated for this model.");
+    }
     let words =
         [(403, "permission_error"), (404, "not_found_error"), (429, "rate_limit_error"), (529, "overloaded_error")];
     if let Some(refusal) = refused(&shared, model, anthropic_refusal, words) {

@@ -13,6 +13,8 @@ use crate::providers::{
     ChatMessage, ChatRequest, ChatRole, Content, ImageSource, Part, ResponseFormat, Tool, ToolCall, ToolChoice,
 };
 
+/// Said by the user where a conversation begins with the assistant, which this interface refuses.
+const OPENING: &str = "(The conversation begins.)";
 /// The interface wants a limit. This is what the smallest of the models that are still served can write.
 const DEFAULT_MAX_TOKENS: u32 = 4096;
 
@@ -112,6 +114,9 @@ pub(super) fn body(request: &ChatRequest, quirk: Quirk) -> Result<Body<'_>, Prov
             _ if blocks.is_empty() => {}
             _ => messages.push(Message { role, content: blocks }),
         }
+    }
+    if messages.first().is_some_and(|first| first.role == "assistant") {
+        messages.insert(0, Message { role: "user", content: vec![Block::Text { text: OPENING }] });
     }
     Ok(Body {
         model: &request.model,
@@ -375,6 +380,17 @@ mod tests {
         assert_eq!(refused(&format(ResponseFormat::JsonObject)), "provider_unsupported");
         assert_eq!(refused(&format(ResponseFormat::JsonSchema(json!({})))), "provider_bad_request");
         assert!(body(&format(ResponseFormat::Text), Quirk::default()).is_ok());
-        assert_eq!(written(&with(calls("")))["messages"][0]["content"][0]["input"], json!({}));
+        assert_eq!(written(&with(calls("")))["messages"][1]["content"][0]["input"], json!({}));
+    }
+
+    #[test]
+    fn the_user_begins() {
+        let greeting = ChatMessage::text(ChatRole::Assistant, "Welcome!");
+        let messages = vec![greeting, ChatMessage::text(ChatRole::User, "hi")];
+        let written = written(&ChatRequest { messages, ..ChatRequest::default() });
+        let roles: Vec<_> =
+            written["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+        assert_eq!(roles, ["user", "assistant", "user"]);
+        assert_eq!(written["messages"][0]["content"][0]["text"], OPENING);
     }
 }

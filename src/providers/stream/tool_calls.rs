@@ -215,6 +215,8 @@ impl Extent {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     type Piece = (Option<u64>, &'static str, &'static str, &'static str);
@@ -326,5 +328,45 @@ mod tests {
         };
         assert!((0..MAX_CALLS).all(|id| take(id).is_ok()));
         assert!(matches!(take(MAX_CALLS), Err(Broken::TooManyCalls)));
+    }
+
+    proptest! {
+        /// Whatever an upstream sends, what is told keeps its promises.
+        #[test]
+        fn every_mess_is_told_in_order(pieces in prop::collection::vec(piece(), 0..40)) {
+            let mut calls = ToolCalls::default();
+            let mut out = VecDeque::new();
+            for piece in pieces {
+                prop_assert!(calls.take_in(piece, &mut out).is_ok());
+            }
+            let whole = calls.finish(&mut out).is_ok();
+            let mut told: Vec<(String, String)> = Vec::new();
+            for event in out {
+                let ChatEvent::ToolCall(delta) = event else { panic!("only tool calls") };
+                match (delta.id, delta.name) {
+                    (Some(id), Some(name)) => {
+                        prop_assert_eq!(delta.index as usize, told.len());
+                        prop_assert!(!id.is_empty() && !name.is_empty());
+                        prop_assert!(told.iter().all(|(other, _)| *other != id), "an id twice");
+                        told.push((id, delta.arguments));
+                    }
+                    (None, None) => {
+                        prop_assert!(!delta.arguments.is_empty());
+                        prop_assert!((delta.index as usize) < told.len());
+                        told[delta.index as usize].1.push_str(&delta.arguments);
+                    }
+                    odd => panic!("id and name come together: {odd:?}"),
+                }
+            }
+            prop_assert!(!whole || told.iter().all(|(_, arguments)| !arguments.is_empty()));
+        }
+    }
+
+    fn piece() -> impl Strategy<Value = CallPiece> {
+        let word =
+            |words: &'static [&'static str]| prop::option::of(prop::sample::select(words).prop_map(str::to_owned));
+        let arguments = prop::sample::select(&["", "{", "}", "{}", "\"", "{\"x\":[", "]}", "\\"][..]);
+        (prop::option::of(0_u64..3), word(&["", "a", "b"]), word(&["", "f", "g"]), arguments)
+            .prop_map(|(index, id, name, arguments)| CallPiece { index, id, name, arguments: arguments.to_owned() })
     }
 }

@@ -86,6 +86,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(tenant::ai_keys::list))
         .routes(routes!(tenant::ai_keys::put, tenant::ai_keys::delete))
         .routes(routes!(tenant::ai_keys::test))
+        // /api/v1/api-keys, /api/v1/api-keys/{id}
+        .routes(routes!(tenant::api_keys::list, tenant::api_keys::create))
+        .routes(routes!(tenant::api_keys::revoke))
         // /api/v1/users, /api/v1/users/{id}
         .routes(routes!(tenant::users::list, tenant::users::create))
         .routes(routes!(tenant::users::show, tenant::users::update, tenant::users::delete))

@@ -15,8 +15,12 @@ async fn every_statement_fits_the_schema() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("statements").await;
     let database = connect(&platform.tenant_database(&tenant.slug).await).await.unwrap();
-    let all =
-        [access::tenant_store::STATEMENTS, chat::tenant_store::STATEMENTS, configuration::tenant_store::STATEMENTS];
+    let all = [
+        access::tenant_store::STATEMENTS,
+        access::api_keys::tenant_store::STATEMENTS,
+        chat::tenant_store::STATEMENTS,
+        configuration::tenant_store::STATEMENTS,
+    ];
     for statement in all.into_iter().flatten() {
         if let Err(error) = database.prepare(statement).await {
             panic!("{statement}: {error:?}");

@@ -70,6 +70,7 @@ fn body(route: &Route) -> Option<Value> {
         ("POST", "/api/v1/users") => {
             json!({ "email": format!("{}@x.example", Uuid::new_v4()), "password": PASSWORD, "role": "user" })
         }
+        ("POST", "/api/v1/api-keys") => json!({ "name": "of the attacker's" }),
         ("POST", "/api/v1/chat") => json!({ "message": "hello" }),
         _ => return None,
     };

@@ -1,6 +1,7 @@
 //! The tenant's API: for a client's own users.
 
 pub mod ai_keys;
+pub mod api_keys;
 pub mod auth;
 pub mod chat;
 pub mod config;

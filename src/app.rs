@@ -23,6 +23,7 @@ use crate::fleet::Fleet;
 use crate::fleet_audit::FleetAudit;
 use crate::http::router;
 use crate::ids::TenantId;
+use crate::metering::{Ledger, Prices};
 use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
@@ -146,6 +147,8 @@ impl AppState {
         })
         .context("prepare the client for model providers")?;
         let tasks = TaskTracker::new();
+        let prices = Prices::load(config.templates_dir.as_deref())?;
+        let ledger = Ledger::new(databases.server_id(), prices, Arc::clone(&clock), tasks.clone());
         let give_up = CancellationToken::new();
         let provisioning = Arc::new(Provisioning {
             pool: pool.clone(),
@@ -243,7 +246,14 @@ impl AppState {
             registry,
             database_checks,
             ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock), Arc::clone(&directory)),
-            chat: Chat::new(provider_client, Arc::clone(&clock), tasks.clone(), give_up.clone()),
+            chat: Chat::new(
+                provider_client,
+                ledger,
+                Arc::clone(&databases),
+                Arc::clone(&clock),
+                tasks.clone(),
+                give_up.clone(),
+            ),
             engine: Arc::new(engine),
             backups,
             notifications: broadcast::Sender::new(1024),

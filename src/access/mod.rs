@@ -27,7 +27,7 @@ pub use error::AccessError;
 pub use invites::{Invite, InviteRequest, NewInvite, end_credentials, insert_invite};
 pub use roles::{
     AiChat, AiKeysRead, AiKeysWrite, ApiKeysRead, ApiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn,
-    DatabaseManage, PERMISSIONS, Permission, Permissions, UsersRead, UsersWrite,
+    DatabaseManage, PERMISSIONS, Permission, Permissions, UsageRead, UsersRead, UsersWrite,
 };
 pub use sign_in::SignedIn;
 pub use super_admins::{Created, NewSession, Session, SuperAdminSession, SuperAdmins};

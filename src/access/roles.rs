@@ -48,6 +48,8 @@ permissions! {
     ApiKeysWrite = "api-keys:write",
     /// See where the tenant's own database is, and give new credentials for it.
     DatabaseManage = "database:manage",
+    /// See what the tenant's model calls have used, and what they cost.
+    UsageRead = "usage:read",
     /// See and delete one's own conversations.
     ConversationsOwn = "conversations:own",
 }

@@ -210,6 +210,10 @@ pub struct Settings {
     /// Shown when an answer fails.
     #[garde(length(chars, max = 2_000))]
     pub error_message: String,
+    /// Said in the place of an answer while no model can be reached; `error_message` if it is empty.
+    #[garde(length(chars, max = 2_000))]
+    #[serde(default)]
+    pub degraded_message: String,
     /// How the client's pages look.
     #[garde(dive)]
     pub branding: Branding,
@@ -253,6 +257,8 @@ struct StrictFields {
     max_message_length: u32,
     welcome_message: String,
     error_message: String,
+    #[serde(default)]
+    degraded_message: String,
     #[serde(with = "StrictBranding")]
     branding: Branding,
     features: BTreeMap<String, bool>,
@@ -321,6 +327,9 @@ pub struct UpdateConfigRequest {
     /// See [`Settings::error_message`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
+    /// See [`Settings::degraded_message`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub degraded_message: Option<String>,
     /// Replaces the branding as a whole.
     #[serde(default, deserialize_with = "strict_branding", skip_serializing_if = "Option::is_none")]
     pub branding: Option<Branding>,
@@ -347,9 +356,22 @@ pub struct PutAiKeyRequest {
     /// The models this key may be used for.
     #[garde(length(min = 1, max = 50), inner(length(chars, min = 1, max = 200)))]
     pub models: Vec<String>,
-    /// The model that answers when none is asked for; one of `models`.
+    /// The model that answers when none is asked for; one of `models` or of the aliases.
     #[garde(length(chars, min = 1, max = 200))]
     pub default_model: String,
+    /// Further names for these models, for example `{"fast": "gpt-4o-mini"}`. Several keys may have the same.
+    #[garde(length(max = 50))]
+    #[serde(default)]
+    pub model_aliases: BTreeMap<String, String>,
+    /// Its place in the order: of the keys that offer a model the lowest answers, the next one if that fails, and so on.
+    /// Left out: where it is, or last.
+    #[garde(inner(range(min = 0, max = 1_000_000)))]
+    #[serde(default)]
+    pub position: Option<i32>,
+    /// `false` keeps it and does not use it. Left out: as it is, or `true`.
+    #[garde(skip)]
+    #[serde(default)]
+    pub enabled: Option<bool>,
 }
 
 /// An AI key, without the key.
@@ -367,6 +389,12 @@ pub struct AiKey {
     pub models: Vec<String>,
     /// The model that answers when none is asked for.
     pub default_model: String,
+    /// Further names for these models.
+    pub model_aliases: BTreeMap<String, String>,
+    /// Its place in the order.
+    pub position: i32,
+    /// Whether it is used.
+    pub enabled: bool,
     /// When it was last set.
     pub updated_at: DateTime<Utc>,
 }
@@ -374,7 +402,7 @@ pub struct AiKey {
 /// All AI keys.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AiKeyList {
-    /// In the order in which they were first set; the first answers by default.
+    /// In their order: by position, and of one position in the order in which they were first set.
     pub items: Vec<AiKey>,
 }
 
@@ -423,6 +451,9 @@ pub struct ChatResponse {
     pub model: String,
     /// What the answer cost, in tokens.
     pub usage: Usage,
+    /// Whether no model gave it: none could be reached, and it is the client's own message instead.
+    #[serde(default)]
+    pub degraded: bool,
 }
 
 /// The `event: done` of a streamed answer.
@@ -436,6 +467,9 @@ pub struct ChatDone {
     pub model: String,
     /// What the answer cost, in tokens.
     pub usage: Usage,
+    /// Whether no model gave it: none could be reached, and it is the client's own message instead.
+    #[serde(default)]
+    pub degraded: bool,
 }
 
 /// The `event: error` of a streamed answer. What had arrived is kept and marked.
@@ -533,6 +567,9 @@ pub struct ChatMessage {
     pub model: Option<String>,
     /// What it cost, for answers.
     pub usage: Option<Usage>,
+    /// Whether no model gave it: none could be reached, and it is the client's own message instead.
+    #[serde(default)]
+    pub degraded: bool,
     /// When it was said.
     pub created_at: DateTime<Utc>,
 }

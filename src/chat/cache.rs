@@ -1,76 +1,152 @@
 //! Settings and AI keys parsed, opened and ready for calls.
 //!
-//! What the database holds is read at every question, in the round trip that is needed anyway; only the work of
-//! parsing, decrypting and setting up a provider is saved, and only while what was read is the same to the byte. So
-//! nothing here can be out of date, and an entry is found by its tenant alone.
+//! What a tenant's database holds is read at every question of a conversation, in the round trip that is needed anyway;
+//! only the work of parsing, decrypting and setting up providers is saved, and only while what was read is the same to
+//! the byte. Calls that read nothing otherwise may use what was read within the last second.
 
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use dashmap::DashMap;
 
 use super::ChatError;
-use super::models::OpenKey;
-use crate::api::tenant::Settings;
+use super::breaker::Breaker;
+use super::candidates::{Models, OpenKey};
+use super::context::{ChatContext, FRESH};
 use crate::configuration::tenant_store::{AiKeyRow, StoredSettings};
 use crate::configuration::{ConfigurationError, open_key};
 use crate::ids::TenantId;
+use crate::metering::BilledTo;
 use crate::providers::{self, ProviderClient};
 use crate::tenant_db::TenantRecord;
 
 /// Tenants remembered at most.
 const CAPACITY: usize = 4_096;
 
-type Parsed = (i64, DateTime<Utc>, Arc<Settings>);
-type Opened = (Vec<AiKeyRow>, Arc<[OpenKey]>);
+/// What is known of a tenant.
+struct Known {
+    /// The settings' version and when it was made.
+    version: (i64, DateTime<Utc>),
+    rows: Vec<AiKeyRow>,
+    /// As many as rows that are switched on, in their order.
+    keys: Vec<OpenKey>,
+    context: Arc<ChatContext>,
+    /// When it was last read, in milliseconds since the cache was made.
+    read_at: AtomicU64,
+}
+
+type Flight = Arc<tokio::sync::Mutex<()>>;
 
 pub(super) struct Cache {
     providers: ProviderClient,
-    settings: DashMap<TenantId, Parsed>,
-    keys: DashMap<TenantId, Opened>,
+    made: Instant,
+    tenants: DashMap<TenantId, Arc<Known>>,
+    /// Who reads what is not fresh any more.
+    flights: DashMap<TenantId, Flight>,
 }
 
 impl Cache {
     pub(super) fn new(providers: ProviderClient) -> Self {
-        Self { providers, settings: DashMap::new(), keys: DashMap::new() }
+        Self { providers, made: Instant::now(), tenants: DashMap::new(), flights: DashMap::new() }
     }
 
     /// Forgets a tenant, and with it the keys that were opened.
     pub(super) fn forget(&self, tenant: TenantId) {
-        self.settings.remove(&tenant);
-        self.keys.remove(&tenant);
+        self.tenants.remove(&tenant);
     }
 
-    /// The tenant's settings, as they were just read from its database.
-    pub(super) fn settings(&self, tenant: TenantId, stored: &StoredSettings) -> Result<Arc<Settings>, ChatError> {
-        if let Some(entry) = self.settings.get(&tenant) {
-            let (version, created_at, settings) = &*entry;
-            if (*version, *created_at) == (stored.version, stored.created_at) {
-                return Ok(Arc::clone(settings));
-            }
-        }
-        let settings = Arc::new(stored.parse()?);
-        insert(&self.settings, tenant, (stored.version, stored.created_at, Arc::clone(&settings)));
-        Ok(settings)
+    fn known(&self, tenant: TenantId) -> Option<Arc<Known>> {
+        self.tenants.get(&tenant).map(|known| Arc::clone(&known))
     }
 
-    /// The tenant's keys, as they were just read from its database.
-    pub(super) fn keys(&self, record: &TenantRecord, rows: Vec<AiKeyRow>) -> Result<Arc<[OpenKey]>, ChatError> {
-        if let Some(entry) = self.keys.get(&record.id) {
-            let (known, keys) = &*entry;
-            if *known == rows {
-                return Ok(Arc::clone(keys));
-            }
+    fn milliseconds(&self) -> u64 {
+        u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// What was read within the last second.
+    pub(super) fn fresh(&self, tenant: TenantId) -> Option<Arc<ChatContext>> {
+        let known = self.tenants.get(&tenant)?;
+        let age = self.milliseconds().saturating_sub(known.read_at.load(Ordering::Relaxed));
+        (u128::from(age) < FRESH.as_millis()).then(|| Arc::clone(&known.context))
+    }
+
+    /// Whoever holds its lock reads for all.
+    pub(super) fn flight(&self, tenant: TenantId) -> Flight {
+        Arc::clone(&self.flights.entry(tenant).or_default())
+    }
+
+    /// Forgets it once nobody else waits.
+    pub(super) fn landed(&self, tenant: TenantId, flight: Flight) {
+        drop(flight);
+        self.flights.remove_if(&tenant, |_, flight| Arc::strong_count(flight) == 1);
+    }
+
+    /// The tenant's settings and keys, as they were just read from its database.
+    pub(super) fn context(
+        &self,
+        record: &TenantRecord,
+        stored: &StoredSettings,
+        rows: Vec<AiKeyRow>,
+    ) -> Result<Arc<ChatContext>, ChatError> {
+        let version = (stored.version, stored.created_at);
+        let before = self.known(record.id);
+        if let Some(known) = &before
+            && known.version == version
+            && known.rows == rows
+        {
+            known.read_at.store(self.milliseconds(), Ordering::Relaxed);
+            return Ok(Arc::clone(&known.context));
         }
-        let open = |row: &AiKeyRow| {
-            let spec = open_key(record, row)?;
-            let provider = providers::build(&spec, &self.providers);
-            Ok(OpenKey { models: row.models.clone(), default_model: row.default_model.clone(), provider })
+        let settings = match &before {
+            Some(known) if known.version == version => Arc::clone(&known.context.settings),
+            _ => Arc::new(stored.parse()?),
         };
-        let keys: Arc<[OpenKey]> = rows.iter().map(open).collect::<Result<_, ConfigurationError>>()?;
-        insert(&self.keys, record.id, (rows, Arc::clone(&keys)));
+        let keys = self.keys(record, &rows, before.as_deref())?;
+        let models = Models::new(&settings.models, &keys);
+        let context = Arc::new(ChatContext::new(settings, models));
+        let read_at = AtomicU64::new(self.milliseconds());
+        let known = Known { version, rows, keys, context: Arc::clone(&context), read_at };
+        insert(&self.tenants, record.id, Arc::new(known));
+        Ok(context)
+    }
+
+    /// The keys that are switched on, opened. One that has not changed stays as it is, its breaker included.
+    fn keys(
+        &self,
+        record: &TenantRecord,
+        rows: &[AiKeyRow],
+        before: Option<&Known>,
+    ) -> Result<Vec<OpenKey>, ConfigurationError> {
+        let mut keys = Vec::with_capacity(rows.len());
+        for row in rows.iter().filter(|row| row.enabled) {
+            let known = before.and_then(|known| {
+                let mut pairs = known.rows.iter().filter(|row| row.enabled).zip(&known.keys);
+                pairs.find(|(before, _)| *before == row).map(|(_, key)| key.clone())
+            });
+            keys.push(match known {
+                Some(key) => key,
+                None => self.open(record, row)?,
+            });
+        }
         Ok(keys)
+    }
+
+    fn open(&self, record: &TenantRecord, row: &AiKeyRow) -> Result<OpenKey, ConfigurationError> {
+        let spec = open_key(record, row)?;
+        Ok(OpenKey {
+            name: row.name.as_str().into(),
+            billed_to: BilledTo::Own,
+            kind: spec.provider.as_str(),
+            models: row.models.clone(),
+            aliases: row.model_aliases.clone(),
+            default_model: row.default_model.clone(),
+            provider: providers::build(&spec, &self.providers),
+            breaker: Arc::new(Breaker::default()),
+            since: row.updated_at,
+        })
     }
 }
 

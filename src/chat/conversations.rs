@@ -40,6 +40,8 @@ pub struct Message {
     pub model: Option<String>,
     /// What it cost, for answers.
     pub usage: Option<Usage>,
+    /// Whether no model gave it: it is the tenant's own message instead.
+    pub degraded: bool,
     /// When it was said.
     pub created_at: DateTime<Utc>,
 }
@@ -118,6 +120,7 @@ mod tests {
             error_code: None,
             model: None,
             usage: None,
+            degraded: false,
             created_at: DateTime::UNIX_EPOCH,
         };
         let shown = |state, running, minutes| {

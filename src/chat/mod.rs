@@ -1,15 +1,21 @@
 //! Conversations of a tenant's users, and the pipeline that answers a question.
 //!
 //! A question and the row of its answer are stored before the model is called, and the answer is stored when the
-//! model has spoken, whether or not somebody still listens. No connection is held while the model speaks. All of it is
+//! model has spoken, whether or not somebody still listens. Programs ask for completions and embeddings, of which
+//! nothing is kept but the call in the ledger. No connection is held while the model speaks. All of it is
 //! in the tenant's own database: nothing here takes a tenant's id, a [`crate::access::TenantCaller`] carries the
 //! database that its token proved.
 
+mod breaker;
 mod cache;
+mod candidates;
+mod context;
 mod conversations;
-mod models;
+mod metered;
+mod model_call;
 mod pipeline;
 mod prompt;
+mod recovery;
 pub mod tenant_store;
 mod turn;
 mod under_way;
@@ -27,10 +33,15 @@ use crate::api::tenant::Usage;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::ids::{ChatSessionId, MessageId, TenantId};
+use crate::metering::Ledger;
 use crate::providers::ProviderClient;
-use crate::tenant_db::{TenantDbError, TenantRecord};
+use crate::tenant_db::{TenantDatabases, TenantDbError, TenantRecord};
 
+pub use candidates::ModelEntry;
+pub use context::ChatContext;
 pub use conversations::{Conversation, Message};
+pub use metered::{CallContext, MeteredEmbeddings, MeteredStream};
+pub use model_call::CallError;
 
 /// Answers questions and keeps conversations. Cheap to clone.
 #[derive(Clone)]
@@ -38,7 +49,11 @@ pub struct Chat {
     clock: SharedClock,
     tasks: TaskTracker,
     give_up: CancellationToken,
+    ledger: Ledger,
+    /// Knows which servers run.
+    databases: Arc<TenantDatabases>,
     cache: Arc<cache::Cache>,
+    looks: Arc<recovery::Looks>,
     /// The answers that this process is working on.
     under_way: Arc<under_way::AnswersUnderWay>,
 }
@@ -53,12 +68,20 @@ impl fmt::Debug for Chat {
 }
 
 impl Chat {
-    /// Models are called with `providers`; answers under way are tracked in `tasks`, which a server that stops waits
-    /// for.
-    /// Answers under way are among `tasks`; when `give_up` is cancelled they end with what has arrived.
-    pub fn new(providers: ProviderClient, clock: SharedClock, tasks: TaskTracker, give_up: CancellationToken) -> Self {
+    /// Models are called with `providers`, and every call is noted in `ledger`; `databases` know which servers run.
+    /// Answers under way are among `tasks`, which a server that stops waits for; when `give_up` is cancelled they end with
+    /// what has arrived.
+    pub fn new(
+        providers: ProviderClient,
+        ledger: Ledger,
+        databases: Arc<TenantDatabases>,
+        clock: SharedClock,
+        tasks: TaskTracker,
+        give_up: CancellationToken,
+    ) -> Self {
         let cache = Arc::new(cache::Cache::new(providers));
-        Self { clock, tasks, give_up, cache, under_way: Arc::default() }
+        let (looks, under_way) = (Arc::default(), Arc::default());
+        Self { clock, tasks, give_up, ledger, databases, cache, looks, under_way }
     }
 
     /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for
@@ -75,7 +98,11 @@ impl Chat {
                 };
                 self.under_way.close(tenant, record.revision(), code);
             }
-            None => self.under_way.forget(tenant, other),
+            None => {
+                self.under_way.forget(tenant, other);
+                self.looks.forget(tenant);
+                self.ledger.forget(tenant);
+            }
         }
         self.cache.forget(tenant);
     }
@@ -115,6 +142,8 @@ pub enum AnswerEvent {
     Done {
         /// What it cost.
         usage: Usage,
+        /// Whether no model gave it: all of them were down, and it is the tenant's own message instead.
+        degraded: bool,
     },
     /// The answer failed. What had arrived is stored and marked, unless the code says otherwise.
     Failed {
@@ -152,6 +181,9 @@ pub enum ChatError {
     /// The caller was disabled or signed out after the token was signed.
     #[error("the caller is no longer signed in")]
     NotInForce,
+    /// No model could be asked, or none answered.
+    #[error("the model could not be called")]
+    Call(#[from] CallError),
     /// Settings or AI keys could not be read.
     #[error("the tenant's configuration cannot be used")]
     Configuration(#[from] ConfigurationError),

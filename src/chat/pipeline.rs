@@ -13,24 +13,26 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt as _, future};
+use futures::future;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::model_call::{self, ModelCall, Purpose};
 use super::prompt::{self, Spoken};
 use super::turn::{Begin, Failure, Finished};
 use super::under_way::Closed;
-use super::{Answer, AnswerEvent, Chat, ChatError, Question, models, tenant_store};
+use super::{Answer, AnswerEvent, Chat, ChatError, Question, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::configuration::tenant_store as configuration_store;
 use crate::ids::{ChatSessionId, MessageId};
-use crate::providers::{ChatEvent, ChatRequest, ModelProvider, ProviderError, Usage};
+use crate::metering::{CallKind, CallState, EndedCall, Outcome};
+use crate::providers::{ChatEvent, ChatRequest, Usage};
 use crate::telemetry::causes;
 use crate::tenant_db::{Client, TenantDb, TenantDbError};
 
@@ -60,8 +62,8 @@ struct Turn {
     chat: Chat,
     db: TenantDb,
     begin: Begin,
-    provider: Arc<dyn ModelProvider>,
-    request: ChatRequest,
+    /// None if every AI key that offers the model is left alone.
+    call: Option<ModelCall>,
     settings: Arc<Settings>,
 }
 
@@ -107,15 +109,15 @@ impl Chat {
             return Err(ChatError::NotInForce);
         }
         let record = caller.db.record();
-        let settings = self.cache.settings(record.id, &stored.ok_or(ConfigurationError::Unreadable)?)?;
+        let context = self.cache.context(record, &stored.ok_or(ConfigurationError::Unreadable)?, keys)?;
+        let settings = Arc::clone(&context.settings);
         if text.chars().count() > settings.max_message_length as usize {
             return Err(ChatError::TooLong { limit: settings.max_message_length });
         }
         let history = history.ok_or(ChatError::NotFound)?;
-        let keys = self.cache.keys(record, keys)?;
-        let (key, model) = models::choose(&settings.models, &keys, question.model.as_deref())?;
+        let (model, candidates) = context.choose(question.model.as_deref())?;
+        self.settle_abandoned_soon(&caller.db);
         let request = ChatRequest {
-            model: model.to_owned(),
             messages: prompt::build(&settings, history, &text),
             temperature: settings.temperature,
             max_tokens: Some(settings.max_tokens),
@@ -128,21 +130,29 @@ impl Chat {
             question_id: MessageId::new(),
             question: text,
             answer_id: MessageId::new(),
-            model: model.to_owned(),
+            model: model.to_string(),
             now: self.clock.now(),
         };
-        let provider = Arc::clone(&key.provider);
-        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, provider, request, settings };
+        let purpose = Purpose {
+            kind: CallKind::Chat,
+            user_id: Some(caller.user_id),
+            api_key_id: None,
+            message_id: Some(begin.answer_id),
+            model,
+            prompt_characters: model_call::length(&request),
+        };
+        let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
+        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings };
         Ok((turn, client))
     }
 }
 
 impl Turn {
-    async fn run(self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, mut listener: Listener) {
+    async fn run(mut self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, mut listener: Listener) {
         let message_id = self.begin.answer_id;
         let record = self.db.record();
         let (_running, closed) = self.chat.under_way.enter(message_id, record.id, record.revision());
-        let stored = tenant_store::begin(&client, &self.begin).await;
+        let stored = tenant_store::begin(&client, &self.begin, self.call.as_mut().map(ModelCall::open)).await;
         // No connection is held while the model speaks.
         drop(client);
         let stored = match stored {
@@ -158,10 +168,15 @@ impl Turn {
         if refused {
             return;
         }
-        let Self { chat, db, request, provider, settings, .. } = self;
-        let prompt_length = prompt::length(&request.messages);
+        let Self { chat, db, mut call, settings, .. } = self;
         let started = Instant::now();
-        let (content, end) = speak(&*provider, request, &mut listener, ANSWER_DEADLINE, (&chat.give_up, &closed)).await;
+        let (content, end) = match &mut call {
+            Some(call) => {
+                call.note_written();
+                speak(call, &mut listener, ANSWER_DEADLINE, (&chat.give_up, &closed)).await
+            }
+            None => (String::new(), Err(Failure::AllDown)),
+        };
         let (usage, failure) = match end {
             Ok(usage) if content.is_empty() => (usage, Some(Failure::Empty)),
             Ok(usage) => (usage, None),
@@ -170,6 +185,12 @@ impl Turn {
         if let Some(failure) = &failure {
             tracing::warn!(%message_id, code = failure.code(), causes = causes(failure), "an answer failed");
         }
+        let outcome = Outcome {
+            state: failure.as_ref().map_or(CallState::Succeeded, Failure::call_state),
+            error_code: failure.as_ref().map(Failure::code),
+            usage,
+        };
+        let ended = call.and_then(|mut call| call.end(&outcome));
         let is_closed = if let Some(Failure::Closed(code)) = &failure {
             // Told first: storing may well fail by now, and nobody is to wait for that.
             listener.tell(failed(code, &settings)).await;
@@ -177,17 +198,35 @@ impl Turn {
         } else {
             false
         };
-        let finished = Finished::new(message_id, content, usage, failure.as_ref(), prompt_length, started.elapsed());
+        // What the ledger says was used. An answer without a word has cost nobody anything, unless the provider says so.
+        let used = ended.as_ref().and_then(|call| call.end().usage);
+        let used = used.filter(|usage| usage.reported || !content.is_empty());
+        let latency = started.elapsed();
+        let mut finished = Finished::new(message_id, content, used, failure.as_ref(), 0, latency);
+        finished.call = ended;
+        if finished.content.is_empty() && failure.as_ref().is_some_and(Failure::is_outage) {
+            finished.degrade(degraded(&settings));
+            listener.tell(AnswerEvent::Delta(finished.content.clone())).await;
+        }
         if is_closed {
             // Once, while a connection is left. Else the row stays as it is, and is shown as interrupted later.
-            if let Ok(client) = db.client().await {
-                let _ = timeout(STORE_TIMEOUT, tenant_store::finish(&client, &finished, chat.clock.now())).await;
+            if let Ok(client) = db.client().await
+                && let Ok(Ok(_)) =
+                    timeout(STORE_TIMEOUT, tenant_store::finish(&client, &finished, chat.clock.now())).await
+            {
+                finished.call.into_iter().for_each(EndedCall::stored);
             }
             return;
         }
-        let event = match store(&db, &finished, &chat.clock).await {
+        let stored = store(&db, &finished, &chat.clock).await;
+        if matches!(stored, Ok(()) | Err(NotStored::Deleted)) {
+            // The call is settled though its conversation may be gone. Otherwise the ledger goes on trying.
+            finished.call.take().into_iter().for_each(EndedCall::stored);
+        }
+        let event = match stored {
             Ok(()) => match (finished.error_code, finished.usage) {
-                (None, Some(usage)) => AnswerEvent::Done { usage },
+                (None, Some(usage)) => AnswerEvent::Done { usage, degraded: false },
+                (_, Some(usage)) if finished.degraded => AnswerEvent::Done { usage, degraded: true },
                 (code, _) => failed(code.unwrap_or("answer_empty"), &settings),
             },
             Err(NotStored::Deleted) => failed("conversation_deleted", &settings),
@@ -208,17 +247,22 @@ fn failed(code: &'static str, settings: &Settings) -> AnswerEvent {
     AnswerEvent::Failed { code, message: message.to_owned() }
 }
 
+/// What is said in the place of an answer while no model answers.
+fn degraded(settings: &Settings) -> &str {
+    let messages = [settings.degraded_message.trim(), settings.error_message.trim()];
+    messages.into_iter().find(|message| !message.is_empty()).unwrap_or("No answer can be given just now.")
+}
+
 /// Lets the model speak. Returns what it said, and how it ended.
 async fn speak(
-    provider: &dyn ModelProvider,
-    request: ChatRequest,
+    call: &mut ModelCall,
     listener: &mut Listener,
     deadline: Duration,
     (give_up, closed): (&CancellationToken, &Closed),
 ) -> (String, Result<Option<Usage>, Failure>) {
     let mut content = String::new();
     let end = tokio::select! {
-        end = timeout(deadline, collect(provider, request, &mut content, listener)) => {
+        end = timeout(deadline, collect(call, &mut content, listener)) => {
             end.unwrap_or(Err(Failure::Deadline))
         }
         () = give_up.cancelled() => Err(Failure::Stopping),
@@ -228,14 +272,12 @@ async fn speak(
 }
 
 async fn collect(
-    provider: &dyn ModelProvider,
-    request: ChatRequest,
+    call: &mut ModelCall,
     content: &mut String,
     listener: &mut Listener,
 ) -> Result<Option<Usage>, Failure> {
-    let mut stream = provider.chat(request).await?;
-    while let Some(event) = stream.next().await {
-        match event? {
+    loop {
+        match call.next().await? {
             ChatEvent::Delta(delta) => {
                 // Postgres stores no NUL in a text.
                 let delta = if delta.contains('\0') { delta.replace('\0', "") } else { delta };
@@ -253,8 +295,6 @@ async fn collect(
             ChatEvent::Finished { usage, .. } => return Ok(usage),
         }
     }
-    // A provider ends its stream with one of the above; one that does not has broken off.
-    Err(ProviderError::Interrupted("the stream ended early".into()).into())
 }
 
 /// Whoever listens to an answer, for as long as they do.

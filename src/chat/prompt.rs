@@ -81,6 +81,7 @@ pub(super) mod tests {
             max_message_length: 2000,
             welcome_message: String::new(),
             error_message: "Sorry.".to_owned(),
+            degraded_message: String::new(),
             branding: Branding {
                 assistant_name: "Nora".to_owned(),
                 primary_color: "#102030".to_owned(),

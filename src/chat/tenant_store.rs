@@ -9,23 +9,30 @@ use super::turn::{Begin, Finished};
 use crate::access::{ACTIVE_USER, TenantCaller};
 use crate::api::tenant::{MessageRole, MessageState, Usage};
 use crate::ids::{ChatSessionId, MessageId, UserId};
-use crate::tenant_db::{Client, GenericClient as _};
+use crate::metering::{End, EndedCall, OpenCall};
+use crate::tenant_db::{Client, GenericClient as _, Transaction};
 
 /// No row if the conversation is not the user's; one without a message if it is and nothing in it can be shown to a
 /// model. How far back it goes is read from the settings here, so that they need not be known before.
 const HISTORY: &str = "\
     SELECT m.role, m.content FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT id, role, content FROM chat_messages
-        WHERE session_id = s.id AND (state = 'complete' OR state = 'interrupted') AND content <> ''
+        WHERE session_id = s.id AND (state = 'complete' OR state = 'interrupted') AND content <> '' AND NOT degraded
         ORDER BY id DESC
         LIMIT (SELECT (settings->>'history_length')::int FROM live_configurations ORDER BY version DESC LIMIT 1)
     ) m ON true
     WHERE s.id = $1 AND s.user_id = $2 ORDER BY m.id";
 
-/// A conversation with its first question and the row of the answer: one statement, one round trip, one commit.
+/// A conversation with its first question, the row of the answer and that of the model's call, if there is one: one
+/// statement, one round trip, one commit.
 const BEGIN_CONVERSATION: &str = "\
     WITH session AS (
         INSERT INTO chat_sessions (id, user_id, title, created_at, updated_at) VALUES ($1, $2, $3, $4, $4) RETURNING id
+    ), call AS (
+        INSERT INTO model_calls (id, kind, user_id, message_id, server_id, provider, configuration, model,
+            upstream_model, billed_to, state, input_tokens, started_at)
+        SELECT $9::uuid, 'chat', $2, $7::uuid, $10, $11, $12, $8::text, $13, $14, 'started', $15, $4
+        FROM session WHERE $9::uuid IS NOT NULL
     )
     INSERT INTO chat_messages (id, session_id, role, content, state, model, created_at)
     SELECT m.id, s.id, m.role, m.content, m.state, m.model, $4
@@ -36,18 +43,42 @@ const BEGIN_CONVERSATION: &str = "\
 const CONTINUE_CONVERSATION: &str = "\
     WITH session AS (
         UPDATE chat_sessions SET updated_at = GREATEST(updated_at, $3) WHERE id = $1 AND user_id = $2 RETURNING id
+    ), call AS (
+        INSERT INTO model_calls (id, kind, user_id, message_id, server_id, provider, configuration, model,
+            upstream_model, billed_to, state, input_tokens, started_at)
+        SELECT $8::uuid, 'chat', $2, $6::uuid, $9, $10, $11, $7::text, $12, $13, 'started', $14, $3
+        FROM session WHERE $8::uuid IS NOT NULL
     )
     INSERT INTO chat_messages (id, session_id, role, content, state, model, created_at)
     SELECT m.id, s.id, m.role, m.content, m.state, m.model, $3
     FROM session s, (VALUES ($4::uuid, 'user', $5::text, 'complete', NULL),
                             ($6::uuid, 'assistant', '', 'generating', $7::text)) m (id, role, content, state, model)";
 
-/// Repeating it changes nothing, so it may be tried again when nobody knows whether it was carried out.
+/// The end of an answer and of the call that gave it, if there was one. Repeating it changes nothing, so it may be tried
+/// again when nobody knows whether it was carried out. Both are found by their keys, so it costs the same in any table.
 const FINISH: &str = "\
+    WITH call AS (
+        UPDATE model_calls
+        SET state = $12, error_code = $13, input_tokens = $14, output_tokens = $15, cached_input_tokens = $16,
+            usage_reported = $17, cost_micros = $18, currency = $19, first_token_ms = $20, latency_ms = $21,
+            settled_at = $9
+        WHERE id = $11
+    )
     UPDATE chat_messages
     SET content = $2, state = $3, error_code = $4, input_tokens = $5, output_tokens = $6, usage_reported = $7,
-        latency_ms = $8, finished_at = $9
+        latency_ms = $8, finished_at = $9, degraded = $10
     WHERE id = $1";
+
+/// Answers whose server died keep what was stored of them. Whoever is just storing one is not waited for.
+const INTERRUPT_MESSAGES: &str = "\
+    WITH abandoned AS (
+        SELECT id FROM chat_messages WHERE id = ANY ($1) AND state = 'generating' FOR UPDATE SKIP LOCKED
+    )
+    UPDATE chat_messages m
+    SET state = CASE WHEN m.content = '' THEN 'failed' ELSE 'interrupted' END, error_code = 'server_stopped',
+        finished_at = $2
+    FROM abandoned a WHERE m.id = a.id
+    RETURNING m.id, char_length(m.content)";
 
 const LIST_CONVERSATIONS: &str = "\
     SELECT id, title, created_at, updated_at FROM chat_sessions
@@ -56,7 +87,7 @@ const LIST_CONVERSATIONS: &str = "\
 /// No row if the conversation is not the user's; one without a message if there are no more.
 const LIST_MESSAGES: &str = "\
     SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.input_tokens, m.output_tokens, m.usage_reported,
-        m.created_at
+        m.degraded, m.created_at
     FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT * FROM chat_messages WHERE session_id = s.id AND ($3::uuid IS NULL OR id > $3) ORDER BY id LIMIT $4
     ) m ON true
@@ -70,6 +101,7 @@ pub const STATEMENTS: &[&str] = &[
     BEGIN_CONVERSATION,
     CONTINUE_CONVERSATION,
     FINISH,
+    INTERRUPT_MESSAGES,
     LIST_CONVERSATIONS,
     LIST_MESSAGES,
     DELETE_CONVERSATION,
@@ -101,8 +133,16 @@ pub(super) async fn history(
     Ok(Some(spoken))
 }
 
-/// Stores a question and the row of its answer. `false` if the conversation is not the user's any more.
-pub(super) async fn begin(client: &Client, turn: &Begin) -> Result<bool, Error> {
+/// Stores a question, the row of its answer and that of the call. `false` if the conversation is not the user's any more.
+pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>) -> Result<bool, Error> {
+    let target = call.map(|call| &call.start().target);
+    let call_id = call.map(OpenCall::id);
+    let server = call.map(OpenCall::server_id);
+    let provider = target.map(|target| target.provider);
+    let configuration = target.map(|target| &*target.configuration);
+    let upstream_model = target.map(|target| &*target.upstream_model);
+    let billed_to = target.map(|target| target.billed_to.as_str());
+    let estimate = call.map(OpenCall::estimated_input);
     let inserted = match &turn.new_title {
         Some(title) => {
             let statement = client.prepare_cached(BEGIN_CONVERSATION).await?;
@@ -118,6 +158,13 @@ pub(super) async fn begin(client: &Client, turn: &Begin) -> Result<bool, Error> 
                         &turn.question,
                         &turn.answer_id,
                         &turn.model,
+                        &call_id,
+                        &server,
+                        &provider,
+                        &configuration,
+                        &upstream_model,
+                        &billed_to,
+                        &estimate,
                     ],
                 )
                 .await?
@@ -135,6 +182,13 @@ pub(super) async fn begin(client: &Client, turn: &Begin) -> Result<bool, Error> 
                         &turn.question,
                         &turn.answer_id,
                         &turn.model,
+                        &call_id,
+                        &server,
+                        &provider,
+                        &configuration,
+                        &upstream_model,
+                        &billed_to,
+                        &estimate,
                     ],
                 )
                 .await?
@@ -143,9 +197,10 @@ pub(super) async fn begin(client: &Client, turn: &Begin) -> Result<bool, Error> 
     Ok(inserted == 2)
 }
 
-/// Stores the end of an answer. `false` if its row is not there any more.
+/// Stores the end of an answer and of its call. `false` if its row is not there any more.
 pub(super) async fn finish(client: &Client, answer: &Finished, now: DateTime<Utc>) -> Result<bool, Error> {
     let statement = client.prepare_cached(FINISH).await?;
+    let end = answer.call.as_ref().map(EndedCall::end);
     let tokens = |count: u32| i32::try_from(count).unwrap_or(i32::MAX);
     let updated = client
         .execute(
@@ -160,10 +215,35 @@ pub(super) async fn finish(client: &Client, answer: &Finished, now: DateTime<Utc
                 &answer.usage.map(|usage| usage.reported),
                 &i32::try_from(answer.latency.as_millis()).unwrap_or(i32::MAX),
                 &now,
+                &answer.degraded,
+                &answer.call.as_ref().map(EndedCall::id),
+                &end.map(|end| end.state.as_str()),
+                &end.and_then(|end| end.error_code),
+                &end.and_then(End::input_tokens),
+                &end.and_then(End::output_tokens),
+                &end.and_then(End::cached_input_tokens),
+                &end.and_then(End::usage_reported),
+                &end.and_then(|end| end.cost_micros),
+                &end.and_then(|end| end.currency.as_deref()),
+                &end.and_then(|end| end.first_token_ms),
+                &end.map(|end| end.latency_ms),
             ],
         )
         .await?;
     Ok(updated == 1)
+}
+
+/// Marks answers whose server died. Returns those that were still being generated, with how many characters are kept.
+pub(super) async fn interrupt_messages(
+    transaction: &Transaction<'_>,
+    messages: &[MessageId],
+    now: DateTime<Utc>,
+) -> Result<Vec<(MessageId, usize)>, Error> {
+    let statement = transaction.prepare_cached(INTERRUPT_MESSAGES).await?;
+    let rows = transaction.query(&statement, &[&messages, &now]).await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, usize::try_from(row.try_get::<_, i32>(1)?).unwrap_or_default())))
+        .collect()
 }
 
 /// A user's conversations, newest first.
@@ -219,6 +299,7 @@ pub(super) async fn list_messages(
             error_code: row.try_get("error_code")?,
             model: row.try_get("model")?,
             usage,
+            degraded: row.try_get::<_, Option<bool>>("degraded")?.unwrap_or_default(),
             created_at: row.try_get("created_at")?,
         });
     }

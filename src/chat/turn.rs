@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::model_call::{CallError, another_may_help};
 use crate::api::tenant::{MessageState, Usage};
 use crate::ids::{ChatSessionId, MessageId, UserId};
+use crate::metering::{CallState, EndedCall};
 use crate::providers::{self, ProviderError};
 
 /// A question and the row of its answer.
@@ -27,6 +29,8 @@ pub(super) struct Begin {
 pub(super) enum Failure {
     #[error("the model provider failed")]
     Provider(#[from] ProviderError),
+    #[error("every AI key that offers the model is left alone for a moment")]
+    AllDown,
     #[error("the answer took too long")]
     Deadline,
     #[error("the answer is larger than allowed")]
@@ -44,11 +48,46 @@ impl Failure {
     pub(super) fn code(&self) -> &'static str {
         match self {
             Self::Provider(error) => error.code(),
+            Self::AllDown => "models_unavailable",
             Self::Deadline => "answer_timeout",
             Self::TooLarge => "answer_too_large",
             Self::Empty => "answer_empty",
             Self::Stopping => "server_stopped",
             Self::Closed(code) => code,
+        }
+    }
+}
+
+impl From<CallError> for Failure {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::Provider(error) => Self::Provider(error),
+            CallError::AllDown { .. } => Self::AllDown,
+            CallError::Closed(code) => Self::Closed(code),
+            CallError::Stopping => Self::Stopping,
+            CallError::Deadline => Self::Deadline,
+        }
+    }
+}
+
+impl Failure {
+    /// How the call of the model ended.
+    pub(super) fn call_state(&self) -> CallState {
+        match self {
+            // The provider has done its part, and counted.
+            Self::Empty => CallState::Succeeded,
+            Self::Provider(_) | Self::AllDown => CallState::Failed,
+            Self::Deadline | Self::TooLarge => CallState::Cancelled,
+            Self::Stopping | Self::Closed(_) => CallState::Interrupted,
+        }
+    }
+
+    /// Whether no model was there to answer, rather than something being wrong with the question.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Provider(error) => another_may_help(error),
+            Self::AllDown => true,
+            _ => false,
         }
     }
 }
@@ -62,6 +101,10 @@ pub(super) struct Finished {
     pub(super) error_code: Option<&'static str>,
     pub(super) usage: Option<Usage>,
     pub(super) latency: Duration,
+    /// Whether it is the tenant's own message, for no model answered.
+    pub(super) degraded: bool,
+    /// The call that gave it, which is settled in the same statement.
+    pub(super) call: Option<EndedCall>,
 }
 
 impl Finished {
@@ -85,7 +128,16 @@ impl Finished {
             None if content.is_empty() => None,
             None => Some(estimate(prompt_length, content.chars().count())),
         };
-        Self { message_id, content, state, error_code: failure.map(Failure::code), usage, latency }
+        let error_code = failure.map(Failure::code);
+        Self { message_id, content, state, error_code, usage, latency, degraded: false, call: None }
+    }
+
+    /// The tenant's own message in the place of an answer that no model gave.
+    pub(super) fn degrade(&mut self, message: &str) {
+        message.clone_into(&mut self.content);
+        self.state = MessageState::Complete;
+        self.usage = Some(Usage { input_tokens: 0, output_tokens: 0, reported: false });
+        self.degraded = true;
     }
 }
 
@@ -127,6 +179,16 @@ mod tests {
         let usage = finished("Zwölf Zeichen", None, None).usage;
         assert_eq!(usage, Some(Usage { input_tokens: 2, output_tokens: 3, reported: false }));
         assert_eq!(finished("x", None, None).usage.unwrap().output_tokens, 1);
+    }
+
+    #[test]
+    fn a_degraded_answer_is_whole_and_says_what_was_wrong() {
+        let down = Failure::Provider(ProviderError::Unavailable("down".into()));
+        let mut answer = finished("", None, Some(&down));
+        answer.degrade("Call us.");
+        assert_eq!((answer.state, answer.error_code), (MessageState::Complete, Some("provider_unavailable")));
+        assert!(answer.degraded && answer.content == "Call us." && down.is_outage());
+        assert!(!Failure::Provider(ProviderError::BadRequest("no".into())).is_outage());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A tenant's AI keys: set, shown masked, tried and opened for a call.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use zeroize::Zeroizing;
 
 use super::ConfigurationError;
+use super::aliases;
 use super::tenant_store::{self, AiKeyRow};
 use crate::clock::SharedClock;
 use crate::ids::{ApiConfigurationId, TenantId};
@@ -59,6 +60,12 @@ pub struct AiKey {
     pub models: Vec<String>,
     /// The model that answers when none is asked for.
     pub default_model: String,
+    /// Further names for these models.
+    pub model_aliases: BTreeMap<String, String>,
+    /// Its place in the order.
+    pub position: i32,
+    /// Whether it is used.
+    pub enabled: bool,
     /// When it was last set.
     pub updated_at: DateTime<Utc>,
 }
@@ -72,6 +79,9 @@ impl From<AiKeyRow> for AiKey {
             hint: row.hint,
             models: row.models,
             default_model: row.default_model,
+            model_aliases: row.model_aliases,
+            position: row.position,
+            enabled: row.enabled,
             updated_at: row.updated_at,
         }
     }
@@ -90,6 +100,12 @@ pub struct NewAiKey {
     pub models: Vec<String>,
     /// The model that answers when none is asked for.
     pub default_model: String,
+    /// Further names for these models.
+    pub model_aliases: BTreeMap<String, String>,
+    /// Its place in the order; where it is, or last, if `None`.
+    pub position: Option<i32>,
+    /// Whether it is used; as it is, or yes, if `None`.
+    pub enabled: Option<bool>,
 }
 
 /// How trying a key went.
@@ -113,7 +129,7 @@ impl AiKeys {
         Self { providers, clock, directory }
     }
 
-    /// All keys, in the order in which they were first set.
+    /// All keys, in their order.
     ///
     /// # Errors
     /// If the tenant's database fails.
@@ -131,7 +147,8 @@ impl AiKeys {
         let provider = parse_provider(&new.provider)?;
         let base_url = new.base_url.as_deref().unwrap_or(DEFAULT_BASE_URL);
         let base_url = self.providers.validate_base_url(base_url).map_err(|error| refused("base_url", error))?;
-        check_models(&new.models, &new.default_model)?;
+        check_models(&new.models)?;
+        aliases::check(&new.models, &new.model_aliases, &new.default_model)?;
         let key = check_key(&new.api_key)?;
         for _ in 0..PUT_ATTEMPTS {
             // Which key seals is asked under the lock and not taken from the cache: a key that is being replaced must
@@ -141,10 +158,13 @@ impl AiKeys {
             tenant_store::share_sealing_lock(&client).await?;
             let record = self.directory.read_again(db.record().id).await?;
             let found = tenant_store::find_ai_key(&client, name).await?;
+            let all = tenant_store::list_ai_keys(&client).await?;
             // Every chat turn reads all keys, and servers keep them: without a bound one tenant could fill the memory.
-            if found.is_none() && tenant_store::list_ai_keys(&client).await?.len() >= MOST_KEYS {
+            if found.is_none() && all.len() >= MOST_KEYS {
                 return Err(refused("name", format!("there are {MOST_KEYS} keys already; delete one first")));
             }
+            let place = found.as_ref().or(all.last()).map_or(0, |row| row.position);
+            let enabled = found.as_ref().is_none_or(|row| row.enabled);
             let id = found.map_or_else(ApiConfigurationId::new, |row| row.id);
             let row = AiKeyRow {
                 id,
@@ -155,6 +175,9 @@ impl AiKeys {
                 hint: hint(&key),
                 models: new.models.clone(),
                 default_model: new.default_model.clone(),
+                model_aliases: new.model_aliases.clone(),
+                position: new.position.unwrap_or(place),
+                enabled: new.enabled.unwrap_or(enabled),
                 updated_at: self.clock.now(),
             };
             if tenant_store::put_ai_key(&client, &row).await? {
@@ -186,9 +209,9 @@ impl AiKeys {
         };
         let provider = providers::build(&open_key(db.record(), &row)?, &self.providers);
         let started = Instant::now();
-        let result = providers::test(&*provider, &row.default_model).await;
+        let model = row.model_aliases.get(&row.default_model).cloned().unwrap_or(row.default_model);
+        let result = providers::test(&*provider, &model).await;
         let latency_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let model = row.default_model;
         Ok(match result {
             Ok(verdict) => KeyTest {
                 ok: true,
@@ -225,7 +248,7 @@ pub(super) fn location(tenant: TenantId, id: ApiConfigurationId) -> Location {
     Location::tenant(tenant, "api_configurations", "api_key_sealed", id)
 }
 
-fn refused(field: &'static str, message: impl fmt::Display) -> ConfigurationError {
+pub(super) fn refused(field: &'static str, message: impl fmt::Display) -> ConfigurationError {
     ConfigurationError::Refused { field, message: message.to_string() }
 }
 
@@ -245,7 +268,7 @@ fn check_name(name: &str) -> Result<(), ConfigurationError> {
     Err(refused("name", "an AI key's name is 1 to 50 of a-z, 0-9, `-` and `_`"))
 }
 
-fn check_models(models: &[String], default_model: &String) -> Result<(), ConfigurationError> {
+fn check_models(models: &[String]) -> Result<(), ConfigurationError> {
     if models.is_empty() {
         return Err(refused("models", "at least one model is needed"));
     }
@@ -254,9 +277,6 @@ fn check_models(models: &[String], default_model: &String) -> Result<(), Configu
     }
     if models.iter().collect::<HashSet<_>>().len() != models.len() {
         return Err(refused("models", "a model is named twice"));
-    }
-    if !models.contains(default_model) {
-        return Err(refused("default_model", "must be one of `models`"));
     }
     Ok(())
 }
@@ -338,19 +358,18 @@ mod tests {
     }
 
     #[test]
-    fn models_are_distinct_and_hold_the_default() {
-        let check = |models: &[&str], default: &str| {
+    fn models_are_distinct() {
+        let check = |models: &[&str]| {
             let models: Vec<_> = models.iter().map(|&model| model.to_owned()).collect();
-            check_models(&models, &default.to_owned()).map_err(|error| match error {
+            check_models(&models).map_err(|error| match error {
                 ConfigurationError::Refused { field, .. } => field,
                 _ => "",
             })
         };
-        assert_eq!(check(&["a", "b"], "b"), Ok(()));
-        assert_eq!(check(&["a", "a"], "a"), Err("models"));
-        assert_eq!(check(&["a", "b\0"], "a"), Err("models"));
-        assert_eq!(check(&[], "a"), Err("models"));
-        assert_eq!(check(&["a"], "b"), Err("default_model"));
+        assert_eq!(check(&["a", "b"]), Ok(()));
+        assert_eq!(check(&["a", "a"]), Err("models"));
+        assert_eq!(check(&["a", "b\0"]), Err("models"));
+        assert_eq!(check(&[]), Err("models"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! elsewhere, and leave this module only inside a model provider.
 
 mod ai_keys;
+mod aliases;
 mod sealing;
 mod settings;
 pub mod tenant_store;

@@ -43,6 +43,8 @@ pub struct SettingsChange {
     pub welcome_message: Option<String>,
     /// See [`Settings::error_message`].
     pub error_message: Option<String>,
+    /// See [`Settings::degraded_message`].
+    pub degraded_message: Option<String>,
     /// Replaces the branding as a whole.
     pub branding: Option<Branding>,
     /// Sets these switches; others stay.
@@ -65,6 +67,7 @@ impl SettingsChange {
             max_message_length: self.max_message_length.unwrap_or(settings.max_message_length),
             welcome_message: text(&self.welcome_message, &settings.welcome_message),
             error_message: text(&self.error_message, &settings.error_message),
+            degraded_message: text(&self.degraded_message, &settings.degraded_message),
             branding: self.branding.as_ref().unwrap_or(&settings.branding).clone(),
             features,
         }
@@ -139,6 +142,7 @@ fn check(settings: &Settings) -> Result<(), ConfigurationError> {
         ("system_prompt", &settings.system_prompt),
         ("welcome_message", &settings.welcome_message),
         ("error_message", &settings.error_message),
+        ("degraded_message", &settings.degraded_message),
         ("branding.assistant_name", &settings.branding.assistant_name),
         ("branding.voice", &settings.branding.voice),
     ];
@@ -163,6 +167,7 @@ mod tests {
             max_message_length: 2000,
             welcome_message: "Hello".to_owned(),
             error_message: "Sorry".to_owned(),
+            degraded_message: String::new(),
             branding: Branding {
                 assistant_name: "Nora".to_owned(),
                 primary_color: "#102030".to_owned(),

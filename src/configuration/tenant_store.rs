@@ -1,5 +1,7 @@
 //! SQL of settings and AI keys.
 
+use std::collections::BTreeMap;
+
 use chrono::{DateTime, Utc};
 use tokio_postgres::types::Json;
 use tokio_postgres::{Error, Row};
@@ -18,21 +20,25 @@ const INSERT_SETTINGS: &str = "\
     ON CONFLICT (version) DO NOTHING";
 
 const LIST_AI_KEYS: &str = "\
-    SELECT id, name, provider, base_url, api_key_sealed, api_key_hint, models, default_model, updated_at
-    FROM api_configurations ORDER BY created_at, id";
+    SELECT id, name, provider, base_url, api_key_sealed, api_key_hint, models, default_model, model_aliases, position,
+        enabled, updated_at
+    FROM api_configurations ORDER BY position, created_at, id";
 
 const FIND_AI_KEY: &str = "\
-    SELECT id, name, provider, base_url, api_key_sealed, api_key_hint, models, default_model, updated_at
+    SELECT id, name, provider, base_url, api_key_sealed, api_key_hint, models, default_model, model_aliases, position,
+        enabled, updated_at
     FROM api_configurations WHERE name = $1";
 
 /// The sealed key opens only in the row it was sealed for, so a row of this name but another id is left alone.
 const PUT_AI_KEY: &str = "\
     INSERT INTO api_configurations AS k
-        (id, name, provider, base_url, api_key_sealed, api_key_hint, models, default_model, created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $9)
+        (id, name, provider, base_url, api_key_sealed, api_key_hint, models, default_model, model_aliases, position,
+         enabled, created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)
     ON CONFLICT (name) DO UPDATE
     SET provider = EXCLUDED.provider, base_url = EXCLUDED.base_url, api_key_sealed = EXCLUDED.api_key_sealed,
         api_key_hint = EXCLUDED.api_key_hint, models = EXCLUDED.models, default_model = EXCLUDED.default_model,
+        model_aliases = EXCLUDED.model_aliases, position = EXCLUDED.position, enabled = EXCLUDED.enabled,
         updated_at = EXCLUDED.updated_at
     WHERE k.id = EXCLUDED.id";
 
@@ -109,6 +115,12 @@ pub struct AiKeyRow {
     pub models: Vec<String>,
     /// The model that answers when none is asked for.
     pub default_model: String,
+    /// Further names for these models.
+    pub model_aliases: BTreeMap<String, String>,
+    /// Its place in the order.
+    pub position: i32,
+    /// Whether it is used.
+    pub enabled: bool,
     /// When it was last set.
     pub updated_at: DateTime<Utc>,
 }
@@ -124,6 +136,9 @@ impl AiKeyRow {
             hint: row.try_get("api_key_hint")?,
             models: row.try_get("models")?,
             default_model: row.try_get("default_model")?,
+            model_aliases: row.try_get::<_, Json<_>>("model_aliases")?.0,
+            position: row.try_get("position")?,
+            enabled: row.try_get("enabled")?,
             updated_at: row.try_get("updated_at")?,
         })
     }
@@ -147,7 +162,7 @@ pub(super) async fn insert_settings(
     Ok(client.execute(INSERT_SETTINGS, &[&version, &Json(settings), &by, &now]).await? == 1)
 }
 
-/// All AI keys, in the order in which they were first set.
+/// All AI keys, in their order.
 pub async fn list_ai_keys(client: &impl GenericClient) -> Result<Vec<AiKeyRow>, Error> {
     let statement = client.prepare_cached(LIST_AI_KEYS).await?;
     client.query(&statement, &[]).await?.iter().map(AiKeyRow::from_row).collect()
@@ -174,6 +189,9 @@ pub(super) async fn put_ai_key(client: &impl GenericClient, key: &AiKeyRow) -> R
                 &key.hint,
                 &key.models,
                 &key.default_model,
+                &Json(&key.model_aliases),
+                &key.position,
+                &key.enabled,
                 &key.updated_at,
             ],
         )

@@ -15,12 +15,13 @@ use crate::api::database::DatabaseFinding;
 use crate::api::{FieldProblem, Problem};
 use crate::backup_archive::ArchiveError;
 use crate::backups::BackupError;
-use crate::chat::ChatError;
+use crate::chat::{CallError, ChatError};
 use crate::configuration::ConfigurationError;
 use crate::fleet::FleetError;
 use crate::fleet_audit::FleetAuditError;
 use crate::idempotency::IdempotencyError;
 use crate::ids::OperationId;
+use crate::metering::MeteringError;
 use crate::operations::OperationError;
 use crate::postgres_programs::ProgramError;
 use crate::rotation::RotationError;
@@ -302,10 +303,37 @@ impl From<ChatError> for ApiError {
             ChatError::AiKeyMissing => Self::conflict("ai_key_missing", "No AI key is set")
                 .detail("an admin has to set one first: PUT /api/v1/ai-keys/{name}"),
             ChatError::NotInForce => Self::unauthenticated(),
+            ChatError::Call(error) => error.into(),
             ChatError::Configuration(error) => error.into(),
             ChatError::TenantDb(error) => error.into(),
             ChatError::Database(error) => Self::tenant_database(&error),
             ChatError::TaskLost => Self::internal(&error),
+        }
+    }
+}
+
+impl From<CallError> for ApiError {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::AllDown { retry_after } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "models_unavailable", "No model answers just now")
+                    .retry_after(retry_after)
+            }
+            CallError::Stopping => Self::unavailable("server_stopped", "The server is stopping", &error),
+            // As for any other request of the tenant's users from now on.
+            CallError::Closed(code) => Self::new(StatusCode::FORBIDDEN, code, "This service is not active"),
+            CallError::Provider(_) | CallError::Deadline => {
+                Self::new(StatusCode::BAD_GATEWAY, error.code(), "The answer failed").detail(error.to_string())
+            }
+        }
+    }
+}
+
+impl From<MeteringError> for ApiError {
+    fn from(error: MeteringError) -> Self {
+        match error {
+            MeteringError::TenantDb(error) => error.into(),
+            MeteringError::Database(error) => Self::tenant_database(&error),
         }
     }
 }

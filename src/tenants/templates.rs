@@ -92,6 +92,7 @@ impl Templates {
             &mut settings.system_prompt,
             &mut settings.welcome_message,
             &mut settings.error_message,
+            &mut settings.degraded_message,
             &mut settings.branding.assistant_name,
         ];
         for text in texts {

@@ -44,8 +44,9 @@ pub async fn put(
     Path(name): Path<String>,
     Valid(request): Valid<PutAiKeyRequest>,
 ) -> ApiResult<Json<AiKey>> {
-    let PutAiKeyRequest { provider, base_url, api_key, models, default_model } = request;
-    let new = NewAiKey { provider, base_url, api_key, models, default_model };
+    let PutAiKeyRequest { provider, base_url, api_key, models, default_model, .. } = request;
+    let PutAiKeyRequest { model_aliases, position, enabled, .. } = request;
+    let new = NewAiKey { provider, base_url, api_key, models, default_model, model_aliases, position, enabled };
     Ok(Json(body(state.ai_keys.put(&caller.db, &name, new).await?)))
 }
 
@@ -99,6 +100,9 @@ fn body(key: configuration::AiKey) -> AiKey {
         api_key: key.hint,
         models: key.models,
         default_model: key.default_model,
+        model_aliases: key.model_aliases,
+        position: key.position,
+        enabled: key.enabled,
         updated_at: key.updated_at,
     }
 }

@@ -66,13 +66,14 @@ async fn whole(mut answer: Answer) -> ApiResult<ChatResponse> {
     while let Some(event) = answer.events.recv().await {
         match event {
             AnswerEvent::Delta(text) => content.push_str(&text),
-            AnswerEvent::Done { usage } => {
+            AnswerEvent::Done { usage, degraded } => {
                 return Ok(ChatResponse {
                     session_id: answer.session_id.as_uuid(),
                     message_id: answer.message_id.as_uuid(),
                     content,
                     model: answer.model,
                     usage,
+                    degraded,
                 });
             }
             AnswerEvent::Failed { code, message } => {
@@ -145,13 +146,14 @@ impl Sender {
         self.heartbeat.reset();
         Some(match event {
             Some(AnswerEvent::Delta(content)) => json(Event::default(), &ChatDelta { content }),
-            Some(AnswerEvent::Done { usage }) => {
+            Some(AnswerEvent::Done { usage, degraded }) => {
                 self.rest = Rest::Mark;
                 let done = ChatDone {
                     session_id: self.session_id.as_uuid(),
                     message_id: self.message_id.as_uuid(),
                     model: std::mem::take(&mut self.model),
                     usage,
+                    degraded,
                 };
                 json(Event::default().event("done"), &done)
             }

@@ -52,6 +52,7 @@ pub async fn update(
         max_message_length: request.max_message_length,
         welcome_message: request.welcome_message,
         error_message: request.error_message,
+        degraded_message: request.degraded_message,
         branding: request.branding,
         features: request.features,
     };

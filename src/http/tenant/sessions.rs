@@ -68,6 +68,7 @@ pub async fn messages(
             error_code: found.error_code,
             model: found.model,
             usage: found.usage,
+            degraded: found.degraded,
             created_at: found.created_at,
         })
         .collect();

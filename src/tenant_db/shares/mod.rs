@@ -42,6 +42,8 @@ const ASK_AGAIN: Duration = Duration::from_secs(1);
 pub(super) const SILENCE: Duration = Duration::from_secs(15);
 /// How long the platform's database may take.
 const PLATFORM: Duration = Duration::from_secs(2);
+/// How long what a beat has seen of the other servers holds.
+const SIGHT: Duration = Duration::from_secs(10);
 /// How long the connections may take to end when the server stops.
 const LAST_CONNECTIONS: Duration = Duration::from_secs(4);
 
@@ -53,6 +55,8 @@ pub struct Shares {
     wake: Notify,
     /// Whether the last beat failed.
     away: AtomicBool,
+    /// The other servers that run, and when they were seen.
+    others: Mutex<Option<(Instant, Arc<[Uuid]>)>>,
     /// One beat at a time.
     beating: tokio::sync::Mutex<Watch>,
 }
@@ -83,12 +87,19 @@ impl Shares {
         let id = Uuid::now_v7();
         let name = Mutex::new(id.to_string());
         let (wake, away, beating) = (Notify::new(), AtomicBool::new(false), tokio::sync::Mutex::default());
-        Self { pool, id, name, wake, away, beating }
+        Self { pool, id, name, wake, away, others: Mutex::new(None), beating }
     }
 
     /// This server.
     pub(super) fn id(&self) -> Uuid {
         self.id
+    }
+
+    /// The other servers that run, unless nobody has seen them lately. One that was seen may have died since; one that was
+    /// not has, or is cut off from the platform's database.
+    fn others(&self) -> Option<Arc<[Uuid]>> {
+        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        others.filter(|(seen, _)| seen.elapsed() < SIGHT).map(|(_, others)| others)
     }
 
     /// All shares of all servers.
@@ -176,6 +187,9 @@ impl Shares {
             store::notify(&mut transaction).await?;
         }
         transaction.commit().await?;
+        let mut others: Vec<_> = all.iter().map(|share| share.server_id).filter(|id| *id != self.id).collect();
+        others.dedup();
+        *self.others.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, others.into()));
         watch.took_over = true;
         watch.last = Some(Instant::now());
         for (server, granted) in granted {
@@ -235,6 +249,17 @@ impl TenantDatabases {
     /// Another server has less than its part: say at once what this one can spare.
     pub fn look_at_shares(&self) {
         self.common().shares.wake.notify_one();
+    }
+
+    /// This server, which has a new id each time it is started.
+    pub fn server_id(&self) -> Uuid {
+        self.common().shares.id()
+    }
+
+    /// The other servers that run, if that is known: of a server that is not among them nothing more will come, unless it
+    /// is cut off from the platform's database.
+    pub fn other_servers(&self) -> Option<Arc<[Uuid]>> {
+        self.common().shares.others()
     }
 
     /// Says where this server serves.

@@ -1,0 +1,94 @@
+//! What a tenant's settings and AI keys are, ready for calls, and at most a second old.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future;
+
+use super::candidates::{Candidate, ModelEntry, Models};
+use super::{Chat, ChatError};
+use crate::api::tenant::Settings;
+use crate::configuration::ConfigurationError;
+use crate::configuration::tenant_store as configuration_store;
+use crate::tenant_db::TenantDb;
+
+/// How old what is used without being read again may be.
+pub(super) const FRESH: Duration = Duration::from_secs(1);
+
+/// A tenant's settings and the models that its keys offer.
+pub struct ChatContext {
+    /// The settings.
+    pub settings: Arc<Settings>,
+    models: Models,
+}
+
+impl std::fmt::Debug for ChatContext {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChatContext").finish_non_exhaustive()
+    }
+}
+
+impl ChatContext {
+    pub(super) fn new(settings: Arc<Settings>, models: Models) -> Self {
+        Self { settings, models }
+    }
+
+    /// The models that may be asked for, by name, in order.
+    pub fn models(&self) -> impl Iterator<Item = &ModelEntry> {
+        self.models.entries()
+    }
+
+    /// One of them.
+    pub fn model(&self, name: &str) -> Option<&ModelEntry> {
+        self.models.entry(name)
+    }
+
+    /// Whether a model may be asked for.
+    pub fn offers(&self, name: &str) -> bool {
+        self.model(name).is_some()
+    }
+
+    /// The name and the keys for a question; the default ones if no model is asked for.
+    pub(super) fn choose(&self, requested: Option<&str>) -> Result<(Arc<str>, Arc<[Candidate]>), ChatError> {
+        self.models.choose(requested)
+    }
+}
+
+impl Chat {
+    /// What a tenant's settings and AI keys are, at most a second old: for whoever does not read from the tenant's
+    /// database anyway. Of many who need it at once, one reads it.
+    ///
+    /// # Errors
+    /// If the tenant's database fails, or what it holds cannot be used.
+    pub async fn context(&self, db: &TenantDb) -> Result<Arc<ChatContext>, ChatError> {
+        let tenant = db.record().id;
+        if let Some(context) = self.cache.fresh(tenant) {
+            return Ok(context);
+        }
+        let flight = self.cache.flight(tenant);
+        let read = match flight.try_lock() {
+            Ok(_reading) => self.read_context(db).await,
+            Err(_) => {
+                drop(flight.lock().await);
+                match self.cache.fresh(tenant) {
+                    Some(context) => Ok(context),
+                    // Whoever read for all has failed. One after another they would wait far too long.
+                    None => self.read_context(db).await,
+                }
+            }
+        };
+        self.cache.landed(tenant, flight);
+        read
+    }
+
+    async fn read_context(&self, db: &TenantDb) -> Result<Arc<ChatContext>, ChatError> {
+        let client = db.client().await?;
+        let (stored, keys) = future::try_join(
+            configuration_store::current_settings(&client),
+            configuration_store::list_ai_keys(&client),
+        )
+        .await?;
+        drop(client);
+        self.cache.context(db.record(), &stored.ok_or(ConfigurationError::Unreadable)?, keys)
+    }
+}

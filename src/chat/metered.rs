@@ -1,0 +1,257 @@
+//! Calls for programs: nothing is kept of them but their rows in the ledger.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use futures::{FutureExt as _, Stream, StreamExt as _};
+
+use super::model_call::{self, CallError, ModelCall, Purpose};
+use super::under_way::UnderWay;
+use super::{Chat, ChatError};
+use crate::ids::{ApiKeyId, MessageId, ModelCallId, UserId};
+use crate::metering::{CallKind, OpenCall, Outcome, Settling};
+use crate::providers::{ChatEvent, ChatRequest, EmbeddingRequest, Embeddings, Usage};
+use crate::tenant_db::TenantDb;
+
+/// The longest an answer may take.
+const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// For whom and what a call is made.
+#[derive(Debug, Clone)]
+pub struct CallContext {
+    /// The tenant's database, proved by a credential.
+    pub db: TenantDb,
+    /// The user it is made for.
+    pub user_id: Option<UserId>,
+    /// The API key it is made with.
+    pub api_key_id: Option<ApiKeyId>,
+    /// What kind of call it is.
+    pub kind: CallKind,
+    /// The name of the model that is asked for.
+    pub model: String,
+}
+
+/// An answer as it comes. The last item is [`ChatEvent::Finished`], always with a usage, or an error; the call is
+/// settled before, unless its database is away. Dropped earlier, the call ends upstream and is settled as cancelled.
+pub struct MeteredStream {
+    /// The call that answers.
+    pub call_id: ModelCallId,
+    /// The name of the model that was asked for.
+    pub model: Arc<str>,
+    /// The provider's own name of the model that answers.
+    pub upstream_model: Arc<str>,
+    /// The AI key that answers.
+    pub configuration: Arc<str>,
+    // The call first: dropped, it ends before its mark is taken away.
+    call: ModelCall,
+    first: Option<ChatEvent>,
+    stop: BoxFuture<'static, CallError>,
+    phase: Phase,
+    _mark: UnderWay,
+}
+
+enum Phase {
+    Speaking,
+    Settling(Settling, Result<ChatEvent, CallError>),
+    Over,
+}
+
+impl fmt::Debug for MeteredStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MeteredStream").field("call_id", &self.call_id).finish_non_exhaustive()
+    }
+}
+
+/// The vectors of a call, always with a usage.
+#[derive(Debug)]
+pub struct MeteredEmbeddings {
+    /// The call.
+    pub call_id: ModelCallId,
+    /// The name of the model that was asked for.
+    pub model: Arc<str>,
+    /// The vectors.
+    pub embeddings: Embeddings,
+}
+
+impl Chat {
+    /// Asks a model. Resolves with the first thing it says: until then, if one AI key fails, the next one is asked.
+    /// `request.model` is set for each. May be given up anywhere; the call is settled as cancelled then.
+    ///
+    /// # Errors
+    /// See [`ChatError`]; nothing was delivered then.
+    pub async fn complete(&self, context: CallContext, request: ChatRequest) -> Result<MeteredStream, ChatError> {
+        let prompt_characters = model_call::length(&request);
+        let mut call = self.metered(context, prompt_characters, Some(request)).await?;
+        let (mark, mut stop) = self.watch(&call);
+        let first = tokio::select! {
+            biased;
+            error = &mut stop => Err(error),
+            first = call.next() => first,
+        };
+        let first = match first {
+            Ok(first) => first,
+            Err(error) => return Err(self.settle_failed(call, error).await),
+        };
+        let target = call.target();
+        Ok(MeteredStream {
+            call_id: call.current().map_or_else(ModelCallId::new, OpenCall::id),
+            model: Arc::clone(call.model()),
+            upstream_model: Arc::clone(&target.upstream_model),
+            configuration: Arc::clone(&target.configuration),
+            call,
+            first: Some(first),
+            stop,
+            phase: Phase::Speaking,
+            _mark: mark,
+        })
+    }
+
+    /// Turns texts into vectors. If one AI key fails, the next one is asked.
+    ///
+    /// # Errors
+    /// See [`ChatError`].
+    pub async fn embed(&self, context: CallContext, request: EmbeddingRequest) -> Result<MeteredEmbeddings, ChatError> {
+        let prompt_characters = request.input.iter().map(|text| text.chars().count()).sum();
+        let mut call = self.metered(context, prompt_characters, None).await?;
+        let (_mark, mut stop) = self.watch(&call);
+        let embedding = async {
+            loop {
+                let model = call.target().upstream_model.to_string();
+                let provider = Arc::clone(&call.candidate().provider);
+                match provider.embed(EmbeddingRequest { model, ..request.clone() }).await {
+                    Ok(embeddings) => return Ok(embeddings),
+                    Err(error) => call.fall_back(error).await?,
+                }
+            }
+        };
+        let embedded = tokio::select! {
+            biased;
+            error = &mut stop => Err(error),
+            embedded = embedding => embedded,
+        };
+        let mut embeddings = match embedded {
+            Ok(embeddings) => embeddings,
+            Err(error) => return Err(self.settle_failed(call, error).await),
+        };
+        call.note_works();
+        let (model, call_id) = (Arc::clone(call.model()), call.current().map_or_else(ModelCallId::new, OpenCall::id));
+        if let Some(ended) = call.end(&Outcome::succeeded(embeddings.usage)) {
+            embeddings.usage = ended.end().usage;
+            ended.settle().await;
+        }
+        Ok(MeteredEmbeddings { call_id, model, embeddings })
+    }
+
+    /// A call whose first row is written.
+    async fn metered(
+        &self,
+        context: CallContext,
+        prompt_characters: usize,
+        request: Option<ChatRequest>,
+    ) -> Result<ModelCall, ChatError> {
+        let CallContext { db, user_id, api_key_id, kind, model } = context;
+        let (model, candidates) = self.context(&db).await?.choose(Some(&model))?;
+        self.settle_abandoned_soon(&db);
+        let purpose = Purpose { kind, user_id, api_key_id, message_id: None, model, prompt_characters };
+        let mut call = ModelCall::new(&self.ledger, &db, purpose, candidates, request)?;
+        call.begin().await?;
+        Ok(call)
+    }
+
+    /// Marks a call as under way, and says when and why it has to end.
+    fn watch(&self, call: &ModelCall) -> (UnderWay, BoxFuture<'static, CallError>) {
+        let record = call.db().record();
+        let id = call.current().map_or_else(ModelCallId::new, OpenCall::id);
+        // Calls and messages have ids of one kind, and none has another's.
+        let (mark, closed) = self.under_way.enter(MessageId::from_uuid(id.as_uuid()), record.id, record.revision());
+        let give_up = self.give_up.clone();
+        let stop = async move {
+            tokio::select! {
+                code = closed.closed() => CallError::Closed(code),
+                () = give_up.cancelled() => CallError::Stopping,
+            }
+        };
+        (mark, stop.boxed())
+    }
+
+    async fn settle_failed(&self, mut call: ModelCall, error: CallError) -> ChatError {
+        if let Some(ended) = call.end(&error.outcome()) {
+            ended.settle().await;
+        }
+        error.into()
+    }
+}
+
+impl MeteredStream {
+    /// Settles the call; what is told last waits for that.
+    fn end(&mut self, outcome: &Outcome, last: impl FnOnce(Option<Usage>) -> Result<ChatEvent, CallError>) {
+        self.phase = match self.call.end(outcome) {
+            Some(ended) => {
+                let last = last(ended.end().usage);
+                Phase::Settling(ended.settle(), last)
+            }
+            None => Phase::Over,
+        };
+    }
+
+    fn fail(&mut self, error: CallError) {
+        let outcome = error.outcome();
+        self.end(&outcome, |_| Err(error));
+    }
+
+    fn is_late(&self) -> bool {
+        self.call.current().is_some_and(|open| open.elapsed() > DEADLINE)
+    }
+}
+
+impl Stream for MeteredStream {
+    type Item = Result<ChatEvent, CallError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            match &mut this.phase {
+                Phase::Over => return Poll::Ready(None),
+                Phase::Settling(settling, _) => {
+                    std::task::ready!(settling.poll_unpin(context));
+                    return match std::mem::replace(&mut this.phase, Phase::Over) {
+                        Phase::Settling(_, last) => Poll::Ready(Some(last)),
+                        Phase::Speaking | Phase::Over => Poll::Ready(None),
+                    };
+                }
+                Phase::Speaking => {}
+            }
+            if let Poll::Ready(error) = this.stop.poll_unpin(context) {
+                this.fail(error);
+                continue;
+            }
+            let event = match this.first.take() {
+                // It was noted when it came.
+                Some(first) => Ok(first),
+                None => {
+                    let next = match this.call.stream() {
+                        Some(stream) => std::task::ready!(stream.poll_next_unpin(context)),
+                        None => None,
+                    };
+                    let event = next.unwrap_or_else(model_call::ended_early);
+                    if let Ok(event) = &event {
+                        this.call.note(event);
+                    }
+                    event
+                }
+            };
+            match event {
+                Ok(ChatEvent::Finished { usage, finish_reason }) => {
+                    this.end(&Outcome::succeeded(usage), |usage| Ok(ChatEvent::Finished { usage, finish_reason }));
+                }
+                Ok(_) if this.is_late() => this.fail(CallError::Deadline),
+                Ok(event) => return Poll::Ready(Some(Ok(event))),
+                Err(error) => this.fail(error.into()),
+            }
+        }
+    }
+}

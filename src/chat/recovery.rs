@@ -1,0 +1,115 @@
+//! Calls and answers whose server died before it could settle them.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use tracing::Instrument as _;
+
+use super::{Chat, ChatError, tenant_store};
+use crate::ids::{MessageId, TenantId};
+use crate::metering::abandoned::Abandoned;
+use crate::telemetry::causes;
+use crate::tenant_db::TenantDb;
+
+/// How long nobody looks again who has a reason to.
+const SOONEST: Duration = Duration::from_secs(5);
+/// How often somebody looks while a tenant is used.
+const PERIOD: Duration = Duration::from_secs(60);
+
+/// When each tenant was last looked at.
+#[derive(Default)]
+pub(super) struct Looks(DashMap<TenantId, Instant>);
+
+impl Looks {
+    /// Whether it is time to look again. Of several who ask at once, one is told so.
+    fn are_due(&self, tenant: TenantId, period: Duration) -> bool {
+        let now = Instant::now();
+        // The usual case needs no exclusive access.
+        if self.0.get(&tenant).is_some_and(|last| now.duration_since(*last) < period) {
+            return false;
+        }
+        let mut due = false;
+        self.0
+            .entry(tenant)
+            .and_modify(|last| {
+                due = now.duration_since(*last) >= period;
+                if due {
+                    *last = now;
+                }
+            })
+            .or_insert_with(|| {
+                due = true;
+                now
+            });
+        due
+    }
+
+    pub(super) fn forget(&self, tenant: TenantId) {
+        self.0.remove(&tenant);
+    }
+}
+
+impl Chat {
+    /// Settles what dead servers left in this tenant's database, calls and their messages in one transaction. Returns how
+    /// many calls there were. Cheap if asked often: within a few seconds nobody looks again.
+    ///
+    /// # Errors
+    /// If the tenant's database fails.
+    pub async fn settle_abandoned(&self, db: &TenantDb) -> Result<usize, ChatError> {
+        if self.looks.are_due(db.record().id, SOONEST) { self.settle_abandoned_now(db).await } else { Ok(0) }
+    }
+
+    /// The same beside whatever is going on, now and then while a tenant is used.
+    pub(super) fn settle_abandoned_soon(&self, db: &TenantDb) {
+        if !self.looks.are_due(db.record().id, PERIOD) {
+            return;
+        }
+        let (chat, db) = (self.clone(), db.clone());
+        let look = async move {
+            if let Err(error) = chat.settle_abandoned_now(&db).await {
+                tracing::warn!(tenant_id = %db.record().id, causes = causes(&error), "settle calls of dead servers");
+            }
+        };
+        self.tasks.spawn(look.in_current_span());
+    }
+
+    async fn settle_abandoned_now(&self, db: &TenantDb) -> Result<usize, ChatError> {
+        let mut client = db.client().await?;
+        let transaction = client.transaction().await?;
+        let (now, others) = (self.clock.now(), self.databases.other_servers());
+        let calls = self.ledger.abandoned(&transaction, others.as_deref(), now).await?;
+        if calls.is_empty() {
+            transaction.rollback().await?;
+            return Ok(0);
+        }
+        let messages: Vec<MessageId> = calls.iter().filter_map(|call| call.message_id).collect();
+        let kept: HashMap<MessageId, usize> =
+            tenant_store::interrupt_messages(&transaction, &messages, now).await?.into_iter().collect();
+        let with_kept = |call: Abandoned| {
+            let kept = call.message_id.and_then(|id| kept.get(&id)).copied().unwrap_or_default();
+            (call, kept)
+        };
+        let calls: Vec<_> = calls.into_iter().map(with_kept).collect();
+        let settled = self.ledger.interrupt(&transaction, &calls, now).await?;
+        transaction.commit().await?;
+        tracing::info!(tenant_id = %db.record().id, settled, "settle calls of dead servers");
+        Ok(usize::try_from(settled).unwrap_or(usize::MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenant_is_looked_at_once_a_period() {
+        let (looks, tenant) = (Looks::default(), TenantId::new());
+        assert!(looks.are_due(tenant, PERIOD));
+        assert!(!looks.are_due(tenant, PERIOD));
+        assert!(looks.are_due(TenantId::new(), PERIOD));
+        assert!(looks.are_due(tenant, Duration::ZERO));
+        looks.forget(tenant);
+        assert!(looks.are_due(tenant, PERIOD));
+    }
+}

@@ -14,6 +14,7 @@ pub mod openai;
 pub mod platform;
 pub mod rotation;
 pub mod tenant;
+pub mod usage;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;

@@ -89,6 +89,9 @@ fn routes() -> OpenApiRouter<AppState> {
         // /api/v1/api-keys, /api/v1/api-keys/{id}
         .routes(routes!(tenant::api_keys::list, tenant::api_keys::create))
         .routes(routes!(tenant::api_keys::revoke))
+        // /api/v1/usage, /api/v1/usage/calls
+        .routes(routes!(tenant::usage::show))
+        .routes(routes!(tenant::usage::calls))
         // /api/v1/users, /api/v1/users/{id}
         .routes(routes!(tenant::users::list, tenant::users::create))
         .routes(routes!(tenant::users::show, tenant::users::update, tenant::users::delete))

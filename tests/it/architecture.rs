@@ -16,6 +16,7 @@ const LEVELS: &[(u8, &[&str])] = &[
             "providers",
             "audit",
             "idempotency",
+            "metering",
             "schedule",
             "postgres_programs",
             "database_check",

@@ -156,7 +156,7 @@ async fn a_model_that_fails_leaves_what_arrived() {
     for (model, state, code) in [
         ("cut", "interrupted", "provider_interrupted"),
         ("midway-error", "interrupted", "provider_interrupted"),
-        ("error-500", "failed", "provider_unavailable"),
+        ("error-400", "failed", "provider_bad_request"),
     ] {
         let question = |stream: bool| json!({ "message": "hello", "model": model, "stream": stream });
         let answer = platform.post("/api/v1/chat", &tenant.user.access, question(true)).await;

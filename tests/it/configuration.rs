@@ -1,6 +1,6 @@
 //! Settings and AI keys, as a client's admin sees them.
 
-use freehold::{access, chat, configuration};
+use freehold::{access, chat, configuration, metering};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -20,6 +20,7 @@ async fn every_statement_fits_the_schema() {
         access::api_keys::tenant_store::STATEMENTS,
         chat::tenant_store::STATEMENTS,
         configuration::tenant_store::STATEMENTS,
+        metering::tenant_store::STATEMENTS,
     ];
     for statement in all.into_iter().flatten() {
         if let Err(error) = database.prepare(statement).await {

@@ -9,7 +9,7 @@ use freehold::clock::SystemClock;
 use freehold::fleet::migrate::Migration as Wanted;
 use freehold::fleet::{Canary, Requested};
 use freehold::ids::{OperationId, SuperAdminId};
-use freehold::provisioning::TenantMigrations;
+use freehold::provisioning::{OLDEST_SPOKEN_SCHEMA, TenantMigrations};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use sqlx::SqlSafeStr;
@@ -472,7 +472,8 @@ async fn a_verification_finds_what_was_done_by_hand_and_names_it() {
     .await;
     let url = platform.tenant_database("ver-alter").await;
     execute(&url, "UPDATE _sqlx_migrations SET checksum = '\\x00' WHERE version = 2").await;
-    execute(&platform.tenant_database("ver-miss").await, "DELETE FROM _sqlx_migrations WHERE version = 3").await;
+    let newest = format!("DELETE FROM _sqlx_migrations WHERE version = {}", own());
+    execute(&platform.tenant_database("ver-miss").await, &newest).await;
     let down = platform.tenant_database("ver-down").await;
     let name = down.rsplit('/').next().unwrap().split('?').next().unwrap();
     let admin = connect(&server().await.url("postgres")).await.unwrap();
@@ -517,13 +518,15 @@ async fn a_schema_that_cannot_be_spoken_is_answered_with_its_code() {
     let tenant = platform.tenant("schema-acme").await;
     let registry = platform.platform_client().await;
     let unavailable = StatusCode::SERVICE_UNAVAILABLE;
+    let oldest = format!("{OLDEST_SPOKEN_SCHEMA}, schema_compatible_from = 0");
+    let too_old = format!("{}, schema_compatible_from = 0", OLDEST_SPOKEN_SCHEMA - 1);
     let cases = [
-        ("2, schema_compatible_from = 0", unavailable, "tenant_schema_too_old"),
+        (too_old.as_str(), unavailable, "tenant_schema_too_old"),
         ("99, schema_compatible_from = 99", unavailable, "tenant_schema_too_new"),
         ("99, schema_compatible_from = NULL", unavailable, "tenant_schema_too_new"),
         ("99, schema_compatible_from = 3", StatusCode::OK, ""),
         ("NULL, schema_compatible_from = 0", unavailable, "tenant_schema_too_old"),
-        ("3, schema_compatible_from = 0", StatusCode::OK, ""),
+        (oldest.as_str(), StatusCode::OK, ""),
     ];
     for (values, status, code) in cases {
         let sql = format!("UPDATE chat_instances SET schema_version = {values} WHERE slug = 'schema-acme'");

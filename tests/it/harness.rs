@@ -274,7 +274,7 @@ impl Platform {
         let key = format!("key-of-{slug}-{}", Uuid::new_v4().simple());
         let body = json!({
             "provider": "openai_compatible", "base_url": model.base_url(), "api_key": key,
-            "models": ["echo", "instant", "slow-500", "cut", "error-500", "midway-error", "no-usage", "hang"],
+            "models": ["echo", "instant", "slow-500", "cut", "error-400", "error-500", "midway-error", "no-usage", "hang"],
             "default_model": "echo"
         });
         self.send(Method::PUT, "/api/v1/ai-keys/main", &admin.access, Some(body)).await.expect_success();

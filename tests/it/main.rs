@@ -28,6 +28,7 @@ mod fleet_migration;
 mod harness;
 mod isolation;
 mod kill_matrix;
+mod ledger;
 mod life;
 mod machine_postgres;
 mod operations;

@@ -332,6 +332,9 @@ async fn a_server_that_missed_the_news_seals_with_the_key_in_force() {
         api_key: SecretString::from("unheard"),
         models: vec!["m".to_owned()],
         default_model: "m".to_owned(),
+        model_aliases: std::collections::BTreeMap::new(),
+        position: None,
+        enabled: None,
     };
     deaf.ai_keys.put(&db, "unheard", new).await.unwrap();
     let database = connect(&platform.tenant_database(&tenant.slug).await).await.unwrap();

@@ -8,4 +8,5 @@ pub mod config;
 pub mod database;
 pub mod me;
 pub mod sessions;
+pub mod usage;
 pub mod users;

@@ -20,12 +20,14 @@ mod fake_model;
 mod backup;
 mod chat;
 mod connections;
+mod drills;
 mod faults;
 mod fleet;
 mod gateways;
 mod provisioning;
 mod rotation;
 mod suspension;
+mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -80,6 +82,51 @@ enum What {
     },
     /// The OpenAI-compatible endpoint next to the model alone and to other gateways.
     Gateways(gateways::Options),
+    /// Many open streams: memory, connections held by them.
+    Streams {
+        /// How many.
+        #[arg(long, default_value_t = 5000)]
+        streams: usize,
+    },
+    /// Clients that leave in the middle of an answer: time until the model is left alone.
+    Disconnects {
+        /// How many.
+        #[arg(long, default_value_t = 10_000)]
+        clients: usize,
+    },
+    /// The upstream's own books next to the ledger, after kills and crashes.
+    Ledger {
+        /// How many calls.
+        #[arg(long, default_value_t = 20_000)]
+        calls: usize,
+        /// How often the server is killed.
+        #[arg(long, default_value_t = 20)]
+        kills: usize,
+        /// How often Postgres crashes.
+        #[arg(long, default_value_t = 3)]
+        crashes: usize,
+    },
+    /// Chat turns with a model that takes half a second, by many clients of some tenants.
+    Pipeline {
+        /// How many tenants.
+        #[arg(long, default_value_t = 10)]
+        tenants: usize,
+        /// How many clients.
+        #[arg(long, default_value_t = 100)]
+        clients: usize,
+        /// Seconds it takes.
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+    },
+    /// Calls at a steady rate for long: memory, open files and connections at the beginning and at the end.
+    Soak {
+        /// How long, in minutes.
+        #[arg(long, default_value_t = 20)]
+        minutes: u64,
+        /// Calls a second.
+        #[arg(long, default_value_t = 1000)]
+        rate: u64,
+    },
     /// Not a benchmark: the server that `fleet` starts.
     #[command(hide = true)]
     FleetServer,
@@ -128,6 +175,11 @@ async fn main() -> Result<()> {
         What::Faults(options) => faults::run(&bench, &options).await,
         What::Outage(options) => faults::outage(&bench, &options).await,
         What::Gateways(options) => gateways::run(&bench, &options).await,
+        What::Streams { streams } => drills::streams(&bench, streams).await,
+        What::Disconnects { clients } => drills::disconnects(&bench, clients).await,
+        What::Ledger { calls, kills, crashes } => drills::ledger(&mut bench, calls, kills, crashes).await,
+        What::Pipeline { tenants, clients, seconds } => drills::pipeline(&bench, tenants, clients, seconds).await,
+        What::Soak { minutes, rate } => drills::soak(&bench, minutes, rate).await,
         What::Provisioning { tenants } => provisioning::run(&bench, tenants).await,
         What::Backup { mebibytes } => backup::run(&bench, mebibytes).await,
         What::Fleet { tenants } => fleet::run(bench, tenants).await,

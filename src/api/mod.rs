@@ -64,7 +64,7 @@ pub struct FieldProblem {
 /// The answer of `GET /api/health`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Health {
-    /// `ok`, or `failing` if a check fails.
+    /// `ok`; `degraded` if tenants are served and something else fails; `failing` if they are not.
     pub status: HealthStatus,
     /// The server's version.
     pub version: String,
@@ -78,6 +78,8 @@ pub struct Health {
 pub enum HealthStatus {
     /// It works.
     Ok,
+    /// It serves tenants, and something else does not work. Never said of a single check.
+    Degraded,
     /// It does not.
     Failing,
 }

@@ -517,6 +517,9 @@ async fn tenants_go_on_while_the_platforms_database_is_away() {
         times.sort_unstable();
         announce(&format!("platform's database {line:?}: 30 chats, median {:?}, slowest {:?}", times[15], times[29]));
         assert!(times[29] < Duration::from_secs(2), "{:?}", times[29]);
+        // So a load balancer must not take the server away; people are told all the same.
+        let health = platform.get("/api/health", "").await.expect(StatusCode::OK);
+        assert_eq!((&health["status"], &health["checks"][0]["status"]), (&json!("degraded"), &json!("failing")));
         proxy.set(Line::Open);
         let started = Instant::now();
         while platform.get("/platform/v1/tenants/goes-on", &platform.token).await.status != StatusCode::OK {

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use freehold::api::{Health, HealthStatus};
 
 use super::account::create_directory;
 use super::api::Api;
@@ -260,8 +261,12 @@ async fn wait_until_healthy(server: &mut Supervised, http: &reqwest::Client, url
             bail!("freehold-server ended with code {code}; {}", server.log_tail());
         }
         let last = match http.get(format!("{url}/api/health")).send().await {
-            Ok(answer) if answer.status().is_success() => return Ok(()),
-            Ok(answer) => answer.text().await.unwrap_or_default(),
+            // `degraded` will not do: the demo clients are set up by the worker.
+            Ok(answer) => match answer.json::<Health>().await {
+                Ok(health) if health.status == HealthStatus::Ok => return Ok(()),
+                Ok(health) => format!("{:?}", health.checks),
+                Err(error) => error.to_string(),
+            },
             Err(error) => error.to_string(),
         };
         if started.elapsed() > PATIENCE {

@@ -138,6 +138,26 @@ impl ApiError {
     pub fn code(&self) -> &'static str {
         self.code
     }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What happened, in words that do not vary.
+    pub fn title(&self) -> &'static str {
+        self.title
+    }
+
+    /// What happened this time.
+    pub fn detail_text(&self) -> Option<&str> {
+        self.more.detail.as_deref()
+    }
+
+    /// When to try again.
+    pub fn wait(&self) -> Option<Duration> {
+        self.more.retry_after
+    }
 }
 
 fn log(code: &'static str, error: &(dyn std::error::Error + 'static)) {

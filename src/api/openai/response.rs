@@ -150,22 +150,21 @@ pub struct EmbeddingUsage {
 
 /// An error in OpenAI's shape.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ErrorBody<'a> {
+pub struct ErrorBody {
     /// The error.
-    #[schema(value_type = ErrorObject<'static>)]
-    pub error: ErrorObject<'a>,
+    pub error: ErrorObject,
 }
 
 /// What went wrong.
 #[derive(Debug, Serialize, ToSchema)]
-pub struct ErrorObject<'a> {
+pub struct ErrorObject {
     /// For people.
-    pub message: &'a str,
+    pub message: String,
     /// The kind, such as `invalid_request_error` or `server_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// The field that was refused.
-    pub param: Option<&'a str>,
+    pub param: Option<String>,
     /// A stable code.
-    pub code: &'a str,
+    pub code: &'static str,
 }

@@ -46,7 +46,7 @@ impl ApiKeyScope {
 #[serde(deny_unknown_fields)]
 pub struct CreateApiKeyRequest {
     /// What the key is for, in words.
-    #[garde(length(chars, min = 1, max = 100), pattern(r"^[^\x00-\x1f\x7f]*\S[^\x00-\x1f\x7f]*$"))]
+    #[garde(length(chars, min = 1, max = 100), pattern(r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"))]
     pub name: String,
     /// What it may be used for; everything when left out.
     #[garde(inner(length(min = 1, max = 3)))]

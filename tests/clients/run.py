@@ -47,7 +47,7 @@ def call(url, token="", body=None, method=None):
             text = response.read()
             return json.loads(text) if text else None
     except urllib.error.HTTPError as error:
-        sys.exit(f"{request.method} {url}: {error.code} {error.read().decode()[:500]}")
+        sys.exit(f"{request.get_method()} {url}: {error.code} {error.read().decode()[:500]}")
 
 
 def wait_until_it_answers(url, process, log):
@@ -185,6 +185,11 @@ def main():
                 passed += 1
             print(f"clients: {passed} passed, {failed} failed")
             return 1 if failed else 0
+        except BaseException:
+            log = pathlib.Path(home, "server.log")
+            if log.exists():
+                print("The server's log ended:\n" + log.read_text(errors="replace")[-4000:], file=sys.stderr)
+            raise
         finally:
             for process in started:
                 if process.poll() is None:

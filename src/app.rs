@@ -13,7 +13,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::{SuperAdmins, Tokens, Users};
+use crate::access::{ApiKeys, SuperAdmins, Tokens, Users};
 use crate::backups::{BackupServices, Backups};
 use crate::chat::Chat;
 use crate::clock::SharedClock;
@@ -68,6 +68,8 @@ pub struct AppState {
     pub tokens: Tokens,
     /// Tenants' users: their administration.
     pub users: Users,
+    /// Tenants' API keys.
+    pub api_keys: ApiKeys,
     /// The registry of tenants.
     pub registry: Registry,
     /// Suspends, resumes, deletes and takes back.
@@ -239,6 +241,13 @@ impl AppState {
                 delta(config.refresh_token_lifetime)?,
             ),
             users: Users::new(passwords, Arc::clone(&clock), delta(config.invite_lifetime)?),
+            api_keys: ApiKeys::new(
+                pool.clone(),
+                Arc::clone(&directory),
+                Arc::clone(&databases),
+                Arc::clone(&clock),
+                tasks.clone(),
+            ),
             rotations: Rotations::new(pool.clone(), Arc::clone(&master_keys), Arc::clone(&clock)),
             rotator,
             own_databases: OwnDatabases::new(
@@ -452,6 +461,7 @@ fn follow_life(state: &AppState, id: TenantId, record: Option<&TenantRecord>) {
     state.chat.follow(id, record);
     if record.is_none() {
         state.directory.forget(id);
+        state.api_keys.forget_tenant(id);
     }
 }
 

@@ -51,6 +51,15 @@ pub enum AccessError {
     /// The chosen password is not accepted.
     #[error("the password is not accepted")]
     WeakPassword(#[from] PasswordPolicyError),
+    /// The tenant has as many API keys in force as it may have.
+    #[error("there are {limit} API keys in force already")]
+    TooManyApiKeys {
+        /// The most there may be.
+        limit: i64,
+    },
+    /// An API key that would have expired before it was made.
+    #[error("an API key must expire in the future")]
+    ExpiryPast,
     /// There is nothing of this id that the caller may know of.
     #[error("no such {0}")]
     NotFound(&'static str),

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::accounts::{is_plausible_email, normalize_email};
 use super::users::Users;
-use super::{AccessError, tenant_store};
+use super::{AccessError, api_keys, tenant_store};
 use crate::api::tenant::Role;
 use crate::ids::InviteId;
 use crate::secrets::{HashedToken, PlainToken, TokenPrefix};
@@ -53,16 +53,17 @@ pub async fn insert_invite(client: &impl GenericClient, invite: &NewInvite<'_>) 
     tenant_store::insert_invite(client, invite).await
 }
 
-/// Ends every session and every open invite of a tenant that is not in service yet: in a database brought back from a
-/// backup, those that were ended since would be alive again.
+/// Ends every session, every open invite and every API key of a tenant that is not in service yet: in a database brought
+/// back from a backup, those that were ended since would be alive again.
 ///
 /// # Errors
 /// If the tenant's database refuses.
-pub async fn end_sessions_and_invites(
+pub async fn end_credentials(
     client: &impl tokio_postgres::GenericClient,
     now: DateTime<Utc>,
 ) -> Result<(), tokio_postgres::Error> {
-    tenant_store::end_sessions_and_invites(client, now).await
+    tenant_store::end_sessions_and_invites(client, now).await?;
+    api_keys::tenant_store::revoke_all(client, now).await
 }
 
 impl Users {

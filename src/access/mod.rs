@@ -1,16 +1,18 @@
 //! Who may do what: super admins of the platform, users of each tenant, their sign-ins, tokens and roles.
 //!
-//! Super admins and their sessions live in the platform's database ([`SuperAdmins`]); a tenant's users, invites and
-//! refresh tokens live in that tenant's own ([`Tokens`], [`Users`]). No function here takes a tenant's id: a
-//! [`TenantCaller`] carries the database that its token proved.
+//! Super admins and their sessions live in the platform's database ([`SuperAdmins`]); a tenant's users, invites,
+//! refresh tokens and API keys live in that tenant's own ([`Tokens`], [`Users`], [`ApiKeys`]). No function here takes a
+//! tenant's id: a [`TenantCaller`] or a [`VerifiedApiKey`] carries the database that its token proved.
 //!
 //! Whoever presents a wrong credential learns nothing from the answer: not whether the account or the tenant exists,
 //! nor which part was wrong, and it takes as long as a right one.
 
 mod access_token;
 mod accounts;
+pub mod api_keys;
 mod error;
 mod invites;
+mod lookups;
 mod roles;
 mod sign_in;
 mod sign_in_throttle;
@@ -20,11 +22,12 @@ pub mod tenant_store;
 mod tokens;
 mod users;
 
+pub use api_keys::{ApiKey, ApiKeys, NewApiKey, VerifiedApiKey};
 pub use error::AccessError;
-pub use invites::{Invite, InviteRequest, NewInvite, end_sessions_and_invites, insert_invite};
+pub use invites::{Invite, InviteRequest, NewInvite, end_credentials, insert_invite};
 pub use roles::{
-    AiChat, AiKeysRead, AiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn, DatabaseManage, PERMISSIONS,
-    Permission, Permissions, UsageRead, UsersRead, UsersWrite,
+    AiChat, AiKeysRead, AiKeysWrite, ApiKeysRead, ApiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn,
+    DatabaseManage, PERMISSIONS, Permission, Permissions, UsageRead, UsersRead, UsersWrite,
 };
 pub use sign_in::SignedIn;
 pub use super_admins::{Created, NewSession, Session, SuperAdminSession, SuperAdmins};

@@ -42,6 +42,10 @@ permissions! {
     AiKeysRead = "ai-keys:read",
     /// Set, test and delete AI keys.
     AiKeysWrite = "ai-keys:write",
+    /// See which API keys there are, never the keys themselves.
+    ApiKeysRead = "api-keys:read",
+    /// Create and revoke API keys.
+    ApiKeysWrite = "api-keys:write",
     /// See where the tenant's own database is, and give new credentials for it.
     DatabaseManage = "database:manage",
     /// See what the tenant's model calls have used, and what they cost.

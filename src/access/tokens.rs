@@ -1,15 +1,14 @@
 //! From an access token to a caller whose tenant's database may be used.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::SecretString;
 use sqlx::PgPool;
-use tokio::sync::Semaphore;
 use tokio_postgres::Row;
 
 use super::access_token::{self, Claims, Grant, InvalidToken};
+use super::lookups::Lookups;
 use super::roles::Permissions;
 use super::{AccessError, tenant_store};
 use crate::api::tenant::Role;
@@ -17,12 +16,6 @@ use crate::clock::SharedClock;
 use crate::ids::{RefreshFamilyId, Slug, TenantId, UserId};
 use crate::secrets::PasswordHasher;
 use crate::tenant_db::{Directory, TenantDatabases, TenantDb, TenantDbError, TenantRecord};
-
-/// How many tenants not known yet are looked up at once. Anybody can invent key ids and slugs; they must not take the
-/// platform's connections from those that are known.
-const LOOKUPS: usize = 4;
-/// How long such a lookup waits for its turn.
-const LOOKUP_WAIT: Duration = Duration::from_secs(2);
 
 /// Signs tenants' users in and checks their tokens. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -34,7 +27,7 @@ pub struct Tokens {
     pub(super) clock: SharedClock,
     pub(super) access_lifetime: TimeDelta,
     pub(super) refresh_lifetime: TimeDelta,
-    lookups: Arc<Semaphore>,
+    lookups: Lookups,
 }
 
 /// A tenant's user, proved by an access token in force, and the database of that tenant.
@@ -90,7 +83,7 @@ impl Tokens {
         access_lifetime: TimeDelta,
         refresh_lifetime: TimeDelta,
     ) -> Self {
-        let lookups = Arc::new(Semaphore::new(LOOKUPS));
+        let lookups = Lookups::default();
         Self { pool, directory, databases, passwords, clock, access_lifetime, refresh_lifetime, lookups }
     }
 
@@ -102,7 +95,7 @@ impl Tokens {
     pub async fn verify(&self, token: &str) -> Result<TenantCaller, AccessError> {
         let key_id = access_token::key_id(token)?;
         let known = self.directory.knows_signing_key(key_id);
-        let record = self.look_up(known, self.directory.by_signing_key(key_id)).await?;
+        let record = self.lookups.run(known, self.directory.by_signing_key(key_id)).await?;
         let record = record.ok_or(AccessError::Unauthenticated)?;
         let key = record.signing_key_by_id(key_id).ok_or(AccessError::Unauthenticated)?;
         let claims = access_token::verify(token, key, record.id, self.clock.now())?;
@@ -141,13 +134,13 @@ impl Tokens {
     /// or it is out of service: nobody is told which.
     pub(super) async fn database_of_slug(&self, slug: &str) -> Result<Option<TenantDb>, AccessError> {
         let Ok(slug) = slug.parse::<Slug>() else { return Ok(None) };
-        let record = self.look_up(self.directory.knows_slug(&slug), self.directory.by_slug(&slug)).await?;
+        let record = self.lookups.run(self.directory.knows_slug(&slug), self.directory.by_slug(&slug)).await?;
         self.open(record)
     }
 
     /// The database of a tenant that a refresh token names, as [`Tokens::database_of_slug`].
     pub(super) async fn database_of_tenant(&self, id: TenantId) -> Result<Option<TenantDb>, AccessError> {
-        let record = self.look_up(self.directory.knows_tenant(id), self.directory.by_id(id)).await?;
+        let record = self.lookups.run(self.directory.knows_tenant(id), self.directory.by_id(id)).await?;
         self.open(record)
     }
 
@@ -157,19 +150,5 @@ impl Tokens {
             Some(Ok(db)) => Ok(Some(db)),
             Some(Err(error)) => Err(error.into()),
         }
-    }
-
-    async fn look_up(
-        &self,
-        known: bool,
-        lookup: impl Future<Output = Result<Option<Arc<TenantRecord>>, TenantDbError>>,
-    ) -> Result<Option<Arc<TenantRecord>>, AccessError> {
-        if known {
-            return Ok(lookup.await?);
-        }
-        let Ok(Ok(_permit)) = tokio::time::timeout(LOOKUP_WAIT, self.lookups.acquire()).await else {
-            return Err(AccessError::TenantDb(TenantDbError::NoConnectionFree { retry_after: Duration::from_secs(1) }));
-        };
-        Ok(lookup.await?)
     }
 }

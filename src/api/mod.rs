@@ -3,12 +3,14 @@
 //! These are plain data: serde and OpenAPI, and the limits on each field. They know nothing of how a request is
 //! answered, and no feature or service may take or return them: a handler translates.
 
+pub mod api_keys;
 pub mod backup;
 pub mod connections;
 pub mod database;
 pub mod doctor;
 pub mod fleet;
 pub mod fleet_audit;
+pub mod openai;
 pub mod platform;
 pub mod rotation;
 pub mod shared_models;

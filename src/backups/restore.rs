@@ -7,7 +7,7 @@
 //! | `create_roles` | owner and login role of a database beside the one in service | dropped |
 //! | `restore_data` | an empty database, and `pg_restore` into it as the tenant, in one transaction | dropped |
 //! | `check_data` | every table's checksum is the manifest's; isolation | - |
-//! | `bring_up_to_date` | an older schema migrated; sessions and invites of back then ended; no marker in a client's own | - |
+//! | `bring_up_to_date` | an older schema migrated; sessions, invites, API keys of back then ended; no marker in a client's own | - |
 //!
 //! Everything that is made has names of this operation alone, and lies in `restores` until the transaction that settles
 //! the operation puts it in force. Until then the registry, and a tenant that is in service, are as they were.
@@ -223,9 +223,9 @@ async fn bring_up_to_date(services: Arc<BackupServices>, context: StepContext) -
         .await
         .map_err(|failure| BackupError::Migration(failure.error))?;
     store::note_schema(&services.pool, context.operation_id, target, migrations.compatible_from(target)).await?;
-    // A session or an invite that ended after the backup was made would be alive again: all of them end.
+    // A session, an invite or an API key that ended after the backup was made would be alive again: all of them end.
     let client = sign_in(&url).await?;
-    access::end_sessions_and_invites(&client, services.clock.now()).await.map_err(ProvisioningError::Statement)?;
+    access::end_credentials(&client, services.clock.now()).await.map_err(ProvisioningError::Statement)?;
     leave_to_client(&services, task.tenant).await
 }
 

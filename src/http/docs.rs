@@ -31,6 +31,7 @@ impl Modify for Security {
         };
         components.add_security_scheme("super_admin", bearer("a super admin's session token"));
         components.add_security_scheme("tenant_user", bearer("the access token of a tenant's user"));
+        components.add_security_scheme("api_key", bearer("a tenant's API key, `fh_…`"));
         components.add_security_scheme("database_token", bearer("the token with which a client gives its database"));
     }
 }

@@ -139,6 +139,26 @@ impl ApiError {
     pub fn code(&self) -> &'static str {
         self.code
     }
+
+    /// The status.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// What happened, in words that do not vary.
+    pub fn title(&self) -> &'static str {
+        self.title
+    }
+
+    /// What happened this time.
+    pub fn detail_text(&self) -> Option<&str> {
+        self.more.detail.as_deref()
+    }
+
+    /// When to try again.
+    pub fn wait(&self) -> Option<Duration> {
+        self.more.retry_after
+    }
 }
 
 fn log(code: &'static str, error: &(dyn std::error::Error + 'static)) {
@@ -244,6 +264,9 @@ impl From<AccessError> for ApiError {
             AccessError::EmailTaken => Self::conflict("email_taken", "Another user has this e-mail address"),
             AccessError::InvalidEmail => Self::invalid("email", error.to_string()),
             AccessError::WeakPassword(reason) => Self::invalid("password", reason.to_string()),
+            AccessError::TooManyApiKeys { limit } => Self::conflict("too_many_api_keys", "There are too many API keys")
+                .detail(format!("at most {limit} may be in force; revoke one that nobody uses")),
+            AccessError::ExpiryPast => Self::invalid("expires_at", "must be in the future"),
             AccessError::NotFound(what) => Self::not_found(what),
             AccessError::TenantDb(error) => error.into(),
             AccessError::TenantDatabase(error) if error.is_closed() => {

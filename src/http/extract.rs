@@ -18,7 +18,7 @@ use crate::ids::TenantId;
 use crate::secrets::TokenPrefix;
 
 /// The bearer token of a request.
-fn bearer(parts: &Parts) -> Result<&str, ApiError> {
+pub(super) fn bearer(parts: &Parts) -> Result<&str, ApiError> {
     let value = parts.headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let (scheme, token) = value.and_then(|value| value.split_once(' ')).ok_or_else(ApiError::unauthenticated)?;
     if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {

@@ -9,6 +9,7 @@ pub mod docs;
 pub mod error;
 pub mod extract;
 pub mod health;
+pub mod openai;
 pub mod platform;
 pub mod router;
 pub mod tenant;

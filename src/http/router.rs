@@ -2,6 +2,7 @@
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use axum::http::{StatusCode, Uri};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -14,7 +15,8 @@ use utoipa_swagger_ui::SwaggerUi;
 
 use super::docs::Document;
 use super::error::ApiError;
-use super::{context, health, platform, tenant};
+use super::openai::error::OpenAiError;
+use super::{context, health, openai, platform, tenant};
 use crate::app::AppState;
 
 /// Bodies are small: the largest is a configuration with a system prompt. An uploaded backup is streamed past this, and
@@ -90,6 +92,9 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(tenant::ai_keys::list))
         .routes(routes!(tenant::ai_keys::put, tenant::ai_keys::delete))
         .routes(routes!(tenant::ai_keys::test))
+        // /api/v1/api-keys, /api/v1/api-keys/{id}
+        .routes(routes!(tenant::api_keys::list, tenant::api_keys::create))
+        .routes(routes!(tenant::api_keys::revoke))
         // /api/v1/usage, /api/v1/usage/calls
         .routes(routes!(tenant::usage::show))
         .routes(routes!(tenant::usage::calls))
@@ -104,6 +109,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(tenant::sessions::list))
         .routes(routes!(tenant::sessions::delete))
         .routes(routes!(tenant::sessions::messages))
+        // /v1/...: OpenAI's API
+        .merge(openai::routes())
 }
 
 /// The OpenAPI document of all routes.
@@ -116,13 +123,14 @@ pub fn router(state: AppState) -> Router {
     let (routes, document) = routes().split_for_parts();
     routes
         .route("/", get(async || axum::response::Redirect::temporary("/docs")))
-        .fallback(async || ApiError::not_found("route"))
-        .method_not_allowed_fallback(async || {
-            ApiError::new(
-                axum::http::StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                "Not a method of this route",
-            )
+        .fallback(async |uri: Uri| match of_openai(&uri) {
+            true => OpenAiError::unknown_url().into_response(),
+            false => ApiError::not_found("route").into_response(),
+        })
+        .method_not_allowed_fallback(async |uri: Uri| match of_openai(&uri) {
+            true => OpenAiError::method_not_allowed().into_response(),
+            false => ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "Not a method of this route")
+                .into_response(),
         })
         .with_state(state)
         .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
@@ -131,11 +139,15 @@ pub fn router(state: AppState) -> Router {
         .layer(middleware::from_fn(context::middleware))
 }
 
+/// Whether an error at this address is to have OpenAI's shape.
+fn of_openai(uri: &Uri) -> bool {
+    uri.path().starts_with(openai::PREFIX)
+}
+
 /// A panic is a defect, and still must not cost more than its own request.
 #[expect(clippy::needless_pass_by_value, reason = "the layer hands it over")]
 fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     let place = panic.downcast_ref::<&str>().copied().unwrap_or("a panic");
     tracing::error!(panic = place, "a handler panicked");
-    ApiError::new(axum::http::StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side")
-        .into_response()
+    ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "Something went wrong on our side").into_response()
 }

@@ -64,6 +64,17 @@ impl ProviderError {
         }
     }
 
+    /// Whether the provider refuses for a quota that is used up: asking again is pointless until somebody pays.
+    #[must_use]
+    pub fn quota_exhausted(&self) -> bool {
+        match self {
+            Self::RateLimited { source, .. } => {
+                source.downcast_ref::<UpstreamRefusal>().is_some_and(UpstreamRefusal::quota_exhausted)
+            }
+            _ => false,
+        }
+    }
+
     /// A stream that broke: `Interrupted` if the reader already has text, else `Unavailable`, after which another
     /// provider may still be asked.
     pub(super) fn broken(delivered: bool, cause: impl Into<Cause>) -> Self {

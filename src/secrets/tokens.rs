@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -34,6 +35,8 @@ pub enum TokenPrefix {
     Invite,
     /// `fhd_`: lets a client give its database.
     Database,
+    /// `fh_`: a key with which a client's programs call the OpenAI-compatible endpoint.
+    ApiKey,
 }
 
 impl TokenPrefix {
@@ -45,6 +48,7 @@ impl TokenPrefix {
             Self::Refresh => "fhr_",
             Self::Invite => "fhi_",
             Self::Database => "fhd_",
+            Self::ApiKey => "fh_",
         }
     }
 }
@@ -109,6 +113,13 @@ impl PlainToken {
         self.0.expose_secret()
     }
 
+    /// The last four characters, by which people tell tokens apart. 232 random bits remain unknown.
+    #[must_use]
+    pub fn hint(&self) -> String {
+        let text = self.expose();
+        format!("…{}", text.get(text.len().saturating_sub(4)..).unwrap_or_default())
+    }
+
     /// The hash to store and to look the token up by. A plain hash is enough, since the token is 256 random bits.
     #[must_use]
     pub fn hash(&self) -> HashedToken {
@@ -170,6 +181,14 @@ impl PartialEq for HashedToken {
 
 impl Eq for HashedToken {}
 
+/// So that a token's hash can be looked up in memory. It is no secret worth timing: whoever does not have the token
+/// cannot choose its bytes.
+impl Hash for HashedToken {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(&self.0);
+    }
+}
+
 impl fmt::Debug for HashedToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("HashedToken([REDACTED])")
@@ -202,13 +221,19 @@ impl<'a> FromSql<'a> for HashedToken {
 mod tests {
     use super::*;
 
-    const KINDS: [TokenPrefix; 3] = [TokenPrefix::SuperAdminSession, TokenPrefix::Refresh, TokenPrefix::Invite];
+    const KINDS: [TokenPrefix; 5] = [
+        TokenPrefix::SuperAdminSession,
+        TokenPrefix::Refresh,
+        TokenPrefix::Invite,
+        TokenPrefix::Database,
+        TokenPrefix::ApiKey,
+    ];
 
     #[test]
     fn tokens_parse_back_and_only_as_their_own_kind() {
         for prefix in KINDS {
             let token = PlainToken::generate(prefix).unwrap();
-            assert_eq!(token.expose().len(), 4 + 43);
+            assert_eq!(token.expose().len(), prefix.as_str().len() + 43);
             let parsed = PlainToken::parse(prefix, token.expose()).unwrap();
             assert_eq!(parsed.hash(), token.hash());
             for other in KINDS.into_iter().filter(|kind| *kind != prefix) {
@@ -216,6 +241,12 @@ mod tests {
             }
             assert_ne!(token.hash(), PlainToken::generate(prefix).unwrap().hash());
         }
+    }
+
+    #[test]
+    fn a_hint_is_the_end_of_the_token() {
+        let token = PlainToken::parse(TokenPrefix::ApiKey, &format!("fh_{}wxyA", "A".repeat(39))).unwrap();
+        assert_eq!(token.hint(), "…wxyA");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::store::{self, Key, SealedRecord};
 use crate::api::platform::{AiMode, TenantLimits, TenantState};
 use crate::ids::{ClusterId, SigningKeyId, Slug, TenantId};
 use crate::provisioning::TenantMigrations;
-use crate::secrets::{DataKey, DatabaseUrl, Location, MasterKeyring, Sealed};
+use crate::secrets::{DataKey, DatabaseUrl, HashedToken, Location, MasterKeyring, Sealed};
 
 /// How long the platform's database may take to read a record again that is known.
 const REREAD: Duration = Duration::from_millis(750);
@@ -161,6 +161,8 @@ pub struct Directory {
     records: DashMap<TenantId, Arc<Entry>>,
     slugs: DashMap<Slug, TenantId>,
     signing_keys: DashMap<SigningKeyId, TenantId>,
+    /// Hashes of API keys that were looked up and found.
+    api_keys: DashMap<HashedToken, TenantId>,
     /// Counts what was heard of changes: a record read before one was heard of must not pass for fresh after it.
     changes: AtomicU64,
     reads: AtomicU64,
@@ -185,6 +187,7 @@ impl Directory {
             records: DashMap::new(),
             slugs: DashMap::new(),
             signing_keys: DashMap::new(),
+            api_keys: DashMap::new(),
             changes: AtomicU64::new(0),
             reads: AtomicU64::new(0),
             away_until: Mutex::new(None),
@@ -205,6 +208,16 @@ impl Directory {
         Ok(record.filter(|record| record.signing_key_by_id(id).is_some()))
     }
 
+    /// The tenant that an API key leads to. Whether the key is in force is for that tenant's database to say.
+    pub async fn by_api_key(&self, hash: &HashedToken) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
+        let tenant = self.api_keys.get(hash).map(|found| *found);
+        let record = self.get(tenant, Key::ApiKey(hash.as_bytes())).await?;
+        if let (None, Some(record)) = (tenant, &record) {
+            self.api_keys.insert(*hash, record.id);
+        }
+        Ok(record)
+    }
+
     /// The tenant of a slug, for somebody who is about to sign in.
     pub async fn by_slug(&self, slug: &Slug) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
         let tenant = self.slugs.get(slug).map(|found| *found);
@@ -220,6 +233,16 @@ impl Directory {
     /// Whether a signing key is looked up without asking the platform's database first.
     pub fn knows_signing_key(&self, id: SigningKeyId) -> bool {
         self.signing_keys.get(&id).map(|tenant| *tenant).is_some_and(|tenant| self.knows_tenant(tenant))
+    }
+
+    /// Whether an API key is looked up without asking the platform's database first.
+    pub fn knows_api_key(&self, hash: &HashedToken) -> bool {
+        self.api_keys.get(hash).map(|tenant| *tenant).is_some_and(|tenant| self.knows_tenant(tenant))
+    }
+
+    /// Forgets where an API key leads, for it is in force no more.
+    pub fn forget_api_key(&self, hash: &HashedToken) {
+        self.api_keys.remove(hash);
     }
 
     /// Whether a slug is looked up without asking the platform's database first.
@@ -372,6 +395,7 @@ impl Directory {
         self.records.remove(&id);
         self.slugs.retain(|_, tenant| *tenant != id);
         self.signing_keys.retain(|_, tenant| *tenant != id);
+        self.api_keys.retain(|_, tenant| *tenant != id);
     }
 
     /// The tenants that are remembered here and are gone.

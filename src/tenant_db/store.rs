@@ -12,6 +12,7 @@ pub(super) enum Key<'a> {
     Id(Uuid),
     Slug(&'a str),
     Kid(Uuid),
+    ApiKey(&'a [u8]),
 }
 
 /// A record as stored: everything secret still sealed.
@@ -34,10 +35,11 @@ pub(super) struct SealedRecord {
 }
 
 pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRecord>, sqlx::Error> {
-    let (id, slug, signing_key) = match key {
-        Key::Id(id) => (Some(id), None, None),
-        Key::Slug(slug) => (None, Some(slug), None),
-        Key::Kid(kid) => (None, None, Some(kid)),
+    let (id, slug, signing_key, api_key) = match key {
+        Key::Id(id) => (Some(id), None, None, None),
+        Key::Slug(slug) => (None, Some(slug), None, None),
+        Key::Kid(kid) => (None, None, Some(kid), None),
+        Key::ApiKey(hash) => (None, None, None, Some(hash)),
     };
     let row = sqlx::query!(
         r#"SELECT t.id AS "id!", t.slug AS "slug!", t.name AS "name!", t.plan AS "plan!", t.state AS "state!",
@@ -57,10 +59,12 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
                     AS "signing_retired!"
          FROM chat_instances t LEFT JOIN tenant_databases d ON d.tenant_id = t.id
          WHERE t.state <> 'deleted'
-           AND (t.id = $1 OR t.slug = $2 OR t.id = (SELECT tenant_id FROM signing_keys WHERE id = $3))"#,
+           AND (t.id = $1 OR t.slug = $2 OR t.id = (SELECT tenant_id FROM signing_keys WHERE id = $3)
+                OR t.id = (SELECT tenant_id FROM api_key_hashes WHERE token_hash = $4))"#,
         id,
         slug,
-        signing_key
+        signing_key,
+        api_key
     )
     .fetch_optional(pool)
     .await?;

@@ -17,6 +17,7 @@ async fn every_statement_fits_the_schema() {
     let database = connect(&platform.tenant_database(&tenant.slug).await).await.unwrap();
     let all = [
         access::tenant_store::STATEMENTS,
+        access::api_keys::tenant_store::STATEMENTS,
         chat::tenant_store::STATEMENTS,
         chat::streams::tenant_store::STATEMENTS,
         configuration::tenant_store::STATEMENTS,

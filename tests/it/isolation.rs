@@ -77,7 +77,12 @@ fn body(route: &Route) -> Option<Value> {
         ("POST", "/api/v1/users") => {
             json!({ "email": format!("{}@x.example", Uuid::new_v4()), "password": PASSWORD, "role": "user" })
         }
+        ("POST", "/api/v1/api-keys") => json!({ "name": "of the attacker's" }),
         ("POST", "/api/v1/chat") => json!({ "message": "hello" }),
+        ("POST", "/v1/chat/completions") => {
+            json!({ "model": "echo", "messages": [{ "role": "user", "content": "hello" }] })
+        }
+        ("POST", "/v1/embeddings") => json!({ "model": "echo", "input": "hello" }),
         _ => return None,
     };
     Some(body)
@@ -85,7 +90,11 @@ fn body(route: &Route) -> Option<Value> {
 
 /// The route's path with ids of a tenant's own things in it.
 fn fill(path: &str, tenant: &Tenant, session: &str) -> String {
-    let path = path.replace("{slug}", &tenant.slug).replace("{name}", "main").replace("{message_id}", session);
+    let path = path
+        .replace("{slug}", &tenant.slug)
+        .replace("{name}", "main")
+        .replace("{message_id}", session)
+        .replace("{model}", "echo");
     match path.as_str() {
         "/api/v1/users/{id}" => path.replace("{id}", &tenant.user_id),
         _ => path.replace("{id}", session),
@@ -168,12 +177,21 @@ async fn every_route_refuses_every_wrong_credential() {
     waiting["database"] = json!({ "mode": "own" });
     let waiting = platform.post("/platform/v1/tenants", &platform.token, waiting).await.expect(StatusCode::ACCEPTED);
     let database_token = waiting["database_token"]["token"].as_str().unwrap().to_owned();
+    let api_key = async |tenant: &Tenant, body: Value| {
+        let made = platform.post("/api/v1/api-keys", &tenant.admin.access, body).await.expect(StatusCode::CREATED);
+        made["token"].as_str().unwrap().to_owned()
+    };
+    let everything = api_key(&ours, json!({ "name": "everything" })).await;
+    let tomorrow = freehold::clock::Clock::now(&*clock) + TimeDelta::days(1);
+    let expiring = api_key(&ours, json!({ "name": "for a day", "expires_at": tomorrow })).await;
     let mut cases = 0;
     let mut refused = async |route: &Route, credential: &str, token: &str, expected: StatusCode| {
         let path = fill(&route.path, &ours, &session);
         let answer = platform.send(route.method.clone(), &path, token, body(route)).await;
         assert_eq!(answer.status, expected, "{} {path} with {credential}: {}", route.method, answer.text);
-        assert!(answer.body["code"].is_string(), "{} {path} with {credential}: no problem JSON", route.method);
+        // Clients of OpenAI's API are answered in its shape.
+        let problem = if path.starts_with("/v1/") { &answer.body["error"] } else { &answer.body };
+        assert!(problem["code"].is_string(), "{} {path} with {credential}: no problem JSON", route.method);
         assert!(!answer.text.contains("canary-of"), "{} {path} with {credential} leaks", route.method);
         cases += 1;
     };
@@ -198,10 +216,18 @@ async fn every_route_refuses_every_wrong_credential() {
         }
         let unknown = format!("fhs_{}", "A".repeat(43));
         refused(route, "an unknown session token", &unknown, StatusCode::UNAUTHORIZED).await;
-        if security == "super_admin" {
+        let unknown = format!("fh_{}", "A".repeat(43));
+        refused(route, "an unknown API key", &unknown, StatusCode::UNAUTHORIZED).await;
+        if security != "api_key" {
+            refused(route, "an API key", &everything, StatusCode::UNAUTHORIZED).await;
+        }
+        if security == "super_admin" || security == "api_key" {
             refused(route, "a client admin's token", &ours.admin.access, StatusCode::UNAUTHORIZED).await;
             refused(route, "a user's token", &ours.user.access, StatusCode::UNAUTHORIZED).await;
-        } else {
+        }
+        if security == "api_key" {
+            refused(route, "a super admin's token", &platform.token, StatusCode::UNAUTHORIZED).await;
+        } else if security != "super_admin" {
             refused(route, "a super admin's token", &platform.token, StatusCode::UNAUTHORIZED).await;
             if !FOR_USERS.contains(&route.path.as_str()) {
                 refused(route, "a user's token", &ours.user.access, StatusCode::FORBIDDEN).await;
@@ -213,6 +239,7 @@ async fn every_route_refuses_every_wrong_credential() {
     for route in routes.iter().filter(|route| route.security.is_some()) {
         let expired = match route.security.as_deref() {
             Some("super_admin") => &platform.token,
+            Some("api_key") => &expiring,
             _ => &ours.admin.access,
         };
         refused(route, "an expired credential", expired, StatusCode::UNAUTHORIZED).await;

@@ -254,7 +254,7 @@ async fn gone(platform: &Platform, tenant: &Tenant) {
     let left: Vec<String> = cluster.query(left, &[&like]).await.unwrap().iter().map(|row| row.get(0)).collect();
     assert!(left.is_empty(), "{left:?}");
     let registry = platform.platform_client().await;
-    for table in ["wrapped_keys", "tenant_databases", "signing_keys"] {
+    for table in ["wrapped_keys", "tenant_databases", "signing_keys", "api_key_hashes"] {
         let sql = format!("SELECT count(*) FROM {table} WHERE tenant_id = $1");
         assert_eq!(registry.query_one(&sql, &[&tenant.id]).await.unwrap().get::<_, i64>(0), 0, "{table}");
     }

@@ -13,6 +13,7 @@
 )]
 
 mod access;
+mod api_keys;
 mod architecture;
 mod backup;
 mod chat;
@@ -32,6 +33,7 @@ mod kill_matrix;
 mod ledger;
 mod life;
 mod machine_postgres;
+mod openai_endpoint;
 mod operations;
 mod own_database;
 mod provider_kinds;

@@ -135,6 +135,17 @@ async fn planted_secrets_are_in_no_log_and_no_dump() {
         let (_, _, answer) = process.send(Method::POST, "/api/v1/chat", &token("access_token"), body).await;
         assert!(!events(&answer).is_empty() && !answer.contains(api_key), "{answer}");
     }
+    let programs_key = process.post("/api/v1/api-keys", &token("access_token"), json!({ "name": "a program's" })).await;
+    let programs_key = programs_key["token"].as_str().unwrap().to_owned();
+    for (model, stream) in [("echo", true), ("echo", false), ("error-500", true), ("error-401", false)] {
+        let messages = json!([{ "role": "user", "content": question }]);
+        let body = json!({ "model": model, "stream": stream, "messages": messages });
+        let (_, _, answer) = process.send(Method::POST, "/v1/chat/completions", &programs_key, body).await;
+        assert!(!answer.is_empty() && !answer.contains(api_key) && !answer.contains(&programs_key), "{answer}");
+    }
+    let guessed = format!("fh_{}", "canary7".repeat(6) + "A");
+    let (status, _, answer) = process.send(Method::GET, "/v1/models", &guessed, Value::Null).await;
+    assert!(status == StatusCode::UNAUTHORIZED && !answer.contains(&guessed), "{answer}");
     // Sign-ins that fail, bodies that are refused: errors are where secrets like to turn up.
     let wrong = "canary-wrong-password";
     for body in [
@@ -160,6 +171,8 @@ async fn planted_secrets_are_in_no_log_and_no_dump() {
     let superuser_password = url::Url::parse(&admin_url).unwrap().password().unwrap().to_owned();
     let secrets = [
         ("the AI key", api_key),
+        ("the program's API key", &programs_key),
+        ("a guessed API key", &guessed),
         ("the owner's password", PASSWORD),
         ("the client's password", client_password),
         ("a wrong password", wrong),

@@ -2,6 +2,7 @@
 
 pub mod ai_keys;
 mod answer_stream;
+pub mod api_keys;
 pub mod auth;
 pub mod chat;
 pub mod config;

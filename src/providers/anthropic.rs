@@ -12,6 +12,7 @@ use url::Url;
 use self::events::Messages;
 use super::client::ProviderClient;
 use super::error::ProviderError;
+use super::quirks::Quirks;
 use super::spec::{ProviderSpec, Unusable, append, headers, secret_header, segments};
 use super::stream;
 use super::{ChatRequest, ChatStream, ModelProvider};
@@ -22,6 +23,7 @@ const VERSION: &str = "2023-06-01";
 pub(super) struct Anthropic {
     client: ProviderClient,
     target: Result<Target, Unusable>,
+    quirks: Quirks,
 }
 
 /// Everything about a call that its request does not change, made once.
@@ -32,15 +34,20 @@ pub(super) struct Target {
 
 impl Anthropic {
     pub(super) fn new(spec: &ProviderSpec, client: &ProviderClient) -> Self {
-        Self { client: client.clone(), target: Target::new(spec, client) }
+        Self { client: client.clone(), target: Target::new(spec, client), quirks: Quirks::default() }
     }
 
     async fn start(&self, request: &ChatRequest) -> Result<ChatStream, ProviderError> {
         let target = self.target.as_ref().map_err(|&unusable| ProviderError::from(unusable))?;
-        let body = request::body(request)?;
-        let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
-        let response = self.client.post(&target.url, &target.headers, Bytes::from(body)).await?;
-        stream::events(&self.client, response, Messages::default()).await
+        let mut quirk = self.quirks.of(&request.model);
+        loop {
+            let body = request::body(request, quirk)?;
+            let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
+            match self.client.post(&target.url, &target.headers, Bytes::from(body)).await {
+                Ok(response) => return stream::events(&self.client, response, Messages::default()).await,
+                Err(error) => quirk = self.quirks.learn(&request.model, quirk, &error).ok_or(error)?,
+            }
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use http::{HeaderMap, Method};
 use reqwest::{Client, Request, Response};
 use url::Url;
 
-use super::address::{AddressError, AddressPolicy, GuardedResolver, validate_base_url};
+use super::address::{AddressError, AddressPolicy, GuardedResolver};
 use super::error::{ProviderError, UpstreamRefusal};
 use crate::clock::{SharedClock, SystemClock};
 
@@ -36,8 +36,9 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
-            first_byte: Duration::from_secs(60),
-            between_tokens: Duration::from_secs(60),
+            // Models that think say nothing for a minute or two, and some servers begin to answer only then.
+            first_byte: Duration::from_secs(180),
+            between_tokens: Duration::from_secs(180),
         }
     }
 }
@@ -116,14 +117,6 @@ impl ProviderClient {
     #[must_use]
     pub fn with_clock(self, clock: SharedClock) -> Self {
         Self { clock, ..self }
-    }
-
-    /// Checks the base URL a client admin wants to save: see [`validate_base_url`].
-    ///
-    /// # Errors
-    /// The first thing found wrong, in words fit for the admin.
-    pub fn validate_base_url(&self, text: &str) -> Result<Url, AddressError> {
-        validate_base_url(text, &self.policy)
     }
 
     pub(super) fn policy(&self) -> &AddressPolicy {

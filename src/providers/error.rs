@@ -82,6 +82,19 @@ pub(super) struct UpstreamRefusal {
     pub(super) code: Option<String>,
     /// How long the body asks to wait. Google says it there and not in a header.
     pub(super) retry_after: Option<Duration>,
+    /// The parameter that this model does not have, if that is what is wrong.
+    pub(super) unfit: Option<Unfit>,
+}
+
+/// A parameter of the interface that not every model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// `temperature`.
+    Temperature,
+    /// `top_p`.
+    TopP,
+    /// The name under which the limit of tokens was sent.
+    Limit,
 }
 
 impl fmt::Display for UpstreamRefusal {
@@ -112,10 +125,11 @@ impl UpstreamRefusal {
         let number = object.get("code").and_then(serde_json::Value::as_u64);
         // OAuth's errors are one word.
         let code = object.get("code").and_then(word).or_else(|| word(object));
-        let out_of_credit = object.get("message").and_then(serde_json::Value::as_str).is_some_and(|message| {
-            // Anthropic answers 400 `invalid_request_error`, and only the sentence tells.
-            message.contains("credit balance is too low")
-        });
+        // Where words and fields do not tell, the sentence does. It is looked at and not kept.
+        let message = object.get("message").and_then(serde_json::Value::as_str).unwrap_or_default();
+        // Anthropic answers 400 `invalid_request_error`.
+        let out_of_credit = message.contains("credit balance is too low");
+        let unfit = unfit(object.get("param").and_then(serde_json::Value::as_str), code.as_deref(), message);
         Self {
             status: status.or_else(|| number.and_then(|number| u16::try_from(number).ok())),
             kind: if out_of_credit {
@@ -125,6 +139,7 @@ impl UpstreamRefusal {
             },
             code: code.or_else(|| details(object, "reason").and_then(word)),
             retry_after: details(object, "retryDelay").and_then(seconds),
+            unfit,
         }
     }
 
@@ -191,6 +206,26 @@ const TOO_LATE: &[&str] = &["timeout_error", "DEADLINE_EXCEEDED"];
 /// The first of Google's `details` that has this field.
 fn details<'a>(object: &'a serde_json::Value, field: &str) -> Option<&'a serde_json::Value> {
     object.get("details")?.as_array()?.iter().find_map(|detail| detail.get(field))
+}
+
+/// The parameter that a model does not have. OpenAI names it; Anthropic and older versions of Azure only say so.
+fn unfit(parameter: Option<&str>, code: Option<&str>, message: &str) -> Option<Unfit> {
+    let named = |name: &str| match name {
+        "temperature" => Some(Unfit::Temperature),
+        "top_p" => Some(Unfit::TopP),
+        "max_tokens" | "max_completion_tokens" => Some(Unfit::Limit),
+        _ => None,
+    };
+    if matches!(code, Some("unsupported_value" | "unsupported_parameter")) {
+        return named(parameter?);
+    }
+    if let Some(name) = message.strip_prefix("Unrecognized request argument supplied: ") {
+        return named(name.trim());
+    }
+    let refused =
+        ["is deprecated", "is not supported", "not supported for"].iter().any(|words| message.contains(words));
+    let name = message.split('`').nth(1).filter(|_| refused)?;
+    named(name).filter(|unfit| *unfit != Unfit::Limit)
 }
 
 /// A duration as Google writes it: `36s`, `0.5s`.
@@ -265,5 +300,25 @@ mod tests {
         assert!(matches!(error, ProviderError::RateLimited { retry_after, .. } if retry_after == wait));
         let grant = br#"{"error":"invalid_grant","error_description":"Invalid JWT Signature."}"#;
         assert_eq!(UpstreamRefusal::parse(Some(400), grant).into_error(None).code(), "provider_invalid_key");
+    }
+
+    #[test]
+    fn knows_which_parameter_a_model_does_not_have() {
+        let unfit = |body: &str| UpstreamRefusal::parse(Some(400), body.as_bytes()).unfit;
+        let openai = r#"{"error":{"message":"Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.","type":"invalid_request_error","param":"max_tokens","code":"unsupported_parameter"}}"#;
+        assert_eq!(unfit(openai), Some(Unfit::Limit));
+        let value = r#"{"error":{"message":"Unsupported value: 'temperature' does not support 0.3 with this model.","type":"invalid_request_error","param":"temperature","code":"unsupported_value"}}"#;
+        assert_eq!(unfit(value), Some(Unfit::Temperature));
+        let azure = r#"{"error":{"message":"Unrecognized request argument supplied: max_completion_tokens","type":"invalid_request_error","param":null,"code":null}}"#;
+        assert_eq!(unfit(azure), Some(Unfit::Limit));
+        let anthropic = r#"{"type":"error","error":{"type":"invalid_request_error","message":"`temperature` is deprecated for this model."}}"#;
+        assert_eq!(unfit(anthropic), Some(Unfit::Temperature));
+        for other in [
+            r#"{"error":{"message":"temperature: range 0..1","param":"temperature","code":"invalid_value"}}"#,
+            r#"{"error":{"message":"`messages` is not supported","type":"invalid_request_error"}}"#,
+            r#"{"error":{"code":"unsupported_value","param":"messages[0].role"}}"#,
+        ] {
+            assert_eq!(unfit(other), None, "{other}");
+        }
     }
 }

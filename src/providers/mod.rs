@@ -14,6 +14,7 @@ mod client;
 mod error;
 mod gemini;
 mod openai_compatible;
+mod quirks;
 mod request;
 mod spec;
 mod stream;
@@ -66,28 +67,43 @@ pub struct TestVerdict {
     pub model: String,
 }
 
+/// What a try may write: as little as possible, and for models that refuse so little, since they think first, what a
+/// short thought needs.
+const TRIES: [u32; 2] = [1, 2_000];
+
 /// Tries a key with the cheapest real call: listing models would prove neither the model nor the credit.
 ///
 /// # Errors
 /// What the call reports; `Timeout` after 30 s, because a person waits for the verdict.
 pub async fn test(provider: &dyn ModelProvider, model: &str) -> Result<TestVerdict, ProviderError> {
-    let request = ChatRequest {
-        model: model.to_owned(),
-        messages: vec![ChatMessage::text(ChatRole::User, "ping")],
-        max_tokens: Some(1),
-        ..ChatRequest::default()
-    };
     let start = Instant::now();
-    let call = async {
-        let mut answer = provider.chat(request).await?;
-        while let Some(event) = answer.next().await {
-            event?;
+    let calls = async {
+        let mut result = Ok(());
+        for max_tokens in TRIES {
+            result = ping(provider, model, max_tokens).await;
+            if !matches!(result, Err(ProviderError::BadRequest(_))) {
+                break;
+            }
         }
-        Ok::<_, ProviderError>(())
+        result
     };
-    tokio::time::timeout(Duration::from_secs(30), call)
+    tokio::time::timeout(Duration::from_secs(30), calls)
         .await
         .map_err(|elapsed| ProviderError::Timeout(elapsed.into()))??;
     let latency_ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(TestVerdict { latency_ms, model: model.to_owned() })
+}
+
+async fn ping(provider: &dyn ModelProvider, model: &str, max_tokens: u32) -> Result<(), ProviderError> {
+    let request = ChatRequest {
+        model: model.to_owned(),
+        messages: vec![ChatMessage::text(ChatRole::User, "ping")],
+        max_tokens: Some(max_tokens),
+        ..ChatRequest::default()
+    };
+    let mut answer = provider.chat(request).await?;
+    while let Some(event) = answer.next().await {
+        event?;
+    }
+    Ok(())
 }

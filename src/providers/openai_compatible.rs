@@ -4,6 +4,8 @@ mod embeddings;
 mod events;
 mod request;
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::HeaderMap;
@@ -15,6 +17,7 @@ use self::events::ChatCompletion;
 use self::request::WireRequest;
 use super::client::ProviderClient;
 use super::error::ProviderError;
+use super::quirks::Quirks;
 use super::spec::{ProviderSpec, Unusable, append, headers, secret_header};
 use super::stream;
 use super::{ChatRequest, ChatStream, EmbeddingRequest, Embeddings, ModelProvider};
@@ -22,6 +25,7 @@ use super::{ChatRequest, ChatStream, EmbeddingRequest, Embeddings, ModelProvider
 pub(super) struct OpenAiCompatible {
     client: ProviderClient,
     target: Result<Target, Unusable>,
+    quirks: Quirks,
 }
 
 /// Everything about a call that its request does not change, made once.
@@ -46,7 +50,7 @@ impl OpenAiCompatible {
     }
 
     pub(super) fn with_target(target: Result<Target, Unusable>, client: &ProviderClient) -> Self {
-        Self { client: client.clone(), target }
+        Self { client: client.clone(), target, quirks: Quirks::default() }
     }
 
     fn target(&self) -> Result<&Target, ProviderError> {
@@ -55,11 +59,16 @@ impl OpenAiCompatible {
 
     async fn start(&self, request: &ChatRequest) -> Result<ChatStream, ProviderError> {
         let target = self.target()?;
-        let body = WireRequest::new(request, target.completion_limit)?;
-        let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
         let url = target.chat(&request.model)?;
-        let response = self.client.post(&url, &target.headers, Bytes::from(body)).await?;
-        stream::events(&self.client, response, ChatCompletion).await
+        let mut quirk = self.quirks.of(&request.model);
+        loop {
+            let body = WireRequest::new(request, target.completion_limit, quirk)?;
+            let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
+            match self.client.post(&url, &target.headers, Bytes::from(body)).await {
+                Ok(response) => return stream::events(&self.client, response, ChatCompletion).await,
+                Err(error) => quirk = self.quirks.learn(&request.model, quirk, &error).ok_or(error)?,
+            }
+        }
     }
 }
 
@@ -85,16 +94,16 @@ impl Target {
         Ok(Self { places: Places::fixed(&spec.base_url)?, headers, completion_limit })
     }
 
-    pub(super) fn chat(&self, model: &str) -> Result<Url, Unusable> {
+    pub(super) fn chat(&self, model: &str) -> Result<Cow<'_, Url>, Unusable> {
         match &self.places {
-            Places::Fixed { chat, .. } => Ok(chat.clone()),
+            Places::Fixed { chat, .. } => Ok(Cow::Borrowed(chat)),
             Places::Deployments { base, api_version } => deployment(base, model, &["chat", "completions"], api_version),
         }
     }
 
-    fn embeddings(&self, model: &str) -> Result<Url, Unusable> {
+    fn embeddings(&self, model: &str) -> Result<Cow<'_, Url>, Unusable> {
         match &self.places {
-            Places::Fixed { embeddings, .. } => Ok(embeddings.clone()),
+            Places::Fixed { embeddings, .. } => Ok(Cow::Borrowed(embeddings)),
             Places::Deployments { base, api_version } => deployment(base, model, &["embeddings"], api_version),
         }
     }
@@ -106,10 +115,10 @@ impl Places {
     }
 }
 
-fn deployment(base: &Url, model: &str, path: &[&str], api_version: &str) -> Result<Url, Unusable> {
+fn deployment<'a>(base: &Url, model: &str, path: &[&str], api_version: &str) -> Result<Cow<'a, Url>, Unusable> {
     let mut url = append(base, std::iter::once(model).chain(path.iter().copied()))?;
     url.query_pairs_mut().append_pair("api-version", api_version);
-    Ok(url)
+    Ok(Cow::Owned(url))
 }
 
 #[cfg(test)]

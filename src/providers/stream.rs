@@ -37,7 +37,7 @@ const EPILOGUE: Duration = Duration::from_secs(5);
 const DRAIN: Duration = Duration::from_secs(1);
 /// How many times the silence between two events may last while the server shows that it is alive. Without an end a
 /// server could do that for ever.
-const ALIVE_FACTOR: u32 = 5;
+const ALIVE_FACTOR: u32 = 3;
 
 /// Why a stream was given up, where no other error says so.
 #[derive(Debug, thiserror::Error)]

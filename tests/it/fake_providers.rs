@@ -13,6 +13,7 @@
 //! | `flaky` | refuses for a moment, once |
 //! | `limited` | refuses, and asks to wait an hour |
 //! | `key` | refuses the key |
+//! | `thinker-text` | as `text`, and has no temperature; on Azure the limit has its older name |
 //! | anything else | an unknown model |
 
 use std::collections::{HashMap, HashSet};
@@ -203,6 +204,9 @@ async fn anthropic(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: 
         return invalid(why);
     }
     let model = body["model"].as_str().unwrap_or_default();
+    if model.ends_with("thinker-text") && body.get("temperature").is_some() {
+        return invalid("`temperature` is deprecated for this model.");
+    }
     let words =
         [(403, "permission_error"), (404, "not_found_error"), (429, "rate_limit_error"), (529, "overloaded_error")];
     if let Some(refusal) = refused(&shared, model, anthropic_refusal, words) {
@@ -477,8 +481,19 @@ async fn azure(
     if !query.starts_with("api-version=20") {
         return azure_refusal(StatusCode::NOT_FOUND, "404", "Resource not found");
     }
-    if body["messages"].as_array().is_none_or(Vec::is_empty) || body.get("max_tokens").is_some() {
-        return azure_refusal(StatusCode::BAD_REQUEST, "unsupported_parameter", "use max_completion_tokens");
+    let thinker = deployment.ends_with("thinker-text");
+    let unfit = |code: Value, param: Value, message: &str| {
+        let error = json!({"message": message, "type": "invalid_request_error", "param": param, "code": code});
+        (StatusCode::BAD_REQUEST, Json(json!({"error": error}))).into_response()
+    };
+    if thinker && body.get("max_completion_tokens").is_some() {
+        return unfit(Value::Null, Value::Null, "Unrecognized request argument supplied: max_completion_tokens");
+    }
+    if thinker && body.get("temperature").is_some() {
+        return unfit(json!("unsupported_value"), json!("temperature"), "Only the default (1) value is supported.");
+    }
+    if body["messages"].as_array().is_none_or(Vec::is_empty) || (body.get("max_tokens").is_some() && !thinker) {
+        return azure_refusal(StatusCode::BAD_REQUEST, "invalid", "the request");
     }
     let words = [(401, "401"), (404, "DeploymentNotFound"), (429, "429"), (503, "InternalServerError")];
     if let Some(refusal) = refused(&shared, &deployment, azure_refusal, words) {

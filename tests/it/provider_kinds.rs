@@ -221,6 +221,25 @@ async fn every_kinds_failures_have_their_kind_and_keep_their_secrets() {
 }
 
 #[tokio::test]
+async fn what_a_model_does_not_have_is_learned_once() {
+    let fake = FakeProviders::start().await;
+    for (kind, refusals) in [(ProviderKind::Anthropic, 1), (ProviderKind::AzureOpenai, 2)] {
+        let provider = provider(&fake, kind);
+        for calls in [refusals + 1, refusals + 2] {
+            let heard = hear(provider.as_ref(), request("thinker-text")).await;
+            assert_eq!(heard.text, "Hello there", "{kind:?}: {:?}", heard.end);
+            assert_eq!(fake.calls(place(kind).1).len(), calls, "{kind:?}");
+        }
+        let body = fake.calls(place(kind).1).pop().unwrap().body;
+        assert_eq!((body.get("temperature"), &body["max_tokens"]), (None, &json!(100)), "{kind:?}");
+        // Other models keep theirs.
+        hear(provider.as_ref(), request("text")).await;
+        let body = fake.calls(place(kind).1).pop().unwrap().body;
+        assert!(body.get("temperature").is_some(), "{kind:?}");
+    }
+}
+
+#[tokio::test]
 async fn leaving_ends_the_call_of_every_kind() {
     let fake = FakeProviders::start().await;
     for (left, kind) in (0..).zip(KINDS) {

@@ -8,10 +8,13 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::providers::error::ProviderError;
+use crate::providers::quirks::Quirk;
 use crate::providers::{
     ChatMessage, ChatRequest, ChatRole, Content, ImageSource, Part, ResponseFormat, Tool, ToolCall, ToolChoice,
 };
 
+/// Said by the user where a conversation begins with the assistant, which this interface refuses.
+const OPENING: &str = "(The conversation begins.)";
 /// The interface wants a limit. This is what the smallest of the models that are still served can write.
 const DEFAULT_MAX_TOKENS: u32 = 4096;
 
@@ -91,7 +94,8 @@ struct Format<'a> {
 ///
 /// # Errors
 /// `Unsupported` or `BadRequest` for what cannot be written in this format.
-pub(super) fn body(request: &ChatRequest) -> Result<Body<'_>, ProviderError> {
+pub(super) fn body(request: &ChatRequest, quirk: Quirk) -> Result<Body<'_>, ProviderError> {
+    let temperature = request.temperature.filter(|_| !quirk.no_temperature);
     let mut system = String::new();
     let mut messages: Vec<Message<'_>> = Vec::with_capacity(request.messages.len());
     for message in &request.messages {
@@ -111,6 +115,9 @@ pub(super) fn body(request: &ChatRequest) -> Result<Body<'_>, ProviderError> {
             _ => messages.push(Message { role, content: blocks }),
         }
     }
+    if messages.first().is_some_and(|first| first.role == "assistant") {
+        messages.insert(0, Message { role: "user", content: vec![Block::Text { text: OPENING }] });
+    }
     Ok(Body {
         model: &request.model,
         max_tokens: request.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS),
@@ -118,9 +125,9 @@ pub(super) fn body(request: &ChatRequest) -> Result<Body<'_>, ProviderError> {
         system,
         messages,
         // The scale ends at one here, and at two for most others.
-        temperature: request.temperature.map(|temperature| temperature.min(1.0)),
+        temperature: temperature.map(|temperature| temperature.min(1.0)),
         // Both together are refused.
-        top_p: request.top_p.filter(|_| request.temperature.is_none()),
+        top_p: request.top_p.filter(|_| temperature.is_none() && !quirk.no_top_p),
         stop_sequences: &request.stop,
         tools: request.tools.iter().map(WireTool::new).collect(),
         tool_choice: choice(request),
@@ -242,12 +249,13 @@ mod tests {
     use crate::providers::Image;
 
     fn written(request: &ChatRequest) -> Value {
-        let text = serde_json::to_string(&body(request).unwrap_or_else(|error| panic!("{error:?}"))).unwrap();
+        let text = serde_json::to_string(&body(request, Quirk::default()).unwrap_or_else(|error| panic!("{error:?}")))
+            .unwrap();
         serde_json::from_str(&text).unwrap()
     }
 
     fn refused(request: &ChatRequest) -> &'static str {
-        body(request).map(drop).unwrap_err().code()
+        body(request, Quirk::default()).map(drop).unwrap_err().code()
     }
 
     fn calls(arguments: &str) -> ChatMessage {
@@ -371,7 +379,18 @@ mod tests {
         let format = |format| ChatRequest { response_format: Some(format), ..ChatRequest::default() };
         assert_eq!(refused(&format(ResponseFormat::JsonObject)), "provider_unsupported");
         assert_eq!(refused(&format(ResponseFormat::JsonSchema(json!({})))), "provider_bad_request");
-        assert!(body(&format(ResponseFormat::Text)).is_ok());
-        assert_eq!(written(&with(calls("")))["messages"][0]["content"][0]["input"], json!({}));
+        assert!(body(&format(ResponseFormat::Text), Quirk::default()).is_ok());
+        assert_eq!(written(&with(calls("")))["messages"][1]["content"][0]["input"], json!({}));
+    }
+
+    #[test]
+    fn the_user_begins() {
+        let greeting = ChatMessage::text(ChatRole::Assistant, "Welcome!");
+        let messages = vec![greeting, ChatMessage::text(ChatRole::User, "hi")];
+        let written = written(&ChatRequest { messages, ..ChatRequest::default() });
+        let roles: Vec<_> =
+            written["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
+        assert_eq!(roles, ["user", "assistant", "user"]);
+        assert_eq!(written["messages"][0]["content"][0]["text"], OPENING);
     }
 }

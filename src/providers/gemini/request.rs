@@ -106,7 +106,7 @@ struct Function<'a> {
     description: &'a str,
     /// `parameters` would be a language of its own that knows only part of JSON Schema.
     #[serde(skip_serializing_if = "Option::is_none")]
-    parameters_json_schema: Option<&'a Value>,
+    parameters_json_schema: Option<Cow<'a, Value>>,
 }
 
 #[derive(Serialize)]
@@ -137,7 +137,7 @@ struct GenerationConfig<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     response_mime_type: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    response_json_schema: Option<&'a Value>,
+    response_json_schema: Option<Cow<'a, Value>>,
 }
 
 /// The body of a call.
@@ -282,7 +282,7 @@ fn functions(request: &ChatRequest) -> Option<[Functions<'_>; 1]> {
         .map(|tool| Function {
             name: &tool.name,
             description: tool.description.as_deref().unwrap_or_default(),
-            parameters_json_schema: tool.parameters.as_ref(),
+            parameters_json_schema: tool.parameters.as_ref().map(schema),
         })
         .collect();
     (!function_declarations.is_empty()).then_some([Functions { function_declarations }])
@@ -302,7 +302,19 @@ fn calling(request: &ChatRequest) -> Option<ToolConfig<'_>> {
     Some(ToolConfig { function_calling_config: Calling { mode, allowed_function_names } })
 }
 
-type Format<'a> = (Option<&'static str>, Option<&'a Value>);
+/// A schema without the address of its dialect, which many libraries add and the interface does not list.
+fn schema(schema: &Value) -> Cow<'_, Value> {
+    match schema {
+        Value::Object(fields) if fields.contains_key("$schema") => {
+            let mut fields = fields.clone();
+            fields.remove("$schema");
+            Cow::Owned(Value::Object(fields))
+        }
+        other => Cow::Borrowed(other),
+    }
+}
+
+type Format<'a> = (Option<&'static str>, Option<Cow<'a, Value>>);
 
 fn format(format: Option<&ResponseFormat>) -> Result<Format<'_>, ProviderError> {
     const JSON: Option<&str> = Some("application/json");
@@ -310,9 +322,9 @@ fn format(format: Option<&ResponseFormat>) -> Result<Format<'_>, ProviderError> 
         None | Some(ResponseFormat::Text) => Ok((None, None)),
         Some(ResponseFormat::JsonObject) => Ok((JSON, None)),
         Some(ResponseFormat::JsonSchema(json_schema)) => {
-            let schema = json_schema.get("schema");
-            let schema = schema.ok_or_else(|| ProviderError::BadRequest("the response format has no schema".into()))?;
-            Ok((JSON, Some(schema)))
+            let found = json_schema.get("schema");
+            let found = found.ok_or_else(|| ProviderError::BadRequest("the response format has no schema".into()))?;
+            Ok((JSON, Some(schema(found))))
         }
     }
 }
@@ -388,7 +400,7 @@ mod tests {
             tools: vec![Tool {
                 name: "f".to_owned(),
                 description: None,
-                parameters: Some(json!({"type": "object", "additionalProperties": false})),
+                parameters: Some(json!({"$schema": "x", "type": "object", "additionalProperties": false})),
                 strict: None,
             }],
             tool_choice: Some(ToolChoice::Named("f".to_owned())),

@@ -37,7 +37,8 @@ pub(super) async fn embed(
     // Not every server knows Base64, which would be shorter.
     let body = WireRequest { model, input, dimensions: *dimensions, encoding_format: "float" };
     let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
-    let response = client.post(&target.embeddings(model)?, &target.headers, Bytes::from(body)).await?;
+    let url = target.embeddings(model)?;
+    let response = client.post(&url, &target.headers, Bytes::from(body)).await?;
     let limit = input.len().saturating_mul(BYTES_A_TEXT).clamp(MIN_BYTES, MAX_BYTES);
     let body = read_body(response, limit, client.timeouts().between_tokens).await?;
     let answer: WireAnswer = serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(error.into()))?;

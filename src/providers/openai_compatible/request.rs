@@ -5,6 +5,7 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::providers::error::ProviderError;
+use crate::providers::quirks::Quirk;
 use crate::providers::{
     ChatMessage, ChatRequest, Content, Image, ImageSource, Part, ResponseFormat, Tool, ToolCall, ToolChoice,
 };
@@ -30,12 +31,13 @@ const OWN: &[&str] = &[
 pub(super) struct WireRequest<'a> {
     request: &'a ChatRequest,
     completion_limit: bool,
+    quirk: Quirk,
 }
 
 impl<'a> WireRequest<'a> {
     /// # Errors
     /// If the answer would come in a form that is not read.
-    pub(super) fn new(request: &'a ChatRequest, completion_limit: bool) -> Result<Self, ProviderError> {
+    pub(super) fn new(request: &'a ChatRequest, completion_limit: bool, quirk: Quirk) -> Result<Self, ProviderError> {
         if ["functions", "function_call"].iter().any(|name| request.extra.contains_key(*name)) {
             return Err(ProviderError::Unsupported("functions are offered as tools".into()));
         }
@@ -43,7 +45,7 @@ impl<'a> WireRequest<'a> {
         if request.extra.get("modalities").is_some_and(|modalities| !modalities.is_null() && !only_text(modalities)) {
             return Err(ProviderError::Unsupported("answers are text".into()));
         }
-        Ok(Self { request, completion_limit })
+        Ok(Self { request, completion_limit: completion_limit != quirk.other_limit, quirk })
     }
 }
 
@@ -63,8 +65,8 @@ impl Serialize for WireRequest<'_> {
             }
             entry(&mut map, "parallel_tool_calls", request.parallel_tool_calls.as_ref())?;
         }
-        entry(&mut map, "temperature", request.temperature.as_ref())?;
-        entry(&mut map, "top_p", request.top_p.as_ref())?;
+        entry(&mut map, "temperature", request.temperature.as_ref().filter(|_| !self.quirk.no_temperature))?;
+        entry(&mut map, "top_p", request.top_p.as_ref().filter(|_| !self.quirk.no_top_p))?;
         if self.completion_limit {
             let limit = request.extra.get("max_completion_tokens").and_then(Value::as_u64);
             entry(&mut map, "max_completion_tokens", limit.or(request.max_tokens.map(u64::from)).as_ref())?;
@@ -263,7 +265,8 @@ mod tests {
 
     fn body(request: &ChatRequest, completion_limit: bool) -> Value {
         // Through text, as it is sent: `Value` would widen the numbers.
-        let text = serde_json::to_string(&WireRequest::new(request, completion_limit).unwrap()).unwrap();
+        let text =
+            serde_json::to_string(&WireRequest::new(request, completion_limit, Quirk::default()).unwrap()).unwrap();
         serde_json::from_str(&text).unwrap()
     }
 
@@ -352,6 +355,9 @@ mod tests {
             "max_completion_tokens": 9,
         });
         assert_eq!(body(&request, true), expected);
+        let quirk = Quirk { no_temperature: true, no_top_p: true, other_limit: true };
+        let text = serde_json::to_string(&WireRequest::new(&request, true, quirk).unwrap()).unwrap();
+        assert!(!text.contains("top_p") && !text.contains("max_completion_tokens"));
         let without_tools = ChatRequest { tools: vec![], ..request };
         assert!(body(&without_tools, false).get("tool_choice").is_none());
         assert!(body(&without_tools, false).get("max_completion_tokens").is_none());
@@ -361,7 +367,8 @@ mod tests {
     fn what_would_not_be_read_is_not_asked_for() {
         let refused = |extra: Value| {
             let extra = extra.as_object().cloned().unwrap();
-            WireRequest::new(&ChatRequest { extra, ..ChatRequest::default() }, true).map(drop).map_err(|e| e.code())
+            let request = ChatRequest { extra, ..ChatRequest::default() };
+            WireRequest::new(&request, true, Quirk::default()).map(drop).map_err(|error| error.code())
         };
         assert_eq!(refused(json!({"functions": []})), Err("provider_unsupported"));
         assert_eq!(refused(json!({"modalities": ["text", "audio"]})), Err("provider_unsupported"));

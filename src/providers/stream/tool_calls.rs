@@ -58,8 +58,6 @@ impl ToolCalls {
             Some(position) => position,
             None => self.begin(piece.index, id.as_deref())?,
         };
-        // An id is unique among the calls that are told. One that is not is replaced.
-        let taken = self.calls.iter().take(position).any(|call| call.id.is_some() && call.id == id);
         let Some(call) = self.calls.get_mut(position) else { return Ok(()) };
         if call.id.is_none() && call.number.is_none() {
             call.id = id;
@@ -81,17 +79,25 @@ impl ToolCalls {
             call.held.push_str(&arguments);
         }
         if !call.name.is_empty() {
-            call.number = Some(self.told);
-            let id = call.id.clone().filter(|_| !taken).unwrap_or_else(|| format!("call_{}", Uuid::now_v7().simple()));
-            out.push_back(ChatEvent::ToolCall(ToolCallDelta {
-                index: self.told,
-                id: Some(id),
-                name: Some(call.name.clone()),
-                arguments: std::mem::take(&mut call.held),
-            }));
-            self.told += 1;
+            self.tell(position, out);
         }
         Ok(())
+    }
+
+    /// Tells a call for the first time.
+    fn tell(&mut self, position: usize, out: &mut VecDeque<ChatEvent>) {
+        let Some((before, rest)) = self.calls.split_at_mut_checked(position) else { return };
+        let Some(call) = rest.first_mut() else { return };
+        // An id is unique among the calls that are told. One that is not is replaced.
+        let id = call.id.clone().filter(|id| !before.iter().any(|call| call.id.as_deref() == Some(id)));
+        out.push_back(ChatEvent::ToolCall(ToolCallDelta {
+            index: self.told,
+            id: Some(id.unwrap_or_else(|| format!("call_{}", Uuid::now_v7().simple()))),
+            name: Some(call.name.clone()),
+            arguments: std::mem::take(&mut call.held),
+        }));
+        call.number = Some(self.told);
+        self.told += 1;
     }
 
     /// Ends the calls: whoever parses the arguments of a call without any has to find an object.
@@ -209,6 +215,8 @@ impl Extent {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     type Piece = (Option<u64>, &'static str, &'static str, &'static str);
@@ -320,5 +328,45 @@ mod tests {
         };
         assert!((0..MAX_CALLS).all(|id| take(id).is_ok()));
         assert!(matches!(take(MAX_CALLS), Err(Broken::TooManyCalls)));
+    }
+
+    proptest! {
+        /// Whatever an upstream sends, what is told keeps its promises.
+        #[test]
+        fn every_mess_is_told_in_order(pieces in prop::collection::vec(piece(), 0..40)) {
+            let mut calls = ToolCalls::default();
+            let mut out = VecDeque::new();
+            for piece in pieces {
+                prop_assert!(calls.take_in(piece, &mut out).is_ok());
+            }
+            let whole = calls.finish(&mut out).is_ok();
+            let mut told: Vec<(String, String)> = Vec::new();
+            for event in out {
+                let ChatEvent::ToolCall(delta) = event else { panic!("only tool calls") };
+                match (delta.id, delta.name) {
+                    (Some(id), Some(name)) => {
+                        prop_assert_eq!(delta.index as usize, told.len());
+                        prop_assert!(!id.is_empty() && !name.is_empty());
+                        prop_assert!(told.iter().all(|(other, _)| *other != id), "an id twice");
+                        told.push((id, delta.arguments));
+                    }
+                    (None, None) => {
+                        prop_assert!(!delta.arguments.is_empty());
+                        prop_assert!((delta.index as usize) < told.len());
+                        told[delta.index as usize].1.push_str(&delta.arguments);
+                    }
+                    odd => panic!("id and name come together: {odd:?}"),
+                }
+            }
+            prop_assert!(!whole || told.iter().all(|(_, arguments)| !arguments.is_empty()));
+        }
+    }
+
+    fn piece() -> impl Strategy<Value = CallPiece> {
+        let word =
+            |words: &'static [&'static str]| prop::option::of(prop::sample::select(words).prop_map(str::to_owned));
+        let arguments = prop::sample::select(&["", "{", "}", "{}", "\"", "{\"x\":[", "]}", "\\"][..]);
+        (prop::option::of(0_u64..3), word(&["", "a", "b"]), word(&["", "f", "g"]), arguments)
+            .prop_map(|(index, id, name, arguments)| CallPiece { index, id, name, arguments: arguments.to_owned() })
     }
 }

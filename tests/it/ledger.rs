@@ -249,7 +249,7 @@ async fn when_all_are_down_the_tenants_own_message_stands_in() {
         last = platform.post("/api/v1/chat", &tenant.user.access, body.clone()).await.text;
     }
     let events = events(&last);
-    assert!(events[0].1.contains("Call us: 555.") && events[1].1.contains("\"degraded\":true"), "{last}");
+    assert!(events[1].1.contains("Call us: 555.") && events[2].1.contains("\"degraded\":true"), "{last}");
     assert_eq!(settled(&ledger).await.len(), 7, "five failures in a row after a success");
     let down = platform.complete(&db, "error-500").await.unwrap_err();
     assert!(matches!(down, ChatError::Call(CallError::AllDown { .. })), "{down:?}");

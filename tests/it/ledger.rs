@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use freehold::chat::{CallContext, CallError, ChatError, MeteredStream};
 use freehold::metering::CallKind;
-use freehold::providers::{ChatEvent, ChatMessage, ChatRequest, ChatRole, Usage};
+use freehold::providers::{ChatEvent, ChatMessage, ChatRequest, ChatRole, EmbeddingRequest, Usage};
 use freehold::tenant_db::TenantDb;
 use futures::StreamExt as _;
 use reqwest::{Method, StatusCode};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Client;
 use uuid::Uuid;
 
+use crate::fake_providers::{FakeProviders, KEY};
 use crate::harness::{Options, Platform, Tenant, connect, events, execute, fake_model, server};
 
 /// A call as it stands in the tenant's database.
@@ -249,7 +250,7 @@ async fn when_all_are_down_the_tenants_own_message_stands_in() {
         last = platform.post("/api/v1/chat", &tenant.user.access, body.clone()).await.text;
     }
     let events = events(&last);
-    assert!(events[0].1.contains("Call us: 555.") && events[1].1.contains("\"degraded\":true"), "{last}");
+    assert!(events[1].1.contains("Call us: 555.") && events[2].1.contains("\"degraded\":true"), "{last}");
     assert_eq!(settled(&ledger).await.len(), 7, "five failures in a row after a success");
     let down = platform.complete(&db, "error-500").await.unwrap_err();
     assert!(matches!(down, ChatError::Call(CallError::AllDown { .. })), "{down:?}");
@@ -478,4 +479,28 @@ async fn a_tenant_that_nobody_uses_is_settled_by_the_periodic_task() {
     let settled = rows.iter().find(|row| row.state == "interrupted").unwrap();
     assert_eq!(settled.tokens, (Some(7), Some(0), Some(false)));
     assert!(!fresh.state.directory.knows_tenant(tenant.id.to_string().parse().unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn embeddings_have_rows_and_fall_back_too() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("embeds").await;
+    let (db, ledger) = (platform.tenant_db(&tenant).await, platform.ledger(&tenant).await);
+    let fake = FakeProviders::start().await;
+    // The first key's server has no embeddings at all.
+    platform.put_model(&tenant, "main", "vectors", "instant", json!({})).await;
+    let azure = json!({ "provider": "azure_openai", "base_url": fake.url(""), "api_key": KEY });
+    platform.put_model(&tenant, "azure", "vectors", "deployed", azure).await;
+    let context =
+        CallContext { db, user_id: None, api_key_id: None, kind: CallKind::Embedding, model: "vectors".to_owned() };
+    let request =
+        EmbeddingRequest { input: vec!["ab".to_owned(), "c".to_owned()], dimensions: Some(2), ..Default::default() };
+    let made = platform.state.chat.embed(context, request).await.unwrap();
+    assert_eq!((made.embeddings.vectors.len(), &*made.model), (2, "vectors"));
+    let usage = made.embeddings.usage.unwrap();
+    assert!(usage.reported);
+    let rows = rows(&ledger).await;
+    let seen: Vec<_> = rows.iter().map(|row| (row.kind.as_str(), row.ai_key.as_str(), row.state.as_str())).collect();
+    assert_eq!(seen, [("embedding", "main", "failed"), ("embedding", "azure", "succeeded")]);
+    assert_eq!(rows[1].tokens, (Some(i64::try_from(usage.input_tokens).unwrap()), Some(0), Some(true)));
 }

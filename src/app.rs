@@ -145,7 +145,8 @@ impl AppState {
             allow_private_hosts: config.allow_private_model_hosts,
             ..ProviderClientOptions::default()
         })
-        .context("prepare the client for model providers")?;
+        .context("prepare the client for model providers")?
+        .with_clock(Arc::clone(&clock));
         let tasks = TaskTracker::new();
         let prices = Prices::load(config.templates_dir.as_deref())?;
         let ledger = Ledger::new(databases.server_id(), prices, Arc::clone(&clock), tasks.clone());

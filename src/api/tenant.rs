@@ -342,18 +342,21 @@ pub struct UpdateConfigRequest {
 #[derive(Debug, Deserialize, Validate, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PutAiKeyRequest {
-    /// Who serves the models: `openai_compatible`.
+    /// Who serves the models, or whose interface they imitate: `openai_compatible`, `anthropic`, `gemini`, `vertex` or
+    /// `azure_openai`.
     #[garde(length(max = 50))]
     pub provider: String,
-    /// The server's address up to and including `/v1`; OpenAI's own when left out.
+    /// The server's address. When left out, that of OpenAI, Anthropic or the Gemini API. Of `openai_compatible` it goes
+    /// up to and including `/v1`; of `vertex` it names the region (`https://europe-west4-aiplatform.googleapis.com`), of
+    /// `azure_openai` the resource (`https://NAME.openai.azure.com`, with `?api-version=…` for another version).
     #[garde(inner(length(max = 2_000)))]
     #[serde(default)]
     pub base_url: Option<String>,
-    /// The key itself. It is stored sealed and never shown again.
+    /// The key itself; of `vertex` the JSON file of a service account. It is stored sealed and never shown again.
     #[garde(skip)]
     #[schema(value_type = String, format = Password)]
     pub api_key: SecretString,
-    /// The models this key may be used for.
+    /// The models this key may be used for; of `azure_openai` the names of deployments.
     #[garde(length(min = 1, max = 50), inner(length(chars, min = 1, max = 200)))]
     pub models: Vec<String>,
     /// The model that answers when none is asked for; one of `models` or of the aliases.
@@ -383,7 +386,7 @@ pub struct AiKey {
     pub provider: String,
     /// The server's address.
     pub base_url: String,
-    /// The key's last four characters, `…abcd`.
+    /// The key's last four characters, `…abcd`; of a service account those of its key's id.
     pub api_key: String,
     /// The models it may be used for.
     pub models: Vec<String>,

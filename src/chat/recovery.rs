@@ -10,7 +10,7 @@ use super::{Chat, ChatError, tenant_store};
 use crate::ids::{MessageId, TenantId};
 use crate::metering::abandoned::Abandoned;
 use crate::telemetry::causes;
-use crate::tenant_db::TenantDb;
+use crate::tenant_db::{Client, TenantDb};
 
 /// How long nobody looks again who has a reason to.
 const SOONEST: Duration = Duration::from_secs(5);
@@ -57,7 +57,25 @@ impl Chat {
     /// # Errors
     /// If the tenant's database fails.
     pub async fn settle_abandoned(&self, db: &TenantDb) -> Result<usize, ChatError> {
-        if self.looks.are_due(db.record().id, SOONEST) { self.settle_abandoned_now(db).await } else { Ok(0) }
+        if self.looks.are_due(db.record().id, SOONEST) {
+            Ok(self.look(&mut db.client().await?, db).await?)
+        } else {
+            Ok(0)
+        }
+    }
+
+    /// The same for a tenant that nobody may be using: its connection is not kept for anybody.
+    ///
+    /// # Errors
+    /// If the tenant's database fails.
+    pub async fn settle_abandoned_unused(&self, db: &TenantDb) -> Result<usize, ChatError> {
+        if !self.looks.are_due(db.record().id, PERIOD) {
+            return Ok(0);
+        }
+        let mut client = db.client().await?;
+        let looked = self.look(&mut client, db).await;
+        client.discard();
+        looked
     }
 
     /// The same beside whatever is going on, now and then while a tenant is used.
@@ -67,15 +85,15 @@ impl Chat {
         }
         let (chat, db) = (self.clone(), db.clone());
         let look = async move {
-            if let Err(error) = chat.settle_abandoned_now(&db).await {
+            let looked = async { chat.look(&mut db.client().await?, &db).await };
+            if let Err(error) = looked.await {
                 tracing::warn!(tenant_id = %db.record().id, causes = causes(&error), "settle calls of dead servers");
             }
         };
         self.tasks.spawn(look.in_current_span());
     }
 
-    async fn settle_abandoned_now(&self, db: &TenantDb) -> Result<usize, ChatError> {
-        let mut client = db.client().await?;
+    async fn look(&self, client: &mut Client, db: &TenantDb) -> Result<usize, ChatError> {
         let transaction = client.transaction().await?;
         let (now, others) = (self.clock.now(), self.databases.other_servers());
         let calls = self.ledger.abandoned(&transaction, others.as_deref(), now).await?;

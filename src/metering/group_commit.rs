@@ -261,7 +261,7 @@ impl<S: Sink> Shared<S> {
                     .then(|| Entry { row: self.sink.not_begun(row), waiter: Waiter::Settle(None) })
             }
             (Waiter::Settle(_), WriteError::Refused(error)) => {
-                tracing::error!(tenant_id = %self.tenant, causes = causes(error), "a call could not be settled");
+                tracing::warn!(tenant_id = %self.tenant, causes = causes(error), "a call could not be settled");
                 None
             }
             (Waiter::Settle(_), _) => Some(Entry { row, waiter: Waiter::Settle(None) }),

@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{DATE, RETRY_AFTER};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method};
 use reqwest::{Client, Request, Response};
 use url::Url;
 
 use super::address::{AddressError, AddressPolicy, GuardedResolver, validate_base_url};
 use super::error::{ProviderError, UpstreamRefusal};
+use crate::clock::{SharedClock, SystemClock};
 
 /// Bytes of an upstream's error body that are read for its error words.
 const MAX_ERROR_BODY: usize = 64 * 1024;
 /// Time allowed to read an error body, whose status already tells the most.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Anthropic's status for "overloaded", which is in no list of statuses.
+const OVERLOADED: u16 = 529;
 
 /// How long to wait for a provider.
 #[derive(Debug, Clone, Copy)]
@@ -33,8 +36,9 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             connect: Duration::from_secs(5),
-            first_byte: Duration::from_secs(60),
-            between_tokens: Duration::from_secs(60),
+            // Models that think say nothing for a minute or two, and some servers begin to answer only then.
+            first_byte: Duration::from_secs(180),
+            between_tokens: Duration::from_secs(180),
         }
     }
 }
@@ -81,6 +85,7 @@ pub struct ProviderClient {
     policy: Arc<AddressPolicy>,
     timeouts: Timeouts,
     retries: Retries,
+    clock: SharedClock,
 }
 
 impl ProviderClient {
@@ -104,7 +109,14 @@ impl ProviderClient {
             // Shorter than the minute after which many load balancers silently drop an idle connection.
             .pool_idle_timeout(Duration::from_secs(50))
             .build()?;
-        Ok(Self { http, policy, timeouts: options.timeouts, retries: options.retries })
+        let clock = SystemClock::shared();
+        Ok(Self { http, policy, timeouts: options.timeouts, retries: options.retries, clock })
+    }
+
+    /// Takes the time from `clock` instead of the computer's own. It is needed where a key signs something dated.
+    #[must_use]
+    pub fn with_clock(self, clock: SharedClock) -> Self {
+        Self { clock, ..self }
     }
 
     /// Checks the base URL a client admin wants to save: see [`validate_base_url`].
@@ -121,6 +133,10 @@ impl ProviderClient {
 
     pub(super) fn timeouts(&self) -> Timeouts {
         self.timeouts
+    }
+
+    pub(super) fn clock(&self) -> &SharedClock {
+        &self.clock
     }
 
     /// Posts `body` and returns the answer once it is a success, its body not yet read. The address must have
@@ -189,8 +205,8 @@ impl Failure {
         let told_not_to = response.headers().get("x-should-retry").is_some_and(|value| value == "false");
         let body = error_body(response).await;
         let refusal = UpstreamRefusal::parse(Some(status.as_u16()), &body);
-        let passing =
-            matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE);
+        let wait = wait.or(refusal.retry_after);
+        let passing = matches!(status.as_u16(), 429 | 502 | 503 | OVERLOADED);
         let again = (passing && !told_not_to && !refusal.quota_exhausted()).then_some(wait);
         Self { error: refusal.into_error(wait), again }
     }
@@ -214,6 +230,29 @@ async fn error_body(mut response: Response) -> Vec<u8> {
     // A late body changes nothing: the status decides, and the words only refine.
     let _ = tokio::time::timeout(ERROR_BODY_TIMEOUT, read).await;
     body
+}
+
+/// Reads a body that is not a stream, of at most `limit` bytes.
+///
+/// # Errors
+/// `Timeout` if nothing more comes within `between`, `Unavailable` if it breaks off or is too large.
+pub(super) async fn read_body(
+    mut response: Response,
+    limit: usize,
+    between: Duration,
+) -> Result<Vec<u8>, ProviderError> {
+    let mut body = Vec::new();
+    loop {
+        let chunk = tokio::time::timeout(between, response.chunk())
+            .await
+            .map_err(|elapsed| ProviderError::Timeout(elapsed.into()))?
+            .map_err(|error| ProviderError::Unavailable(error.without_url().into()))?;
+        let Some(chunk) = chunk else { return Ok(body) };
+        if body.len() + chunk.len() > limit {
+            return Err(ProviderError::Unavailable("the answer is larger than allowed".into()));
+        }
+        body.extend_from_slice(&chunk);
+    }
 }
 
 impl Retries {

@@ -1,67 +1,74 @@
-//! OpenAI's chat completions, as OpenAI and the many servers that imitate it speak them.
+//! OpenAI's chat completions and embeddings, as OpenAI and the many servers that imitate it speak them.
 
+mod embeddings;
 mod events;
+mod request;
 
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use futures::StreamExt;
 use futures::future::BoxFuture;
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue};
-use reqwest::Response;
-use secrecy::ExposeSecret;
-use serde::Serialize;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use secrecy::ExposeSecret as _;
 use url::Url;
 
-use self::events::{Answer, Events};
-use super::address::AddressError;
+use self::events::ChatCompletion;
+use self::request::WireRequest;
 use super::client::ProviderClient;
 use super::error::ProviderError;
-use super::{ChatEvent, ChatMessage, ChatRequest, ChatRole, ChatStream, Content, ModelProvider, ProviderSpec};
-
-/// Largest whole (not streamed) answer that is read, in bytes.
-const MAX_JSON_ANSWER: usize = 8 * 1024 * 1024;
+use super::quirks::Quirks;
+use super::spec::{ProviderSpec, Unusable, append, headers, secret_header};
+use super::stream;
+use super::{ChatRequest, ChatStream, EmbeddingRequest, Embeddings, ModelProvider};
 
 pub(super) struct OpenAiCompatible {
     client: ProviderClient,
     target: Result<Target, Unusable>,
+    quirks: Quirks,
 }
 
 /// Everything about a call that its request does not change, made once.
-struct Target {
-    url: Url,
-    headers: HeaderMap,
+pub(super) struct Target {
+    pub(super) places: Places,
+    pub(super) headers: HeaderMap,
     /// OpenAI's own newer models refuse `max_tokens`; most imitators know nothing else.
-    completion_limit: bool,
+    pub(super) completion_limit: bool,
 }
 
-#[derive(Debug, Clone, Copy, thiserror::Error)]
-enum Unusable {
-    #[error(transparent)]
-    Address(#[from] AddressError),
-    #[error("the API key has characters that cannot be sent")]
-    Key,
+/// Where calls go.
+pub(super) enum Places {
+    /// All models are at one address.
+    Fixed { chat: Url, embeddings: Url },
+    /// Each model has its own, below `base`.
+    Deployments { base: Url, api_version: String },
 }
 
 impl OpenAiCompatible {
     pub(super) fn new(spec: &ProviderSpec, client: &ProviderClient) -> Self {
-        Self { client: client.clone(), target: Target::new(spec, client) }
+        Self::with_target(Target::new(spec, client), client)
+    }
+
+    pub(super) fn with_target(target: Result<Target, Unusable>, client: &ProviderClient) -> Self {
+        Self { client: client.clone(), target, quirks: Quirks::default() }
+    }
+
+    fn target(&self) -> Result<&Target, ProviderError> {
+        self.target.as_ref().map_err(|&unusable| unusable.into())
     }
 
     async fn start(&self, request: &ChatRequest) -> Result<ChatStream, ProviderError> {
-        let target = self.target.as_ref().map_err(|&unusable| match unusable {
-            Unusable::Address(_) => ProviderError::RefusedAddress(unusable.into()),
-            Unusable::Key => ProviderError::InvalidKey(unusable.into()),
-        })?;
-        let body = WireRequest::new(request, target.completion_limit);
-        let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
-        let response = self.client.post(&target.url, &target.headers, Bytes::from(body)).await?;
-        let between_tokens = self.client.timeouts().between_tokens;
-        if is_json(&response) {
-            return whole_answer(response, between_tokens).await;
+        let target = self.target()?;
+        let url = target.chat(&request.model)?;
+        let mut quirk = self.quirks.of(&request.model);
+        loop {
+            let body = WireRequest::new(request, target.completion_limit, quirk)?;
+            let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
+            match self.client.post(&url, &target.headers, Bytes::from(body)).await {
+                Ok(response) => return stream::events(&self.client, response, ChatCompletion).await,
+                Err(error) => quirk = self.quirks.learn(&request.model, quirk, &error).ok_or(error)?,
+            }
         }
-        Ok(Events::new(response.bytes_stream().boxed(), between_tokens).boxed())
     }
 }
 
@@ -69,134 +76,70 @@ impl ModelProvider for OpenAiCompatible {
     fn chat(&self, request: ChatRequest) -> BoxFuture<'_, Result<ChatStream, ProviderError>> {
         Box::pin(async move { self.start(&request).await })
     }
+
+    fn embed(&self, request: EmbeddingRequest) -> BoxFuture<'_, Result<Embeddings, ProviderError>> {
+        Box::pin(async move { embeddings::embed(&self.client, self.target()?, &request).await })
+    }
 }
 
 impl Target {
-    fn new(spec: &ProviderSpec, client: &ProviderClient) -> Result<Self, Unusable> {
+    pub(super) fn new(spec: &ProviderSpec, client: &ProviderClient) -> Result<Self, Unusable> {
         client.policy().check(&spec.base_url)?;
-        let mut url = spec.base_url.clone();
-        url.path_segments_mut().map_err(|()| AddressError::NotAUrl)?.pop_if_empty().extend(["chat", "completions"]);
-        let mut headers = HeaderMap::with_capacity(3);
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream, application/json"));
+        let mut headers = headers();
         let key = spec.api_key.expose_secret().trim();
         if !key.is_empty() {
-            let mut bearer = HeaderValue::try_from(format!("Bearer {key}")).map_err(|_| Unusable::Key)?;
-            bearer.set_sensitive(true);
-            headers.insert(AUTHORIZATION, bearer);
+            headers.insert(AUTHORIZATION, secret_header(&format!("Bearer {key}"))?);
         }
         let completion_limit = spec.base_url.host_str() == Some("api.openai.com");
-        Ok(Self { url, headers, completion_limit })
+        Ok(Self { places: Places::fixed(&spec.base_url)?, headers, completion_limit })
     }
-}
 
-#[derive(Serialize)]
-struct WireRequest<'a> {
-    model: &'a str,
-    messages: WireMessages<'a>,
-    stream: bool,
-    stream_options: StreamOptions,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    temperature: Option<f32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_tokens: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    max_completion_tokens: Option<u32>,
-}
-
-#[derive(Serialize)]
-struct StreamOptions {
-    include_usage: bool,
-}
-
-/// Writes the messages in place rather than collecting a second list of them.
-struct WireMessages<'a>(&'a [ChatMessage]);
-
-#[derive(Serialize)]
-struct WireMessage<'a> {
-    role: ChatRole,
-    content: Cow<'a, str>,
-}
-
-impl Serialize for WireMessages<'_> {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.iter().map(|m| WireMessage { role: m.role, content: content(&m.content) }))
+    pub(super) fn chat(&self, model: &str) -> Result<Cow<'_, Url>, Unusable> {
+        match &self.places {
+            Places::Fixed { chat, .. } => Ok(Cow::Borrowed(chat)),
+            Places::Deployments { base, api_version } => deployment(base, model, &["chat", "completions"], api_version),
+        }
     }
-}
 
-fn content(content: &Content) -> Cow<'_, str> {
-    match content {
-        Content::Text(text) => Cow::Borrowed(text),
-        parts @ Content::Parts(_) => Cow::Owned(parts.texts().collect()),
-    }
-}
-
-impl<'a> WireRequest<'a> {
-    fn new(request: &'a ChatRequest, completion_limit: bool) -> Self {
-        Self {
-            model: &request.model,
-            messages: WireMessages(&request.messages),
-            stream: true,
-            stream_options: StreamOptions { include_usage: true },
-            temperature: request.temperature,
-            max_tokens: request.max_tokens.filter(|_| !completion_limit),
-            max_completion_tokens: request.max_tokens.filter(|_| completion_limit),
+    fn embeddings(&self, model: &str) -> Result<Cow<'_, Url>, Unusable> {
+        match &self.places {
+            Places::Fixed { embeddings, .. } => Ok(Cow::Borrowed(embeddings)),
+            Places::Deployments { base, api_version } => deployment(base, model, &["embeddings"], api_version),
         }
     }
 }
 
-fn is_json(response: &Response) -> bool {
-    let kind = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    kind.is_some_and(|kind| {
-        kind.trim_start().get(..16).is_some_and(|kind| kind.eq_ignore_ascii_case("application/json"))
-    })
+impl Places {
+    pub(super) fn fixed(base: &Url) -> Result<Self, Unusable> {
+        Ok(Self::Fixed { chat: append(base, ["chat", "completions"])?, embeddings: append(base, ["embeddings"])? })
+    }
 }
 
-/// Reads the answer of a server that ignored `stream: true`.
-async fn whole_answer(mut response: Response, between: std::time::Duration) -> Result<ChatStream, ProviderError> {
-    let mut body = Vec::new();
-    loop {
-        let chunk = tokio::time::timeout(between, response.chunk())
-            .await
-            .map_err(|elapsed| ProviderError::Timeout(elapsed.into()))?
-            .map_err(|error| ProviderError::Unavailable(error.without_url().into()))?;
-        let Some(chunk) = chunk else { break };
-        if body.len() + chunk.len() > MAX_JSON_ANSWER {
-            return Err(ProviderError::Unavailable("the answer is larger than allowed".into()));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    let body = std::str::from_utf8(&body).map_err(|error| ProviderError::Unavailable(error.into()))?;
-    let mut answer = Answer::default();
-    let text = answer.read(body)?;
-    if !answer.has_choice() {
-        return Err(ProviderError::Unavailable("the answer has no choices".into()));
-    }
-    let events = text.map(ChatEvent::Delta).into_iter().chain([answer.finished()]);
-    Ok(futures::stream::iter(events.map(Ok)).boxed())
+fn deployment<'a>(base: &Url, model: &str, path: &[&str], api_version: &str) -> Result<Cow<'a, Url>, Unusable> {
+    let mut url = append(base, std::iter::once(model).chain(path.iter().copied()))?;
+    url.query_pairs_mut().append_pair("api-version", api_version);
+    Ok(Cow::Owned(url))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::providers::{ProviderClientOptions, ProviderKind};
+    use crate::providers::ProviderKind;
+    use crate::providers::spec::tests::{client, spec};
 
     fn target(base: &str, key: &str) -> Result<Target, Unusable> {
-        let client = ProviderClient::new(&ProviderClientOptions::default()).unwrap();
-        let spec = ProviderSpec {
-            provider: ProviderKind::OpenaiCompatible,
-            base_url: base.parse().unwrap(),
-            api_key: key.to_owned().into(),
-        };
-        Target::new(&spec, &client)
+        Target::new(&spec(ProviderKind::OpenaiCompatible, base, key), &client())
     }
 
     #[test]
     fn the_path_is_appended_with_or_without_a_slash() {
         for base in ["https://example.com/v1", "https://example.com/v1/"] {
-            assert_eq!(target(base, "k").unwrap().url.as_str(), "https://example.com/v1/chat/completions");
+            let target = target(base, "k").unwrap();
+            assert_eq!(target.chat("m").unwrap().as_str(), "https://example.com/v1/chat/completions");
+            assert_eq!(target.embeddings("m").unwrap().as_str(), "https://example.com/v1/embeddings");
         }
-        assert_eq!(target("https://example.com", "k").unwrap().url.as_str(), "https://example.com/chat/completions");
+        let bare = target("https://example.com", "k").unwrap();
+        assert_eq!(bare.chat("m").unwrap().as_str(), "https://example.com/chat/completions");
     }
 
     #[test]
@@ -204,26 +147,7 @@ mod tests {
         let target_ok = target("https://example.com/v1", " sk-1\n").unwrap();
         assert_eq!(target_ok.headers[AUTHORIZATION], "Bearer sk-1");
         assert!(target_ok.headers[AUTHORIZATION].is_sensitive());
-        assert!(matches!(target("https://example.com/v1", "a\nb"), Err(Unusable::Key)));
+        assert!(matches!(target("https://example.com/v1", "a\nb"), Err(Unusable::Key(_))));
         assert!(!target("https://example.com/v1", "").unwrap().headers.contains_key(AUTHORIZATION));
-    }
-
-    #[test]
-    fn the_request_is_what_openai_documents() {
-        let request = ChatRequest {
-            model: "m".to_owned(),
-            messages: vec![ChatMessage::text(ChatRole::System, "s\"")],
-            temperature: Some(0.5),
-            max_tokens: Some(7),
-            ..ChatRequest::default()
-        };
-        let json = |openai| serde_json::to_value(WireRequest::new(&request, openai)).unwrap();
-        let expected = serde_json::json!({
-            "model": "m", "messages": [{"role": "system", "content": "s\""}], "stream": true,
-            "stream_options": {"include_usage": true}, "temperature": 0.5, "max_tokens": 7,
-        });
-        assert_eq!(json(false), expected);
-        assert_eq!(json(true)["max_completion_tokens"], 7);
-        assert!(json(true).get("max_tokens").is_none());
     }
 }

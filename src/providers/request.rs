@@ -129,6 +129,21 @@ pub enum ImageSource {
     },
 }
 
+impl ImageSource {
+    /// Media type and Base64 of an image that is in the request itself, also as a `data:` URL.
+    pub(super) fn data(&self) -> Option<(&str, &str)> {
+        match self {
+            Self::Data { media_type, base64 } => Some((media_type, base64)),
+            Self::Url(url) => {
+                let (head, base64) = url.strip_prefix("data:")?.split_once(',')?;
+                let head = head.strip_suffix(";base64")?;
+                // Parameters may follow the type.
+                Some((head.split(';').next().unwrap_or_default(), base64))
+            }
+        }
+    }
+}
+
 /// A tool that the model may ask to be called.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tool {

@@ -456,3 +456,26 @@ async fn a_suspension_ends_completions_and_settles_them() {
     let rows = settled(&ledger).await;
     assert_eq!((rows[0].state.as_str(), rows[0].error_code.as_deref()), ("interrupted", Some("tenant_not_active")));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_nobody_uses_is_settled_by_the_periodic_task() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("unused").await;
+    let ledger = platform.ledger(&tenant).await;
+    let sql = "INSERT INTO model_calls (id, kind, server_id, provider, configuration, model, upstream_model, billed_to,
+                   state, input_tokens, started_at)
+               SELECT gen_random_uuid(), 'completion', gen_random_uuid(), 'openai_compatible', 'main', 'm', 'm', 'own',
+                   'started', 7, now() - age FROM unnest('{10 seconds, 40 seconds}'::interval[]) age";
+    ledger.batch_execute(sql).await.unwrap();
+    let database = Some(platform.database.clone());
+    let fresh = Platform::start_with(Options { database, ..Options::default() }).await;
+    let task = freehold::scheduled::TASKS.iter().find(|task| task.name == "settle_abandoned_calls").unwrap();
+    (task.run)(fresh.state.clone()).await.unwrap();
+    let rows = rows(&ledger).await;
+    let mut states = states(&rows);
+    states.sort_unstable();
+    assert_eq!(states, ["interrupted", "started"]);
+    let settled = rows.iter().find(|row| row.state == "interrupted").unwrap();
+    assert_eq!(settled.tokens, (Some(7), Some(0), Some(false)));
+    assert!(!fresh.state.directory.knows_tenant(tenant.id.to_string().parse().unwrap()));
+}

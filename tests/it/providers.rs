@@ -295,4 +295,12 @@ async fn a_key_is_tried_with_one_cheap_call() {
     assert_eq!(calls[0].body["max_tokens"], 1);
     let error = providers::test(provider.as_ref(), "error-401").await.unwrap_err();
     assert_eq!(error.code(), "provider_invalid_key");
+    assert_eq!(fake.calls().len(), 2);
+
+    // Models that think first refuse to write one token, and get a second chance.
+    let verdict = providers::test(provider.as_ref(), "flaky-400-1").await.unwrap();
+    assert_eq!(verdict.model, "flaky-400-1");
+    assert_eq!(fake.calls().last().unwrap().body["max_tokens"], 2000);
+    let error = providers::test(provider.as_ref(), "error-400").await.unwrap_err();
+    assert_eq!((error.code(), fake.calls().len()), ("provider_bad_request", 6));
 }

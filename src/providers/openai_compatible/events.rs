@@ -1,255 +1,77 @@
-//! The events of one answer: from bytes to text, usage and an honest end.
+//! The chunks of an answer, or the whole of one that is not streamed.
 
 use std::fmt;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use bytes::Bytes;
-use futures::stream::BoxStream;
-use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, SeqAccess, Visitor};
 use serde_json::value::RawValue;
-use sse_stream::SseByteStream;
-use tokio::time::{Instant, Sleep};
 
-use crate::providers::error::{Cause, ProviderError, UpstreamRefusal};
-use crate::providers::{ChatEvent, FinishReason, Usage};
+use crate::providers::error::ProviderError;
+use crate::providers::stream::{Answer, CallPiece, Step, Wire};
+use crate::providers::{FinishReason, Usage};
 
-/// Bytes that may come before an event is complete. The longest honest event carries one delta.
-const MAX_EVENT_BYTES: usize = 1024 * 1024;
-/// Bytes of text in one answer: a server that never stops must not fill the memory of whoever collects it.
-const MAX_ANSWER_BYTES: usize = 8 * 1024 * 1024;
-/// How long a server that has given its finish reason may take to add usage and `[DONE]`. The answer is whole by
-/// then, so that running out of this time is no error.
-const EPILOGUE: Duration = Duration::from_secs(5);
-/// How long the connection is read after `[DONE]` for its end, without which it cannot be used again.
-const DRAIN: Duration = Duration::from_secs(1);
+/// Chat completion chunks, ended by `[DONE]`.
+pub(super) struct ChatCompletion;
 
-/// Why a stream was given up, where no other error says so.
-#[derive(Debug, thiserror::Error)]
-enum Broken {
-    #[error("the stream ended without a finish reason")]
-    Ended,
-    #[error("an event is larger than allowed")]
-    EventTooLarge,
-    #[error("the answer is larger than allowed")]
-    AnswerTooLarge,
-    #[error("no event came in time")]
-    Silence,
-    #[error("read the stream")]
-    Read(#[source] sse_stream::Error),
-    #[error("read an event")]
-    Malformed(#[source] serde_json::Error),
-}
-
-/// What has been learned of an answer so far.
-#[derive(Default)]
-pub(super) struct Answer {
-    text_bytes: usize,
-    seen_choice: bool,
-    finish_reason: Option<FinishReason>,
-    usage: Option<Usage>,
-}
-
-impl Answer {
-    /// Takes in one JSON object of the answer and returns its text, if it has any.
-    ///
-    /// # Errors
-    /// If it is an error object or not understood.
-    pub(super) fn read(&mut self, json: &str) -> Result<Option<String>, ProviderError> {
-        let chunk: Chunk<'_> = serde_json::from_str(json).map_err(|error| self.broken(Broken::Malformed(error)))?;
-        if chunk.error.is_some() {
-            return Err(self.refused(json));
+impl Wire for ChatCompletion {
+    fn read(&mut self, event: Option<&str>, data: &str, answer: &mut Answer) -> Result<Step, ProviderError> {
+        if data.trim() == "[DONE]" {
+            return Ok(Step::End);
         }
-        // Some servers repeat a running total in each chunk: the latest is the whole.
-        if let Some(usage) = chunk.usage.and_then(WireUsage::whole) {
-            self.usage = Some(usage);
+        if event == Some("error") {
+            return Err(answer.refused(data));
         }
-        let Some(choice) = chunk.choices else { return Ok(None) };
-        self.seen_choice = true;
-        if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty()) {
-            self.finish_reason = Some(finish_reason(&reason));
-        }
-        let text = choice.delta.and_then(|delta| delta.content).filter(|text| !text.is_empty());
-        self.text_bytes += text.as_ref().map_or(0, String::len);
-        if self.text_bytes > MAX_ANSWER_BYTES {
-            return Err(ProviderError::Interrupted(Broken::AnswerTooLarge.into()));
-        }
-        Ok(text)
+        read_chunk(data, answer)?;
+        Ok(Step::More)
     }
 
-    pub(super) fn has_choice(&self) -> bool {
-        self.seen_choice
-    }
-
-    pub(super) fn finished(&self) -> ChatEvent {
-        let finish_reason = self.finish_reason.unwrap_or(FinishReason::Other);
-        ChatEvent::Finished { usage: self.usage, finish_reason }
-    }
-
-    fn delivered(&self) -> bool {
-        self.text_bytes > 0
-    }
-
-    fn broken(&self, cause: impl Into<Cause>) -> ProviderError {
-        ProviderError::broken(self.delivered(), cause)
-    }
-
-    /// An error object: its own kind while another attempt is still possible, else an interruption.
-    fn refused(&self, json: &str) -> ProviderError {
-        let refusal = UpstreamRefusal::parse(None, json.as_bytes());
-        if self.delivered() { ProviderError::Interrupted(refusal.into()) } else { refusal.into_error(None) }
+    fn read_whole(&mut self, json: &str, answer: &mut Answer) -> Result<(), ProviderError> {
+        read_chunk(json, answer)
     }
 }
 
-/// The stream of one answer.
-pub(super) struct Events {
-    /// `None` once the answer has ended, so that the upstream call ends with it and not with this value.
-    source: Option<SseByteStream<Bounded>>,
-    unparsed: Arc<AtomicUsize>,
-    answer: Answer,
-    between_tokens: Duration,
-    deadline: Instant,
-    /// Not moved for each event: when it fires early it is set again to `deadline`.
-    alarm: Pin<Box<Sleep>>,
+fn read_chunk(json: &str, answer: &mut Answer) -> Result<(), ProviderError> {
+    let chunk: Chunk<'_> = serde_json::from_str(json).map_err(|error| answer.malformed(error))?;
+    if chunk.error.is_some() || chunk.object.is_some_and(|object| object.get() == "\"error\"") {
+        return Err(answer.refused(json));
+    }
+    let usage = chunk.usage.or(chunk.x_groq.and_then(|groq| groq.usage));
+    if let Some(usage) = usage.and_then(WireUsage::whole) {
+        answer.usage(usage);
+    }
+    let Some(choice) = chunk.choices else { return Ok(()) };
+    answer.begin();
+    if let Some(delta) = choice.delta {
+        if let Some(text) = delta.reasoning_content.filter(|text| !text.is_empty()).or(delta.reasoning) {
+            answer.reasoning(text)?;
+        }
+        if let Some(Text { text, reasoning }) = delta.content {
+            answer.reasoning(reasoning)?;
+            answer.text(text)?;
+        }
+        // What a model says instead of an answer that it refuses to give.
+        if let Some(text) = delta.refusal {
+            answer.text(text)?;
+        }
+        for call in delta.tool_calls.into_iter().flatten() {
+            answer.call(call.into())?;
+        }
+    }
+    match choice.finish_reason.as_deref() {
+        None | Some("") => {}
+        Some("error") => return Err(answer.refused(json)),
+        Some(word) => answer.finish(finish_reason(word)),
+    }
+    Ok(())
 }
 
-impl Events {
-    /// `between_tokens`: the longest silence between two events.
-    pub(super) fn new(body: BoxStream<'static, reqwest::Result<Bytes>>, between_tokens: Duration) -> Self {
-        let unparsed = Arc::new(AtomicUsize::new(0));
-        let deadline = Instant::now() + between_tokens;
-        Self {
-            source: Some(SseByteStream::new(Bounded { body, unparsed: Arc::clone(&unparsed) })),
-            unparsed,
-            answer: Answer::default(),
-            between_tokens,
-            deadline,
-            alarm: Box::pin(tokio::time::sleep_until(deadline)),
-        }
-    }
-
-    /// One event's data: `None` if it gives the reader nothing.
-    fn take_in(&mut self, event: &sse_stream::Sse) -> Option<Result<String, ProviderError>> {
-        // Events without data are not counted as progress either.
-        let data = event.data.as_deref()?;
-        self.unparsed.store(0, Ordering::Relaxed);
-        if event.event.as_deref() == Some("error") {
-            return Some(Err(self.answer.refused(data)));
-        }
-        let text = self.answer.read(data).transpose();
-        if self.answer.finish_reason.is_some() {
-            self.deadline = Instant::now() + EPILOGUE.min(self.between_tokens);
-            self.alarm.as_mut().reset(self.deadline);
-        } else {
-            self.deadline = Instant::now() + self.between_tokens;
-        }
-        text
-    }
-
-    /// The end, from whatever cause: fine after a finish reason, otherwise an error.
-    fn end(&mut self, cause: Broken) -> Result<ChatEvent, ProviderError> {
-        self.source = None;
-        if self.answer.finish_reason.is_some() {
-            return Ok(self.answer.finished());
-        }
-        Err(match cause {
-            Broken::Silence => ProviderError::Timeout(cause.into()),
-            _ => self.answer.broken(cause),
-        })
-    }
-
-    fn read_error(&self, error: sse_stream::Error) -> Broken {
-        if self.unparsed.load(Ordering::Relaxed) > MAX_EVENT_BYTES {
-            return Broken::EventTooLarge;
-        }
-        Broken::Read(error)
-    }
-
-    /// `[DONE]`. The end of the body is right behind it as a rule; a reader that waits for it keeps the connection,
-    /// one that drops the body loses it. So if it is not here yet somebody else waits.
-    fn done(&mut self, cx: &mut Context<'_>) -> ChatEvent {
-        if let Some(mut source) = self.source.take()
-            && source.poll_next_unpin(cx).is_pending()
-        {
-            tokio::spawn(async move {
-                let rest = async { while let Some(Ok(_)) = source.next().await {} };
-                let _ = tokio::time::timeout(DRAIN, rest).await;
-            });
-        }
-        self.answer.finished()
-    }
-}
-
-impl Stream for Events {
-    type Item = Result<ChatEvent, ProviderError>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        loop {
-            let Some(source) = &mut this.source else { return Poll::Ready(None) };
-            match source.poll_next_unpin(cx) {
-                Poll::Ready(Some(Ok(event))) => {
-                    if event.data.as_deref().is_some_and(|data| data.trim() == "[DONE]") {
-                        return Poll::Ready(Some(Ok(this.done(cx))));
-                    }
-                    match this.take_in(&event) {
-                        Some(Ok(text)) => return Poll::Ready(Some(Ok(ChatEvent::Delta(text)))),
-                        Some(Err(error)) => {
-                            this.source = None;
-                            return Poll::Ready(Some(Err(error)));
-                        }
-                        None => {}
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => {
-                    let cause = this.read_error(error);
-                    return Poll::Ready(Some(this.end(cause)));
-                }
-                Poll::Ready(None) => return Poll::Ready(Some(this.end(Broken::Ended))),
-                Poll::Pending => {
-                    std::task::ready!(this.alarm.as_mut().poll(cx));
-                    if Instant::now() >= this.deadline {
-                        return Poll::Ready(Some(this.end(Broken::Silence)));
-                    }
-                    this.alarm.as_mut().reset(this.deadline);
-                }
-            }
-        }
-    }
-}
-
-/// The body, failing once too much of it came without a whole event. The parser below would buffer without end.
-struct Bounded {
-    body: BoxStream<'static, reqwest::Result<Bytes>>,
-    unparsed: Arc<AtomicUsize>,
-}
-
-/// A failure of the body, as the parser wants it.
-#[derive(Debug, thiserror::Error)]
-enum BodyError {
-    #[error("the connection failed")]
-    Transport(#[source] reqwest::Error),
-    #[error("too many bytes without an event")]
-    TooMuch,
-}
-
-impl Stream for Bounded {
-    type Item = Result<Bytes, BodyError>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        Poll::Ready(match std::task::ready!(self.body.poll_next_unpin(cx)) {
-            Some(Ok(bytes)) => {
-                let before = self.unparsed.fetch_add(bytes.len(), Ordering::Relaxed);
-                Some(if before + bytes.len() > MAX_EVENT_BYTES { Err(BodyError::TooMuch) } else { Ok(bytes) })
-            }
-            Some(Err(error)) => Some(Err(BodyError::Transport(error.without_url()))),
-            None => None,
-        })
+fn finish_reason(word: &str) -> FinishReason {
+    match word {
+        "stop" | "eos" => FinishReason::Stop,
+        "length" | "max_tokens" => FinishReason::Length,
+        "content_filter" => FinishReason::ContentFilter,
+        "tool_calls" | "function_call" => FinishReason::ToolCalls,
+        _ => FinishReason::Other,
     }
 }
 
@@ -257,12 +79,23 @@ impl Stream for Bounded {
 /// on: borrowing it first would only copy it a second time. What is not named here is skipped unread.
 #[derive(Deserialize)]
 struct Chunk<'a> {
+    #[serde(default, borrow)]
+    object: Option<&'a RawValue>,
     #[serde(default, deserialize_with = "first_choice")]
     choices: Option<Choice>,
     #[serde(default)]
     usage: Option<WireUsage>,
+    /// Where Groq puts it.
+    #[serde(default)]
+    x_groq: Option<Groq>,
     #[serde(default, borrow)]
     error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Groq {
+    #[serde(default)]
+    usage: Option<WireUsage>,
 }
 
 #[derive(Deserialize)]
@@ -275,8 +108,50 @@ struct Choice {
 
 #[derive(Deserialize)]
 struct Delta {
+    #[serde(default, deserialize_with = "content")]
+    content: Option<Text>,
+    /// Of DeepSeek, vLLM and llama.cpp.
     #[serde(default)]
-    content: Option<String>,
+    reasoning_content: Option<String>,
+    /// Of OpenRouter, Ollama and newer vLLM. Some servers send both, with the same text.
+    #[serde(default)]
+    reasoning: Option<String>,
+    #[serde(default)]
+    refusal: Option<String>,
+    #[serde(default)]
+    tool_calls: Option<Vec<WireCall>>,
+}
+
+/// The text of a content, and the thinking that Mistral puts there too.
+#[derive(Default)]
+struct Text {
+    text: String,
+    reasoning: String,
+}
+
+#[derive(Deserialize)]
+struct WireCall {
+    #[serde(default)]
+    index: Option<u64>,
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    function: Option<WireFunction>,
+}
+
+#[derive(Deserialize)]
+struct WireFunction {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default, deserialize_with = "arguments")]
+    arguments: String,
+}
+
+impl From<WireCall> for CallPiece {
+    fn from(call: WireCall) -> Self {
+        let (name, arguments) = call.function.map(|function| (function.name, function.arguments)).unwrap_or_default();
+        Self { index: call.index, id: call.id, name, arguments }
+    }
 }
 
 #[derive(Deserialize)]
@@ -287,9 +162,12 @@ struct WireUsage {
     completion_tokens: Option<u64>,
     #[serde(default)]
     prompt_tokens_details: Option<PromptTokens>,
+    /// Where DeepSeek puts them.
+    #[serde(default)]
+    prompt_cache_hit_tokens: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Deserialize)]
 struct PromptTokens {
     #[serde(default)]
     cached_tokens: Option<u64>,
@@ -299,22 +177,9 @@ impl WireUsage {
     /// Half a count is no count. An explicit zero is one.
     fn whole(self) -> Option<Usage> {
         let (input_tokens, output_tokens) = (self.prompt_tokens?, self.completion_tokens?);
-        Some(Usage {
-            input_tokens,
-            output_tokens,
-            cached_input_tokens: self.prompt_tokens_details.and_then(|details| details.cached_tokens).unwrap_or(0),
-            reported: true,
-        })
-    }
-}
-
-fn finish_reason(word: &str) -> FinishReason {
-    match word {
-        "stop" | "eos" => FinishReason::Stop,
-        "length" | "max_tokens" => FinishReason::Length,
-        "content_filter" => FinishReason::ContentFilter,
-        "tool_calls" | "function_call" => FinishReason::ToolCalls,
-        _ => FinishReason::Other,
+        let cached = self.prompt_tokens_details.and_then(|details| details.cached_tokens);
+        let cached_input_tokens = cached.or(self.prompt_cache_hit_tokens).unwrap_or(0);
+        Some(Usage { input_tokens, output_tokens, cached_input_tokens, reported: true })
     }
 }
 
@@ -343,37 +208,70 @@ fn first_choice<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cho
     deserializer.deserialize_any(First)
 }
 
+/// Reads a text, or the parts that one is made of.
+fn content<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Text>, D::Error> {
+    struct Content;
+
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(default)]
+        text: Option<String>,
+        #[serde(default)]
+        thinking: Vec<Thought>,
+    }
+
+    #[derive(Deserialize)]
+    struct Thought {
+        #[serde(default)]
+        text: Option<String>,
+    }
+
+    impl<'de> Visitor<'de> for Content {
+        type Value = Option<Text>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a text or its parts")
+        }
+
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+
+        fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(Some(Text { text: text.to_owned(), reasoning: String::new() }))
+        }
+
+        fn visit_string<E>(self, text: String) -> Result<Self::Value, E> {
+            Ok(Some(Text { text, reasoning: String::new() }))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut whole = Text::default();
+            while let Some(Part { text, thinking }) = seq.next_element()? {
+                whole.text.push_str(&text.unwrap_or_default());
+                whole.reasoning.extend(thinking.into_iter().filter_map(|thought| thought.text));
+            }
+            Ok(Some(whole))
+        }
+    }
+
+    deserializer.deserialize_any(Content)
+}
+
+/// Arguments are JSON in a string. Some servers leave out the string.
+fn arguments<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let raw = Option::<&RawValue>::deserialize(deserializer)?.map_or("", RawValue::get);
+    match raw.as_bytes().first() {
+        Some(b'"') => serde_json::from_str(raw).map_err(serde::de::Error::custom),
+        Some(b'{' | b'[') => Ok(raw.to_owned()),
+        _ => Ok(String::new()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const BETWEEN: Duration = Duration::from_secs(60);
-
-    /// Feeds `body` in pieces of `size` bytes; `Err` is the code of the error the stream ended with.
-    async fn read(body: &str, size: usize) -> (String, Result<ChatEvent, &'static str>) {
-        let pieces: Vec<_> = body.as_bytes().chunks(size).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
-        let mut events = Events::new(futures::stream::iter(pieces).boxed(), BETWEEN);
-        let mut text = String::new();
-        let end = loop {
-            match events.next().await.expect("an end") {
-                Ok(ChatEvent::Delta(delta)) => text.push_str(&delta),
-                Ok(finished) => break Ok(finished),
-                Err(error) => break Err(error.code()),
-            }
-        };
-        assert!(events.next().await.is_none(), "nothing follows the end");
-        (text, end)
-    }
-
-    fn finished(usage: Option<(u64, u64)>, finish_reason: FinishReason) -> Result<ChatEvent, &'static str> {
-        let usage = usage.map(|(input_tokens, output_tokens)| Usage {
-            input_tokens,
-            output_tokens,
-            cached_input_tokens: 0,
-            reported: true,
-        });
-        Ok(ChatEvent::Finished { usage, finish_reason })
-    }
+    use crate::providers::stream::tests::{Heard, read, usage, whole};
 
     const TEXT: &str =
         "data: {\"choices\":[{\"delta\":{\"content\":\"h\u{e9}\\n\"},\"finish_reason\":null}],\"usage\":null}\n\n";
@@ -381,23 +279,35 @@ mod tests {
     const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":0}}\n\n";
     const DONE: &str = "data: [DONE]\n\n";
 
+    fn data(chunks: &[&str]) -> String {
+        chunks.iter().map(|chunk| format!("data: {chunk}\n\n")).collect()
+    }
+
+    fn delta(delta: &str) -> String {
+        format!(r#"{{"choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}"#)
+    }
+
+    fn call(id: &str, name: &str, arguments: &str) -> (String, String, String) {
+        (id.to_owned(), name.to_owned(), arguments.to_owned())
+    }
+
     #[tokio::test]
     async fn an_answer_reads_the_same_however_it_is_split() {
         let body = format!(": beat\n\n{TEXT}{TEXT}{STOP}{USAGE}{DONE}");
+        let text = "h\u{e9}\nh\u{e9}\n".to_owned();
+        let expected = Heard { text, usage: usage(3, 0, 0), end: Some(Ok(FinishReason::Stop)), ..Heard::default() };
         for size in 1..=body.len() {
-            let (text, end) = read(&body, size).await;
-            assert_eq!(text, "h\u{e9}\nh\u{e9}\n");
-            assert_eq!(end, finished(Some((3, 0)), FinishReason::Stop));
+            assert_eq!(read(ChatCompletion, &body, size).await, expected);
         }
-        let (text, end) = read(&body.replace('\n', "\r\n"), 7).await;
-        assert_eq!((text.len(), end), (8, finished(Some((3, 0)), FinishReason::Stop)));
+        assert_eq!(read(ChatCompletion, &body.replace('\n', "\r\n"), 7).await.end, expected.end);
     }
 
     #[tokio::test]
     async fn the_end_is_told_honestly() {
-        let end = async |body: &str| read(body, 1000).await.1;
-        assert_eq!(end(&format!("{TEXT}{STOP}")).await, finished(None, FinishReason::Stop), "no [DONE]");
-        assert_eq!(end(&format!("{TEXT}{DONE}")).await, finished(None, FinishReason::Other), "no reason");
+        let end = async |body: &str| read(ChatCompletion, body, 1000).await.end.unwrap();
+        assert_eq!(end(&format!("{TEXT}{STOP}")).await, Ok(FinishReason::Stop), "no [DONE]");
+        assert_eq!(end(&format!("{TEXT}{DONE}")).await, Ok(FinishReason::Other), "no reason");
+        assert_eq!(end(DONE).await, Err("provider_unavailable"));
         assert_eq!(end(TEXT).await, Err("provider_interrupted"));
         assert_eq!(end("").await, Err("provider_unavailable"));
         assert_eq!(end(&format!("{TEXT}data: {{\"cho\n\n")).await, Err("provider_interrupted"));
@@ -406,42 +316,104 @@ mod tests {
         assert_eq!(end(error).await, Err("provider_rate_limited"));
         assert_eq!(end(&format!("{TEXT}{error}")).await, Err("provider_interrupted"));
         assert_eq!(end("event: error\ndata: {\"type\":\"server_error\"}\n\n").await, Err("provider_unavailable"));
+        let bare = r#"{"object":"error","message":"m","type":"NotFoundError","code":404}"#;
+        assert_eq!(end(&data(&[bare])).await, Err("provider_model_not_found"));
+        assert_eq!(end(&data(&[r#"{"choices":[{"finish_reason":"error"}]}"#])).await, Err("provider_unavailable"));
+        let thought = delta(r#"{"reasoning_content":"hm"}"#);
+        assert_eq!(end(&data(&[&thought])).await, Err("provider_interrupted"), "thinking was delivered");
     }
 
     #[tokio::test]
     async fn odd_chunks_are_read() {
-        let odd = concat!(
-            "data: {\"choices\":null,\"prompt_filter_results\":[]}\n\n",
-            "data: {\"choices\":[{\"delta\":null,\"finish_reason\":\"\"}],\"error\":null}\n\n",
-            "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}},{\"delta\":{\"content\":\"b\"}}]}\n\n",
-            "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\n",
-            "data: {\"choices\":[{\"finish_reason\":\"max_tokens\"}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\n",
-            "data: {\"usage\":{\"prompt_tokens\":9}}\n\ndata:[DONE] \n\n",
+        let odd = data(&[
+            r#"{"choices":null,"prompt_filter_results":[]}"#,
+            r#"{"choices":[{"delta":null,"finish_reason":""}],"error":null}"#,
+            r#"{"choices":[{"delta":{"content":"a"}},{"delta":{"content":"b"}}]}"#,
+            r#"{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#,
+            r#"{"choices":[{"finish_reason":"max_tokens"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}"#,
+            r#"{"usage":{"prompt_tokens":9}}"#,
+            "[DONE] ",
+        ]);
+        let heard = read(ChatCompletion, &odd, 50).await;
+        assert_eq!((heard.text.as_str(), heard.usage), ("a", usage(1, 2, 0)));
+        assert_eq!(heard.end, Some(Ok(FinishReason::Length)));
+    }
+
+    #[tokio::test]
+    async fn every_form_of_usage_is_read() {
+        for (form, expected) in [
+            (r#"{"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":4}}}"#, 4),
+            (r#"{"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_cache_hit_tokens":3}}"#, 3),
+            (r#"{"usage":{"prompt_tokens":9,"completion_tokens":2,"prompt_tokens_details":{"cached_tokens":99}}}"#, 9),
+            (r#"{"x_groq":{"id":"r","usage":{"prompt_tokens":9,"completion_tokens":2}}}"#, 0),
+        ] {
+            let heard = read(ChatCompletion, &format!("{TEXT}{STOP}{}{DONE}", data(&[form])), 64).await;
+            assert_eq!(heard.usage, usage(9, 2, expected), "{form}");
+        }
+        assert_eq!(read(ChatCompletion, &format!("{TEXT}{STOP}{DONE}"), 64).await.usage, None);
+    }
+
+    #[tokio::test]
+    async fn reasoning_is_apart_from_the_answer() {
+        let body = data(&[
+            &delta(r#"{"role":"assistant","content":null,"reasoning_content":"one "}"#),
+            &delta(r#"{"reasoning":"two ","reasoning_content":"two "}"#),
+            &delta(r#"{"content":"","reasoning":"three"}"#),
+            &delta(r#"{"content":[{"type":"thinking","thinking":[{"type":"text","text":" four"}]}]}"#),
+            &delta(r#"{"content":[{"type":"text","text":"the "}]}"#),
+            &delta(r#"{"content":"answer"}"#),
+        ]);
+        let heard = read(ChatCompletion, &format!("{body}{STOP}{DONE}"), 64).await;
+        assert_eq!((heard.reasoning.as_str(), heard.text.as_str()), ("one two three four", "the answer"));
+        let refused = data(&[&delta(r#"{"refusal":"I cannot help with that."}"#)]);
+        assert_eq!(read(ChatCompletion, &format!("{refused}{STOP}"), 64).await.text, "I cannot help with that.");
+    }
+
+    #[tokio::test]
+    async fn tool_calls_are_told_however_they_come() {
+        let body = data(&[
+            &delta(r#"{"tool_calls":[{"index":0,"id":"a","type":"function","function":{"name":"f","arguments":""}}]}"#),
+            &delta(r#"{"tool_calls":[{"index":0,"function":{"arguments":"{\"x\":"}}]}"#),
+            &delta(
+                r#"{"tool_calls":[{"index":0,"id":null,"function":{"name":null,"arguments":"1}"}},{"index":0,"id":"b","function":{"name":"g","arguments":{"y":[2]}}}]}"#,
+            ),
+            &delta(r#"{"tool_calls":[{"id":"c","function":{"name":"h"}}]}"#),
+        ]);
+        let expected = [call("a", "f", "{\"x\":1}"), call("b", "g", "{\"y\":[2]}"), call("c", "h", "{}")];
+        for end in [STOP, "data: {\"choices\":[{\"finish_reason\":\"tool_calls\"}]}\n\n"] {
+            let heard = read(ChatCompletion, &format!("{body}{end}{DONE}"), 9).await;
+            assert_eq!((heard.calls.as_slice(), heard.end), (&expected[..], Some(Ok(FinishReason::ToolCalls))));
+        }
+        let nameless = data(&[&delta(r#"{"tool_calls":[{"index":0,"function":{"arguments":"{}"}}]}"#)]);
+        assert_eq!(read(ChatCompletion, &format!("{nameless}{STOP}"), 99).await.end, Some(Err("provider_unavailable")));
+    }
+
+    #[test]
+    fn an_answer_that_is_not_streamed_is_read_too() {
+        let json = r#"{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"hi",
+            "reasoning_content":"hm","refusal":null,"tool_calls":[
+            {"id":"a","type":"function","function":{"name":"f","arguments":"{\"x\":1}"}},
+            {"id":"b","type":"function","function":{"name":"f","arguments":"{}"}}]},"finish_reason":"tool_calls"}],
+            "usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}}"#;
+        let heard = whole(ChatCompletion, json);
+        assert_eq!((heard.text.as_str(), heard.reasoning.as_str()), ("hi", "hm"));
+        assert_eq!(heard.calls, [call("a", "f", "{\"x\":1}"), call("b", "f", "{}")]);
+        assert_eq!((heard.usage, heard.end), (usage(1, 2, 0), Some(Ok(FinishReason::ToolCalls))));
+        assert_eq!(
+            whole(ChatCompletion, r#"{"error":{"code":"model_not_found"}}"#).end,
+            Some(Err("provider_model_not_found"))
         );
-        let (text, end) = read(odd, 50).await;
-        assert_eq!((text.as_str(), end), ("a", finished(Some((1, 2)), FinishReason::Length)));
     }
 
+    /// Read byte by byte a long line must not cost its length squared.
     #[tokio::test]
-    async fn size_is_bounded() {
-        let endless = format!("data: {}", "x".repeat(2 * MAX_EVENT_BYTES));
-        assert_eq!(read(&endless, 4096).await.1, Err("provider_unavailable"));
-        let comments = format!("{TEXT}{}", ": beat\n\n".repeat(MAX_EVENT_BYTES / 4));
-        assert_eq!(read(&comments, 4096).await.1, Err("provider_interrupted"));
-        let no_data = "event: x\n\n".repeat(MAX_EVENT_BYTES / 4);
-        assert_eq!(read(&no_data, 4096).await.1, Err("provider_unavailable"));
-        let long = format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{}\"}}}}]}}\n\n", "y".repeat(900_000));
-        assert_eq!(read(&long.repeat(10), 65536).await.1, Err("provider_interrupted"));
-    }
-
-    #[tokio::test]
-    async fn silence_is_a_timeout_unless_the_answer_is_whole() {
-        let silent = async |body: String| {
-            let body = futures::stream::iter([Ok(Bytes::from(body))]).chain(futures::stream::pending());
-            let events = Events::new(body.boxed(), Duration::from_millis(30));
-            events.map(|event| event.map_err(|error| error.code())).collect::<Vec<_>>().await
-        };
-        assert_eq!(silent(TEXT.to_owned()).await.pop(), Some(Err("provider_timeout")));
-        assert_eq!(silent(format!("{TEXT}{STOP}")).await.pop(), Some(finished(None, FinishReason::Stop)));
+    async fn long_arguments_are_read_once() {
+        let piece = delta(r#"{"tool_calls":[{"index":0,"function":{"name":"f","arguments":"aaaaaaaaaaaaaaaa"}}]}"#);
+        let first = delta(r#"{"tool_calls":[{"index":0,"id":"a","function":{"name":"f","arguments":"{\"x\":\""}}]}"#);
+        let body = format!("{}{}{STOP}", data(&[&first]), data(&[&piece]).repeat(100_000));
+        let start = std::time::Instant::now();
+        let heard = read(ChatCompletion, &body, 16 * 1024).await;
+        assert_eq!(heard.calls[0].2.len(), 6 + 1_600_000);
+        assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
     }
 }

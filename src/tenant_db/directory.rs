@@ -211,7 +211,7 @@ impl Directory {
     /// The tenant that an API key leads to. Whether the key is in force is for that tenant's database to say.
     pub async fn by_api_key(&self, hash: &HashedToken) -> Result<Option<Arc<TenantRecord>>, TenantDbError> {
         let tenant = self.api_keys.get(hash).map(|found| *found);
-        let record = self.get(tenant, Key::ApiKey(hash.as_bytes())).await?;
+        let record = self.get(tenant, Key::TokenHash(hash.as_bytes())).await?;
         if let (None, Some(record)) = (tenant, &record) {
             self.api_keys.insert(*hash, record.id);
         }

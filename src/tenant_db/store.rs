@@ -12,7 +12,7 @@ pub(super) enum Key<'a> {
     Id(Uuid),
     Slug(&'a str),
     Kid(Uuid),
-    ApiKey(&'a [u8]),
+    TokenHash(&'a [u8]),
 }
 
 /// A record as stored: everything secret still sealed.
@@ -39,7 +39,7 @@ pub(super) async fn find(pool: &PgPool, key: Key<'_>) -> Result<Option<SealedRec
         Key::Id(id) => (Some(id), None, None, None),
         Key::Slug(slug) => (None, Some(slug), None, None),
         Key::Kid(kid) => (None, None, Some(kid), None),
-        Key::ApiKey(hash) => (None, None, None, Some(hash)),
+        Key::TokenHash(hash) => (None, None, None, Some(hash)),
     };
     let row = sqlx::query!(
         r#"SELECT t.id AS "id!", t.slug AS "slug!", t.name AS "name!", t.plan AS "plan!", t.state AS "state!",

@@ -329,10 +329,7 @@ def _():
 
         text: str
 
-    bound = chain("echo-request").with_structured_output(Answer, include_raw=True)
-    told = json.loads(bound.invoke("x")["raw"].content)
-    format = told["parameters"]["response_format"]
-    assert format["type"] == "json_schema" and format["json_schema"]["name"] == "Answer", format
+    assert chain("object").with_structured_output(Answer).invoke("x").text == "Answer"
 
 
 for model in ["late-error", "cut", "truncated"]:
@@ -379,6 +376,8 @@ if LOCAL:
 def run(named):
     name, function = named
     try:
+        # An AI key that fails five times in a row is left alone for a moment; here it is meant to be asked each time.
+        client.chat.completions.create(model="plain", messages=QUESTION)
         function()
     except Exception as error:
         frames = traceback.format_exc(limit=-3)

@@ -16,7 +16,7 @@ MODELS = [
     "plain", "no-usage", "usage-in-last-choice", "no-done", "json-only", "reasoning", "tools", "tools-no-index",
     "tools-from-seven", "tools-all-zero", "tools-repeat-id", "tools-stop", "tools-whole", "late-error", "cut",
     "truncated", "limited-once", "limited", "quota", "bad-request", "bad-key", "broken", "silent-start",
-    "silent-middle", "echo-request", "vectors", "hang",
+    "silent-middle", "echo-request", "object", "vectors", "hang",
 ]
 
 
@@ -169,6 +169,13 @@ class Handler(BaseHTTPRequestHandler):
         roles = [message["role"] for message in body["messages"]]
         self.begin()
         self.chunk({"content": json.dumps({"parameters": kept, "contents": contents, "roles": roles})})
+        self.chunk({}, "stop", usage=self.USAGE)
+        self.done()
+
+    def do_object(self, body, _):
+        """An object of the schema that was asked for, which has a field `text`."""
+        self.begin()
+        self.chunk({"content": json.dumps({"text": body["response_format"]["json_schema"]["name"]})})
         self.chunk({}, "stop", usage=self.USAGE)
         self.done()
 

@@ -157,7 +157,7 @@ def main():
             }
             if local_url:
                 environment["LOCAL_MODEL"] = LOCAL_MODEL
-            runs = {"python": ([options.python, HERE / "cases.py"], HERE), "node": (["node", "cases.mjs"], options.node)}
+            runs = {"python": ([os.path.abspath(options.python), HERE / "cases.py"], HERE), "node": (["node", "cases.mjs"], options.node)}
             passed = failed = 0
             for name, (program, directory) in runs.items():
                 if options.only not in (None, name):

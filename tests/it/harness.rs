@@ -211,7 +211,11 @@ impl Platform {
         tokio::spawn({
             let state = state.clone();
             // Its Postgres may be gone before it is, when the run ends.
-            async move { app::serve(state, listener).await.unwrap_or_else(|error| println!("a server ended: {error:#}")) }
+            async move {
+                app::serve(state, listener)
+                    .await
+                    .unwrap_or_else(|error| announce(&format!("a server ended: {error:#}")))
+            }
         });
         let password = SecretString::from(PASSWORD);
         state.super_admins.create(ADMIN_EMAIL, &password).await.unwrap();

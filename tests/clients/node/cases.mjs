@@ -230,7 +230,7 @@ add("ai: a limited call is repeated", async () => {
   assert.equal(answer.text, ANSWER);
 });
 
-add("ai: an object is asked for by its schema", async () => {
+add("ai: parameters and an object's schema reach the upstream", async () => {
   const answer = await generateText({
     model: vercel.chat("echo-request"),
     prompt,
@@ -242,9 +242,9 @@ add("ai: an object is asked for by its schema", async () => {
   const { parameters } = JSON.parse(answer.text);
   assert.deepEqual([parameters.temperature, parameters.user], [0.5, "me"]);
   assert.equal(parameters.max_tokens ?? parameters.max_completion_tokens, 9);
-  const schema = z.object({ parameters: z.any() });
-  const { object } = await generateObject({ model: vercel.chat("echo-request"), schema, prompt, maxRetries: 0 });
-  assert.equal(object.parameters.response_format.type, "json_schema");
+  const schema = z.object({ text: z.string() });
+  const { object } = await generateObject({ model: vercel.chat("object"), schema, schemaName: "Answer", prompt, maxRetries: 0 });
+  assert.equal(object.text, "Answer");
 });
 
 add("ai: an image reaches the upstream", async () => {
@@ -333,6 +333,8 @@ if (local) {
 
 async function run([name, check]) {
   try {
+    // An AI key that fails five times in a row is left alone for a moment; here it is meant to be asked each time.
+    await client.chat.completions.create({ model: "plain", messages });
     await check();
   } catch (error) {
     console.log(`FAILED ${name}: ${String(error.stack ?? error).slice(0, 1200)}`);

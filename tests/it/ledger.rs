@@ -297,7 +297,7 @@ async fn a_dead_servers_call_is_settled_by_another_once_and_the_owners_word_is_t
     let platform = Platform::start().await;
     let tenant = platform.tenant("dead-server").await;
     let ledger = platform.ledger(&tenant).await;
-    platform.put_model(&tenant, "main", "slow", "slow-4000", json!({})).await;
+    platform.put_model(&tenant, "main", "slow", "slow-9000", json!({})).await;
     // Another server on the same platform, whose calls and answers these are.
     let database = Some(platform.database.clone());
     let other = Platform::start_with(Options { database, ..Options::default() }).await;

@@ -214,7 +214,7 @@ impl Platform {
             async move {
                 app::serve(state, listener)
                     .await
-                    .unwrap_or_else(|error| announce(&format!("a server ended: {error:#}")))
+                    .unwrap_or_else(|error| announce(&format!("a server ended: {error:#}")));
             }
         });
         let password = SecretString::from(PASSWORD);

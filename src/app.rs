@@ -46,6 +46,8 @@ use crate::worker;
 
 /// How long answers have to be stored once they were told to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a client may take to accept what was sent to it.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a worker whose database does not answer waits before it tries again.
 const WORKER_PAUSE: Duration = Duration::from_secs(1);
 /// How long a tenant's connection may lie unused.
@@ -325,6 +327,10 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
         if let Err(error) = connection.set_nodelay(true) {
             tracing::debug!(%error, "set TCP_NODELAY");
         }
+        // A client that takes nothing any more must not keep its call, and the model's, for ever.
+        if let Err(error) = socket2::SockRef::from(&*connection).set_tcp_user_timeout(Some(CLIENT_PATIENCE)) {
+            tracing::debug!(%error, "set TCP_USER_TIMEOUT");
+        }
     });
     let stop = state.stop.clone();
     let server = axum::serve(listener, router::router(state.clone()))
@@ -337,21 +343,25 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
             give_up.cancel();
         }
     });
-    let give_up = state.give_up.clone();
-    let last_words = async {
-        give_up.cancelled().await;
-        tokio::time::sleep(LAST_WORDS).await;
-    };
-    tokio::pin!(last_words);
+    // A token, and not the wait itself: it is looked at twice, also when it was over the first time.
+    let last_words = CancellationToken::new();
+    tokio::spawn({
+        let (give_up, last_words) = (state.give_up.clone(), last_words.clone());
+        async move {
+            give_up.cancelled().await;
+            tokio::time::sleep(LAST_WORDS).await;
+            last_words.cancel();
+        }
+    });
     tokio::select! {
         result = server.into_future() => result.context("serve")?,
-        () = &mut last_words => tracing::warn!("requests did not end in time; closing them"),
+        () = last_words.cancelled() => tracing::warn!("requests did not end in time; closing them"),
     }
     // Answers whose listener has left are still being finished.
     state.tasks.close();
     tokio::select! {
         () = state.tasks.wait() => {}
-        () = &mut last_words => tracing::warn!("answers did not end in time"),
+        () = last_words.cancelled() => tracing::warn!("answers did not end in time"),
     }
     if let Some(jobs) = jobs {
         jobs.await.context("end the worker")?;
@@ -421,10 +431,11 @@ async fn follow_registry(state: AppState) {
             Ok(Notification::Registry(id)) => {
                 let known = state.directory.knows_tenant(id);
                 let record = state.directory.refresh(id).await;
-                state.databases.follow(id, record.as_ref());
+                // Answers end first: how they end is written while there are connections.
                 if known {
                     follow_life(&state, id, record.as_deref());
                 }
+                state.databases.follow(id, record.as_ref());
             }
             Ok(Notification::Operation(_)) => {}
             Ok(Notification::SharedModels) => drop(tokio::spawn(read_shared_models(state.clone()))),
@@ -434,8 +445,8 @@ async fn follow_registry(state: AppState) {
                 drop(tokio::spawn(read_shared_models(state.clone())));
                 for id in state.databases.tenants() {
                     let record = state.directory.refresh(id).await;
-                    state.databases.follow(id, record.as_ref());
                     follow_life(&state, id, record.as_deref());
+                    state.databases.follow(id, record.as_ref());
                 }
                 forget_gone(&state).await;
             }

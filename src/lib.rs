@@ -23,6 +23,7 @@ pub mod fleet_audit;
 pub mod http;
 pub mod idempotency;
 pub mod ids;
+pub mod json;
 pub mod metering;
 pub mod operations;
 pub mod platform_db;

@@ -122,6 +122,7 @@ impl Chat {
             loop {
                 let model = call.target().upstream_model.to_string();
                 let provider = Arc::clone(&call.candidate().provider);
+                call.note_asked();
                 match provider.embed(EmbeddingRequest { model, ..request.clone() }).await {
                     Ok(embeddings) => return Ok(embeddings),
                     Err(error) => call.fall_back(error).await?,
@@ -172,6 +173,7 @@ impl Chat {
             tokio::select! {
                 code = interruption.closed() => CallError::Closed(code),
                 () = give_up.cancelled() => CallError::Stopping,
+                () = tokio::time::sleep(DEADLINE) => CallError::Deadline,
             }
         };
         (mark, stop.boxed())
@@ -200,10 +202,6 @@ impl MeteredStream {
     fn fail(&mut self, error: CallError) {
         let outcome = error.outcome();
         self.end(&outcome, |_| Err(error));
-    }
-
-    fn is_late(&self) -> bool {
-        self.call.current().is_some_and(|open| open.elapsed() > DEADLINE)
     }
 }
 
@@ -247,7 +245,6 @@ impl Stream for MeteredStream {
                 Ok(ChatEvent::Finished { usage, finish_reason }) => {
                     this.end(&Outcome::succeeded(usage), |usage| Ok(ChatEvent::Finished { usage, finish_reason }));
                 }
-                Ok(_) if this.is_late() => this.fail(CallError::Deadline),
                 Ok(event) => return Poll::Ready(Some(Ok(event))),
                 Err(error) => this.fail(error.into()),
             }

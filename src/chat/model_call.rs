@@ -12,10 +12,24 @@ use thiserror::Error;
 use super::breaker::Leave;
 use super::candidates::Candidate;
 use crate::ids::{ApiKeyId, MessageId, UserId};
-use crate::metering::{CallKind, CallStart, CallState, EndedCall, Ledger, OpenCall, Outcome, Target};
+use crate::metering::{BilledTo, CallKind, CallStart, CallState, EndedCall, Ledger, OpenCall, Outcome, Target};
 use crate::providers::{ChatEvent, ChatRequest, ChatStream, ProviderError};
 use crate::telemetry::causes;
 use crate::tenant_db::{TenantDb, TenantDbError};
+
+/// Parameters beyond the usual ones that a tenant may send to a model that is lent to it. Others could choose another
+/// model, a dearer service, or an address that the owner's key is sent to.
+const LENT_PARAMETERS: [&str; 9] = [
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "reasoning_effort",
+    "verbosity",
+    "top_k",
+    "min_p",
+    "max_completion_tokens",
+];
 
 /// Why a call was not made, or has no whole answer.
 #[derive(Debug, Error)]
@@ -146,6 +160,13 @@ impl ModelCall {
         self.open.get_or_insert_with(|| self.ledger.open(&self.db, start))
     }
 
+    /// The provider is about to be asked.
+    pub(super) fn note_asked(&mut self) {
+        if let Some(open) = &mut self.open {
+            open.note_asked();
+        }
+    }
+
     pub(super) fn note_written(&mut self) {
         if let Some(open) = &mut self.open {
             open.note_written();
@@ -212,6 +233,10 @@ impl ModelCall {
         let mut request = request.ok_or_else(|| ProviderError::Unavailable("the request was sent before".into()))?;
         request.model.clear();
         request.model.push_str(&self.candidate.target.upstream_model);
+        if self.candidate.target.billed_to == BilledTo::Shared {
+            request.extra.retain(|name, _| LENT_PARAMETERS.contains(&name.as_str()));
+        }
+        self.note_asked();
         self.candidate.provider.chat(request).await
     }
 

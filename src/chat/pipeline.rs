@@ -160,7 +160,15 @@ impl Turn {
             Ok(false) => Err(ChatError::NotFound),
             // The user was deleted since the look at the account.
             Err(error) if error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION) => Err(ChatError::NotInForce),
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                // Nobody knows whether the call's row is there, and the call will not be made.
+                if error.code().is_none()
+                    && let Some(call) = &mut self.call
+                {
+                    drop(call.end(&Outcome::ended(CallState::Failed, "not_started")));
+                }
+                Err(error.into())
+            }
         };
         let refused = stored.is_err();
         // Whoever asked may have left already: what is stored is answered all the same.
@@ -347,7 +355,8 @@ fn is_momentary(error: &ChatError) -> bool {
             TenantDbError::Unreachable(_) | TenantDbError::NoConnectionFree { .. } | TenantDbError::CircuitOpen { .. },
         ) => true,
         ChatError::Database(error) => {
-            error.code().is_none_or(|code| ["08", "40", "53", "57"].iter().any(|class| code.code().starts_with(class)))
+            // Values, constraints and statements that are wrong stay wrong; all else is the server's state.
+            error.code().is_none_or(|code| !["21", "22", "23", "42"].iter().any(|class| code.code().starts_with(class)))
         }
         _ => false,
     }

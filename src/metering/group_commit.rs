@@ -72,6 +72,14 @@ impl WriteError {
 pub(super) struct Entry<S: Sink + ?Sized> {
     pub(super) row: S::Row,
     waiter: Waiter<S::Begun>,
+    /// Since when it is to be written.
+    since: Instant,
+}
+
+impl<S: Sink + ?Sized> Entry<S> {
+    fn new(row: S::Row, waiter: Waiter<S::Begun>) -> Self {
+        Self { row, waiter, since: Instant::now() }
+    }
 }
 
 enum Waiter<B> {
@@ -116,7 +124,7 @@ impl<S: Sink> GroupCommit<S> {
     /// that settled.
     pub(super) fn begin(&self, row: S::Row) -> oneshot::Receiver<Result<S::Begun, TenantDbError>> {
         let (sender, receiver) = oneshot::channel();
-        self.push(Entry { row, waiter: Waiter::Begin(sender) });
+        self.push(Entry::new(row, Waiter::Begin(sender)));
         self.shared.wake.notify_one();
         receiver
     }
@@ -125,7 +133,7 @@ impl<S: Sink> GroupCommit<S> {
     /// closes when that may take a while.
     pub(super) fn settle(&self, row: S::Row) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
-        self.push(Entry { row, waiter: Waiter::Settle(Some(sender)) });
+        self.push(Entry::new(row, Waiter::Settle(Some(sender))));
         receiver
     }
 
@@ -136,8 +144,8 @@ impl<S: Sink> GroupCommit<S> {
         begun: S::Row,
     ) -> oneshot::Receiver<Result<S::Begun, TenantDbError>> {
         let (sender, receiver) = oneshot::channel();
-        let settled = Entry { row: settled, waiter: Waiter::Settle(None) };
-        self.push_all([settled, Entry { row: begun, waiter: Waiter::Begin(sender) }]);
+        let settled = Entry::new(settled, Waiter::Settle(None));
+        self.push_all([settled, Entry::new(begun, Waiter::Begin(sender))]);
         self.shared.wake.notify_one();
         receiver
     }
@@ -188,7 +196,6 @@ impl<S: Sink> Shared<S> {
         let working = Working(&*self);
         // Rows that settle something and could not be written so far.
         let mut held = Vec::new();
-        let mut failing_since: Option<Instant> = None;
         let mut failures = 0;
         loop {
             let mut batch = std::mem::take(&mut held);
@@ -224,13 +231,13 @@ impl<S: Sink> Shared<S> {
                     }
                 }
             }
-            if held.is_empty() {
-                (failing_since, failures) = (None, 0);
-                continue;
+            let tried = held.len();
+            held.retain(|entry| entry.since.elapsed() < PATIENCE);
+            if held.len() < tried {
+                tracing::error!(tenant_id = %self.tenant, calls = tried - held.len(), "calls could not be settled");
             }
-            if failing_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE {
-                tracing::error!(tenant_id = %self.tenant, calls = held.len(), "calls could not be settled");
-                held.clear();
+            if held.is_empty() {
+                failures = 0;
                 continue;
             }
             let wait = WAITS.get(failures).or(WAITS.last()).copied().unwrap_or_default();
@@ -253,18 +260,21 @@ impl<S: Sink> Shared<S> {
 
     /// Tells who waits. What is left to be tried again is returned.
     fn failed(&self, entry: Entry<S>, error: &WriteError) -> Option<Entry<S>> {
-        let Entry { row, waiter } = entry;
+        let Entry { row, waiter, since } = entry;
         match (waiter, error) {
             (Waiter::Begin(sender), error) => {
                 drop(sender.send(Err(again(error.cause()))));
-                matches!(error, WriteError::Unknown(_))
-                    .then(|| Entry { row: self.sink.not_begun(row), waiter: Waiter::Settle(None) })
+                matches!(error, WriteError::Unknown(_)).then(|| Entry {
+                    row: self.sink.not_begun(row),
+                    waiter: Waiter::Settle(None),
+                    since,
+                })
             }
             (Waiter::Settle(_), WriteError::Refused(error)) => {
                 tracing::warn!(tenant_id = %self.tenant, causes = causes(error), "a call could not be settled");
                 None
             }
-            (Waiter::Settle(_), _) => Some(Entry { row, waiter: Waiter::Settle(None) }),
+            (Waiter::Settle(_), _) => Some(Entry { row, waiter: Waiter::Settle(None), since }),
         }
     }
 

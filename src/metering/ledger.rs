@@ -57,6 +57,8 @@ pub struct OpenCall {
     call: Arc<Call>,
     /// Whether the row is there, as far as is known.
     written: bool,
+    /// Whether the provider was asked: before, nothing was used.
+    asked: bool,
     first_token: Option<Duration>,
     characters: usize,
 }
@@ -212,7 +214,7 @@ impl Ledger {
     /// A call whose row somebody else writes, in a statement of their own: [`OpenCall::note_written`] says that it is
     /// there.
     pub fn open(&self, db: &TenantDb, start: CallStart) -> OpenCall {
-        OpenCall { call: self.call(db, start), written: false, first_token: None, characters: 0 }
+        OpenCall { call: self.call(db, start), written: false, asked: false, first_token: None, characters: 0 }
     }
 
     fn call(&self, db: &TenantDb, start: CallStart) -> Arc<Call> {
@@ -285,6 +287,11 @@ impl OpenCall {
         self.written = true;
     }
 
+    /// The provider is about to be asked.
+    pub fn note_asked(&mut self) {
+        self.asked = true;
+    }
+
     /// Something was delivered, of so many characters.
     pub fn delivered(&mut self, characters: usize) {
         if self.first_token.is_none() {
@@ -306,7 +313,7 @@ impl OpenCall {
 
     fn ending(&self, outcome: &Outcome) -> End {
         let start = &self.call.start;
-        let usage = usage(outcome, start.prompt_characters, self.characters);
+        let usage = if self.asked { usage(outcome, start.prompt_characters, self.characters) } else { None };
         let prices = &self.call.ledger.prices;
         let cost = usage.and_then(|usage| prices.cost(&start.target, self.call.started_at, &usage));
         End {
@@ -372,11 +379,17 @@ impl Drop for EndedCall {
     }
 }
 
+/// More tokens than any call has. A provider that counts more does not count, and what is summed up fits its type.
+const MOST_TOKENS: u64 = 1_000_000_000;
+
 /// What was used. What the provider counted counts as it is, zero included. Of a call that failed before it delivered
 /// anything, nothing is known.
 fn usage(outcome: &Outcome, prompt: usize, delivered: usize) -> Option<Usage> {
-    if outcome.usage.is_some() || (outcome.state == CallState::Failed && delivered == 0) {
-        return outcome.usage;
+    let counted = outcome.usage.filter(|usage| {
+        [usage.input_tokens, usage.output_tokens, usage.cached_input_tokens].iter().all(|count| *count <= MOST_TOKENS)
+    });
+    if counted.is_some() || (outcome.state == CallState::Failed && delivered == 0) {
+        return counted;
     }
     Some(Usage {
         input_tokens: estimate_tokens(prompt),
@@ -410,13 +423,8 @@ impl Sink for Book {
     async fn write(&self, rows: &[Entry<Self>]) -> Result<(), WriteError> {
         // All are of one tenant; the last one's record is the newest.
         let Some(last) = rows.last() else { return Ok(()) };
-        let client = last.row.call.db.client().await.map_err(|error| match error {
-            TenantDbError::Unreachable(_)
-            | TenantDbError::NoConnectionFree { .. }
-            | TenantDbError::CircuitOpen { .. }
-            | TenantDbError::Platform(_) => WriteError::Away(error),
-            _ => WriteError::Refused(error),
-        })?;
+        // Nothing was sent. That goes for a tenant that was suspended meanwhile, too: it may come back.
+        let client = last.row.call.db.client().await.map_err(WriteError::Away)?;
         match timeout(WRITE_TIMEOUT, tenant_store::write(&client, rows.iter().map(|entry| &entry.row))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(judged(error)),
@@ -429,7 +437,7 @@ impl Sink for Book {
     }
 
     fn begun(&self, row: Row) -> OpenCall {
-        OpenCall { call: row.call, written: true, first_token: None, characters: 0 }
+        OpenCall { call: row.call, written: true, asked: false, first_token: None, characters: 0 }
     }
 
     fn not_begun(&self, row: Row) -> Row {
@@ -449,14 +457,20 @@ impl Sink for Book {
 
 /// What a refusal or a broken connection means.
 fn judged(error: tokio_postgres::Error) -> WriteError {
-    let momentary =
-        error.code().map(|code| ["08", "40", "53", "57"].iter().any(|class| code.code().starts_with(class)));
+    let is_of =
+        |classes: &[&str]| error.code().is_some_and(|code| classes.iter().any(|class| code.code().starts_with(class)));
+    // Without a code there was no answer, and a pooler says 08 for the same: it may have been carried out.
+    let unknown = error.code().is_none() || is_of(&["08"]);
+    // Values, constraints and statements that are wrong stay wrong. All else is the server's state, such as that of a
+    // standby that has not taken over yet.
+    let refused = is_of(&["21", "22", "23", "42"]);
     let cause = TenantDbError::Unreachable(error.into());
-    match momentary {
-        // No answer: it may have been carried out.
-        None => WriteError::Unknown(cause),
-        Some(true) => WriteError::Away(cause),
-        Some(false) => WriteError::Refused(cause),
+    if unknown {
+        WriteError::Unknown(cause)
+    } else if refused {
+        WriteError::Refused(cause)
+    } else {
+        WriteError::Away(cause)
     }
 }
 
@@ -480,6 +494,13 @@ mod tests {
         assert_eq!((estimated.input_tokens, estimated.output_tokens, estimated.reported), (100, 10, false));
         let left = usage(&Outcome::ended(CallState::Cancelled, LEFT), 400, 0).unwrap();
         assert_eq!((left.input_tokens, left.output_tokens), (100, 0));
+    }
+
+    #[test]
+    fn what_no_call_can_use_is_no_count() {
+        let absurd = Usage { output_tokens: u64::MAX, ..counted(true) };
+        let estimated = usage(&Outcome::succeeded(Some(absurd)), 400, 40).unwrap();
+        assert_eq!((estimated.output_tokens, estimated.reported), (10, false));
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub(super) use self::tool_calls::CallPiece;
 use super::client::{ProviderClient, read_body};
 use super::error::ProviderError;
 use super::{ChatEvent, ChatStream};
+use crate::json;
 
 /// Bytes that may come before an event is complete. The longest honest event carries one delta, or a whole tool call.
 const MAX_EVENT_BYTES: usize = 1024 * 1024;
@@ -52,8 +53,9 @@ pub(super) enum Broken {
     Silence,
     #[error("read the stream")]
     Read(#[source] sse_stream::Error),
-    #[error("read an event")]
-    Malformed(#[source] serde_json::Error),
+    /// Without what was read: it may repeat the prompt or the key.
+    #[error("read an event: {0}")]
+    Malformed(String),
     #[error("the answer has more tool calls than allowed")]
     TooManyCalls,
     #[error("a tool call has no name")]
@@ -110,6 +112,9 @@ fn is_json(response: &Response) -> bool {
 async fn whole_answer(response: Response, between: Duration, mut wire: impl Wire) -> Result<ChatStream, ProviderError> {
     let body = read_body(response, MAX_ANSWER_BYTES, between).await?;
     let body = std::str::from_utf8(&body).map_err(|error| ProviderError::Unavailable(error.into()))?;
+    if json::elements(body.as_bytes()) > json::MOST_ELEMENTS {
+        return Err(ProviderError::Unavailable("the answer has more elements than allowed".into()));
+    }
     let mut answer = Answer::default();
     wire.read_whole(body, &mut answer)?;
     if !answer.begun() {

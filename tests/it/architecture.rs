@@ -37,6 +37,7 @@ const LEVELS: &[(u8, &[&str])] = &[
             "secrets",
             "api",
             "addresses",
+            "json",
             "backup_archive",
         ],
     ),

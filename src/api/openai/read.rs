@@ -5,11 +5,15 @@ use std::marker::PhantomData;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
 
+use crate::json;
+
 /// Why a body was refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RefusedBody {
     /// It is not JSON.
     NotJson,
+    /// It has more elements than any sensible one, and would take far more memory than bytes.
+    TooManyElements,
     /// It is JSON, but no object.
     NotAnObject,
     /// This field has the wrong type.
@@ -24,6 +28,9 @@ pub(super) trait Object: Default {
 
 /// Reads an object.
 pub(super) fn object<T: Object>(body: &[u8]) -> Result<T, RefusedBody> {
+    if json::elements(body) > json::MOST_ELEMENTS {
+        return Err(RefusedBody::TooManyElements);
+    }
     let mut field = String::new();
     let mut deserializer = serde_json::Deserializer::from_slice(body);
     let reader = Reader { field: &mut field, object: PhantomData };

@@ -360,8 +360,10 @@ mod tests {
     #[test]
     fn what_is_refused_is_named_and_not_quoted() {
         let wrong = |field: &str| Err::<(), _>(RefusedBody::WrongType(field.to_owned()));
+        let many = format!(r#"{{"model":"m","messages":[{}{{}}]}}"#, "{},".repeat(100_000));
         for (body, expected) in [
             ("", Err(RefusedBody::NotJson)),
+            (many.as_str(), Err(RefusedBody::TooManyElements)),
             ("{\"model\":", Err(RefusedBody::NotJson)),
             ("{\"model\":\"m\"} x", Err(RefusedBody::NotJson)),
             ("{\"model\" \"m\"}", Err(RefusedBody::NotJson)),

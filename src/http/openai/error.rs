@@ -189,6 +189,11 @@ impl From<AccessError> for OpenAiError {
 impl From<RefusedBody> for OpenAiError {
     fn from(refused: RefusedBody) -> Self {
         match refused {
+            RefusedBody::TooManyElements => Self::new(
+                StatusCode::BAD_REQUEST,
+                "too_many_elements",
+                "The body has more elements than a request can have. Embeddings take texts, not tokens.",
+            ),
             RefusedBody::NotJson => Self::new(StatusCode::BAD_REQUEST, "invalid_json", "The body is not JSON."),
             RefusedBody::NotAnObject => {
                 Self::new(StatusCode::BAD_REQUEST, "invalid_json", "The body is not a JSON object.")

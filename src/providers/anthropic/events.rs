@@ -20,7 +20,7 @@ impl Wire for Messages {
         // The name of an event repeats the type in its data.
         let event: Event = match serde_json::from_str(data) {
             Ok(event) => event,
-            Err(error) => return Err(answer.malformed(error)),
+            Err(error) => return Err(answer.malformed(&error)),
         };
         match event {
             Event::MessageStart { message } => {
@@ -53,7 +53,7 @@ impl Wire for Messages {
     fn read_whole(&mut self, json: &str, answer: &mut Answer) -> Result<(), ProviderError> {
         let message: Message = match serde_json::from_str(json) {
             Ok(message) => message,
-            Err(error) => return Err(answer.malformed(error)),
+            Err(error) => return Err(answer.malformed(&error)),
         };
         if message.r#type != "message" {
             return Err(answer.refused(json));
@@ -99,7 +99,9 @@ impl Messages {
             let cached = counted.cache_read_input_tokens.unwrap_or(0);
             answer.usage(Usage {
                 // Here the tokens of the cache are not among those of the input.
-                input_tokens: input + cached + counted.cache_creation_input_tokens.unwrap_or(0),
+                input_tokens: input
+                    .saturating_add(cached)
+                    .saturating_add(counted.cache_creation_input_tokens.unwrap_or(0)),
                 output_tokens,
                 cached_input_tokens: cached,
                 reported: true,

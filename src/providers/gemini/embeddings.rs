@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Target, resource};
+use crate::json;
 use crate::providers::client::{ProviderClient, read_body};
 use crate::providers::error::ProviderError;
 use crate::providers::{EmbeddingRequest, Embeddings};
@@ -66,7 +67,8 @@ pub(super) async fn embed(
         let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
         let response = client.post(&url, &target.headers, Bytes::from(body)).await?;
         let body = read_body(response, MAX_BYTES, client.timeouts().between_tokens).await?;
-        let answer: Answer = serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(error.into()))?;
+        let answer: Answer =
+            serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(json::place(&error).into()))?;
         if answer.embeddings.len() != texts.len() {
             return Err(ProviderError::Unavailable("the answer does not have one vector a text".into()));
         }

@@ -16,7 +16,7 @@ pub(in crate::providers) struct GenerateContent {
 
 impl Wire for GenerateContent {
     fn read(&mut self, _: Option<&str>, data: &str, answer: &mut Answer) -> Result<Step, ProviderError> {
-        let chunk: Chunk<'_> = serde_json::from_str(data).map_err(|error| answer.malformed(error))?;
+        let chunk: Chunk<'_> = serde_json::from_str(data).map_err(|error| answer.malformed(&error))?;
         if chunk.error.is_some() {
             return Err(answer.refused(data));
         }
@@ -29,7 +29,7 @@ impl Wire for GenerateContent {
         if !json.trim_start().starts_with('[') {
             return self.read(None, json, answer).map(|_| ());
         }
-        let chunks: Vec<&RawValue> = serde_json::from_str(json).map_err(|error| answer.malformed(error))?;
+        let chunks: Vec<&RawValue> = serde_json::from_str(json).map_err(|error| answer.malformed(&error))?;
         chunks.into_iter().try_for_each(|chunk| self.read(None, chunk.get(), answer).map(|_| ()))
     }
 }
@@ -169,8 +169,11 @@ impl Counts {
     /// What is zero is left out. Without the prompt's tokens nothing was counted.
     fn whole(self) -> Option<Usage> {
         Some(Usage {
-            input_tokens: self.prompt_token_count? + self.tool_use_prompt_token_count.unwrap_or(0),
-            output_tokens: self.candidates_token_count.unwrap_or(0) + self.thoughts_token_count.unwrap_or(0),
+            input_tokens: self.prompt_token_count?.saturating_add(self.tool_use_prompt_token_count.unwrap_or(0)),
+            output_tokens: self
+                .candidates_token_count
+                .unwrap_or(0)
+                .saturating_add(self.thoughts_token_count.unwrap_or(0)),
             cached_input_tokens: self.cached_content_token_count.unwrap_or(0),
             reported: true,
         })

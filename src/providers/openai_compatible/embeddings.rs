@@ -3,9 +3,11 @@
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
+use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use super::Target;
+use crate::json;
 use crate::providers::client::{ProviderClient, read_body};
 use crate::providers::error::ProviderError;
 use crate::providers::{EmbeddingRequest, Embeddings, Usage};
@@ -41,7 +43,8 @@ pub(super) async fn embed(
     let response = client.post(&url, &target.headers, Bytes::from(body)).await?;
     let limit = input.len().saturating_mul(BYTES_A_TEXT).clamp(MIN_BYTES, MAX_BYTES);
     let body = read_body(response, limit, client.timeouts().between_tokens).await?;
-    let answer: WireAnswer = serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(error.into()))?;
+    let answer: WireAnswer =
+        serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(json::place(&error).into()))?;
     answer.into_embeddings(input.len())
 }
 
@@ -59,12 +62,45 @@ struct WireVector {
     embedding: Numbers,
 }
 
+/// Longer vectors than any model makes.
+const LONGEST_VECTOR: usize = 65_536;
+
 /// Numbers, or their bytes in Base64 from servers that send nothing else.
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum Numbers {
     Plain(Vec<f32>),
     Base64(String),
+}
+
+impl<'de> Deserialize<'de> for Numbers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // By hand: the derived way keeps every number as a value of 32 bytes while it tries one form after the other.
+        deserializer.deserialize_any(NumbersVisitor)
+    }
+}
+
+struct NumbersVisitor;
+
+impl<'de> Visitor<'de> for NumbersVisitor {
+    type Value = Numbers;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("numbers, or their bytes in Base64")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Numbers, E> {
+        Ok(Numbers::Base64(text.to_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut numbers: A) -> Result<Numbers, A::Error> {
+        let mut vector = Vec::new();
+        while let Some(number) = numbers.next_element()? {
+            if vector.len() == LONGEST_VECTOR {
+                return Err(serde::de::Error::custom("the vector is too long"));
+            }
+            vector.push(number);
+        }
+        Ok(Numbers::Plain(vector))
+    }
 }
 
 #[derive(Deserialize)]

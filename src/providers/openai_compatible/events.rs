@@ -31,7 +31,7 @@ impl Wire for ChatCompletion {
 }
 
 fn read_chunk(json: &str, answer: &mut Answer) -> Result<(), ProviderError> {
-    let chunk: Chunk<'_> = serde_json::from_str(json).map_err(|error| answer.malformed(error))?;
+    let chunk: Chunk<'_> = serde_json::from_str(json).map_err(|error| answer.malformed(&error))?;
     if chunk.error.is_some() || chunk.object.is_some_and(|object| object.get() == "\"error\"") {
         return Err(answer.refused(json));
     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::tool_calls::{CallPiece, ToolCalls};
 use super::{Broken, MAX_ANSWER_BYTES};
+use crate::json;
 use crate::providers::error::{Cause, ProviderError, UpstreamRefusal};
 use crate::providers::{ChatEvent, FinishReason, Usage};
 
@@ -83,8 +84,8 @@ impl Answer {
     }
 
     /// What came is not of the wire format.
-    pub(in crate::providers) fn malformed(&self, error: serde_json::Error) -> ProviderError {
-        self.broken(Broken::Malformed(error))
+    pub(in crate::providers) fn malformed(&self, error: &serde_json::Error) -> ProviderError {
+        self.broken(Broken::Malformed(json::place(error)))
     }
 
     /// An error object: its own kind while another attempt is still possible, else an interruption.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use url::Url;
 
 use super::{Target, Vertex};
+use crate::json;
 use crate::providers::client::read_body;
 use crate::providers::error::ProviderError;
 use crate::providers::{EmbeddingRequest, Embeddings, Usage};
@@ -96,7 +97,8 @@ async fn predict(
     let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
     let response = vertex.post(target, url, Bytes::from(body)).await?;
     let body = read_body(response, MAX_BYTES, vertex.client.timeouts().between_tokens).await?;
-    let answer: Answer = serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(error.into()))?;
+    let answer: Answer =
+        serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(json::place(&error).into()))?;
     if answer.predictions.len() != texts.len() {
         return Err(ProviderError::Unavailable("the answer does not have one vector a text".into()));
     }

@@ -13,11 +13,7 @@ pub(crate) async fn run(bench: &Bench, time: Duration) -> Result<()> {
     let (invite, _) = bench.provision("chat").await?;
     let body = json!({ "tenant": "chat", "token": invite["token"], "password": PASSWORD });
     let token = text(&bench.post("/api/v1/auth/accept-invite", "", body).await?, "access_token")?;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": model, "api_key": "bench", "models": ["instant"],
-        "default_model": "instant"
-    });
-    bench.send(bench.client.put(format!("{}/api/v1/ai-keys/bench", bench.url)), &token, body).await?;
+    bench.use_model(&token, &model, "instant").await?;
     for clients in [1, 16] {
         for stream in [false, true] {
             let form = if stream { "streamed" } else { "JSON" };

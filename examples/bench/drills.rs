@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::connections::{Tenant, provision};
 use crate::upstream::{self, Books, OUTPUT_TOKENS};
-use crate::{Bench, connect, report, text};
+use crate::{Bench, connect, report};
 
 /// A tenant with a key for programs.
 struct Caller {
@@ -25,13 +25,8 @@ struct Caller {
 async fn callers(bench: &Bench, count: usize, model: &str, name: &str) -> Result<Vec<Caller>> {
     let mut callers = Vec::with_capacity(count);
     for tenant in provision(bench, count).await? {
-        let body = json!({
-            "provider": "openai_compatible", "base_url": model, "api_key": "bench", "models": [name],
-            "default_model": name
-        });
-        bench.send(bench.client.put(format!("{}/api/v1/ai-keys/bench", bench.url)), &tenant.token, body).await?;
-        let body = json!({ "name": "bench", "scopes": ["chat"] });
-        let key = text(&bench.post("/api/v1/api-keys", &tenant.token, body).await?, "token")?;
+        bench.use_model(&tenant.token, model, name).await?;
+        let key = bench.api_key(&tenant.token).await?;
         callers.push(Caller { tenant, key });
     }
     Ok(callers)

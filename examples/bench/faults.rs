@@ -187,11 +187,7 @@ pub(crate) async fn outage(bench: &Bench, options: &OutageOptions) -> Result<()>
     let model = start_model(0)?;
     let tenants = Arc::new(provision(bench, options.tenants).await?);
     for tenant in tenants.iter() {
-        let body = json!({
-            "provider": "openai_compatible", "base_url": model, "api_key": "bench", "models": ["instant"],
-            "default_model": "instant"
-        });
-        bench.send(bench.client.put(format!("{}/api/v1/ai-keys/bench", bench.url)), &tenant.token, body).await?;
+        bench.use_model(&tenant.token, &model, "instant").await?;
     }
     let (half, around) = (Duration::from_secs(options.seconds) / 2, Duration::from_secs(10));
     let parts = [

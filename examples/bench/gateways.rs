@@ -9,8 +9,8 @@ use anyhow::{Context, Result};
 use reqwest::Request;
 use serde_json::{Value, json};
 
-use crate::connections::{Tenant, provision};
-use crate::{Bench, repeat, start_model, text};
+use crate::connections::provision;
+use crate::{Bench, repeat, resident_mib, start_model};
 
 /// What can be chosen.
 #[derive(clap::Args)]
@@ -37,25 +37,11 @@ struct Way {
     process: Option<u32>,
 }
 
-/// A key for programs, of a tenant that has an AI key.
-async fn api_key(bench: &Bench, tenant: &Tenant, model: &str) -> Result<String> {
-    let body = json!({
-        "provider": "openai_compatible", "base_url": model, "api_key": "bench", "models": ["instant"],
-        "default_model": "instant"
-    });
-    bench.send(bench.client.put(format!("{}/api/v1/ai-keys/bench", bench.url)), &tenant.token, body).await?;
-    let body = json!({ "name": "bench", "scopes": ["chat"] });
-    text(&bench.post("/api/v1/api-keys", &tenant.token, body).await?, "token")
-}
-
-fn resident_mib(process: u32) -> Option<f64> {
-    // With its children: a proxy may have workers.
+/// The resident memory of a process and of those below it: a proxy may have workers.
+fn resident_with_children(process: u32) -> Option<f64> {
     let children = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children")).unwrap_or_default();
-    let own = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = own.lines().find(|line| line.starts_with("VmRSS:"))?;
-    let kib = line.split_whitespace().nth(1)?.parse::<f64>().ok()?;
-    let below: f64 = children.split_whitespace().filter_map(|child| resident_mib(child.parse().ok()?)).sum();
-    Some(kib / 1024.0 + below)
+    let below = children.split_whitespace().filter_map(|child| resident_with_children(child.parse().ok()?));
+    Some(resident_mib(process)? + below.sum::<f64>())
 }
 
 impl Way {
@@ -80,7 +66,8 @@ pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
     }];
     let mut keys = Vec::with_capacity(tenants.len());
     for tenant in &tenants {
-        keys.push(api_key(bench, tenant, &model).await?);
+        bench.use_model(&tenant.token, &model, "instant").await?;
+        keys.push(bench.api_key(&tenant.token).await?);
     }
     ways.push(Way {
         name: format!("freehold, {} tenants", tenants.len()),
@@ -138,7 +125,7 @@ pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
                     times.len() as f64 / wall.as_secs_f64(),
                     median - base_median,
                     p99 - base_p99,
-                    way.process.and_then(resident_mib).unwrap_or_default(),
+                    way.process.and_then(resident_with_children).unwrap_or_default(),
                 );
             }
         }

@@ -359,11 +359,31 @@ impl Bench {
         anyhow::bail!("the operation did not succeed: {seen}")
     }
 
-    fn memory_mib(&self) -> Option<f64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.server.id()?)).ok()?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
-        line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib / 1024.0)
+    /// Gives the tenant of this admin's token a model at this base URL.
+    async fn use_model(&self, token: &str, base_url: &str, model: &str) -> Result<()> {
+        let body = json!({
+            "provider": "openai_compatible", "base_url": base_url, "api_key": "bench", "models": [model],
+            "default_model": model
+        });
+        self.send(self.client.put(format!("{}/api/v1/ai-keys/bench", self.url)), token, body).await.map(drop)
     }
+
+    /// A key for programs of the tenant of this admin's token.
+    async fn api_key(&self, token: &str) -> Result<String> {
+        let body = json!({ "name": "bench", "scopes": ["chat"] });
+        text(&self.post("/api/v1/api-keys", token, body).await?, "token")
+    }
+
+    fn memory_mib(&self) -> Option<f64> {
+        resident_mib(self.server.id()?)
+    }
+}
+
+/// The resident memory of a process.
+fn resident_mib(process: u32) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"))?;
+    line.split_whitespace().nth(1)?.parse::<f64>().ok().map(|kib| kib / 1024.0)
 }
 
 /// The server that stands beside this program's own directory: of the same build, debug or release.

@@ -20,11 +20,7 @@ async fn tenant(bench: &Bench, slug: &str, model: &str) -> Result<String> {
     let (invite, _) = bench.provision(slug).await?;
     let body = json!({ "tenant": slug, "token": invite["token"], "password": PASSWORD });
     let token = text(&bench.post("/api/v1/auth/accept-invite", "", body).await?, "access_token")?;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": model, "api_key": "bench", "models": ["instant"],
-        "default_model": "instant"
-    });
-    bench.send(bench.client.put(format!("{}/api/v1/ai-keys/bench", bench.url)), &token, body).await?;
+    bench.use_model(&token, model, "instant").await?;
     Ok(token)
 }
 

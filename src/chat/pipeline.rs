@@ -37,7 +37,7 @@ use crate::ids::{ChatSessionId, MessageId};
 use crate::metering::{CallKind, CallState, EndedCall, Outcome};
 use crate::providers::{ChatEvent, ChatRequest, Usage};
 use crate::telemetry::causes;
-use crate::tenant_db::{Client, TenantDb, TenantDbError};
+use crate::tenant_db::{Client, TenantDb, TenantDbError, is_statement_at_fault};
 
 /// The longest an answer may take. Less than the time after which one is taken for abandoned.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(9 * 60);
@@ -354,10 +354,7 @@ fn is_momentary(error: &ChatError) -> bool {
         ChatError::TenantDb(
             TenantDbError::Unreachable(_) | TenantDbError::NoConnectionFree { .. } | TenantDbError::CircuitOpen { .. },
         ) => true,
-        ChatError::Database(error) => {
-            // Values, constraints and statements that are wrong stay wrong; all else is the server's state.
-            error.code().is_none_or(|code| !["21", "22", "23", "42"].iter().any(|class| code.code().starts_with(class)))
-        }
+        ChatError::Database(error) => !is_statement_at_fault(error),
         _ => false,
     }
 }

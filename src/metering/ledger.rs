@@ -20,7 +20,7 @@ use super::{CallStart, CallState, Outcome, estimate_tokens, tenant_store};
 use crate::clock::SharedClock;
 use crate::ids::{ModelCallId, TenantId};
 use crate::providers::Usage;
-use crate::tenant_db::{TenantDb, TenantDbError};
+use crate::tenant_db::{TenantDb, TenantDbError, is_statement_at_fault};
 
 /// How long one write may take. A statement that needs one round trip and takes this long will not come back.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -457,13 +457,9 @@ impl Sink for Book {
 
 /// What a refusal or a broken connection means.
 fn judged(error: tokio_postgres::Error) -> WriteError {
-    let is_of =
-        |classes: &[&str]| error.code().is_some_and(|code| classes.iter().any(|class| code.code().starts_with(class)));
     // Without a code there was no answer, and a pooler says 08 for the same: it may have been carried out.
-    let unknown = error.code().is_none() || is_of(&["08"]);
-    // Values, constraints and statements that are wrong stay wrong. All else is the server's state, such as that of a
-    // standby that has not taken over yet.
-    let refused = is_of(&["21", "22", "23", "42"]);
+    let unknown = error.code().is_none_or(|code| code.code().starts_with("08"));
+    let refused = is_statement_at_fault(&error);
     let cause = TenantDbError::Unreachable(error.into());
     if unknown {
         WriteError::Unknown(cause)

@@ -109,6 +109,12 @@ macro_rules! watched {
     };
 }
 
+/// Whether a database refused a statement for what it says: values, constraints and statements that are wrong stay wrong.
+/// All other refusals are the server's state, such as that of a standby that has not taken over yet, and may pass.
+pub fn is_statement_at_fault(error: &Error) -> bool {
+    error.code().is_some_and(|code| ["21", "22", "23", "42"].iter().any(|class| code.code().starts_with(class)))
+}
+
 /// What is remembered of a connection.
 #[derive(Default)]
 struct Kept {

@@ -21,6 +21,18 @@ async fn platform(connections: &str, wait: &str) -> Platform {
     Platform::start_with(Options { settings, ..Options::default() }).await
 }
 
+/// A platform whose own database is reached over a line that can be cut.
+async fn platform_over_a_line() -> (Platform, Proxy) {
+    let database = server().await.create_platform_database().await;
+    let (proxy, url) = Proxy::to(&server().await.url(&database)).await;
+    let settings = &[("PLATFORM_DATABASE_URL", url.as_str())];
+    let database = Some(database);
+    let platform = Platform::start_with(Options { settings, database, ..Options::default() }).await;
+    let cluster = json!({ "name": "local", "admin_url": server().await.url("postgres") });
+    platform.post("/platform/v1/clusters", &platform.token, cluster).await.expect(StatusCode::CREATED);
+    (platform, proxy)
+}
+
 impl Platform {
     /// A tenant's database as a request gets it.
     async fn open(&self, tenant: &Tenant) -> Result<TenantDb, TenantDbError> {
@@ -494,13 +506,7 @@ async fn two_servers_share_one_budget_and_never_pass_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn tenants_go_on_while_the_platforms_database_is_away() {
-    let database = server().await.create_platform_database().await;
-    let (proxy, url) = Proxy::to(&server().await.url(&database)).await;
-    let settings = &[("PLATFORM_DATABASE_URL", url.as_str())];
-    let database = Some(database);
-    let platform = Platform::start_with(Options { settings, database, ..Options::default() }).await;
-    let cluster = json!({ "name": "local", "admin_url": server().await.url("postgres") });
-    platform.post("/platform/v1/clusters", &platform.token, cluster).await.expect(StatusCode::CREATED);
+    let (platform, proxy) = platform_over_a_line().await;
     let tenant = platform.tenant("goes-on").await;
     platform.use_model(&tenant, "instant").await;
     for line in [Line::Cut, Line::Silent] {
@@ -536,13 +542,7 @@ async fn tenants_go_on_while_the_platforms_database_is_away() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_idle_clients_own_server_is_remembered_while_the_platforms_database_is_away() {
-    let database = server().await.create_platform_database().await;
-    let (proxy, url) = Proxy::to(&server().await.url(&database)).await;
-    let settings = &[("PLATFORM_DATABASE_URL", url.as_str())];
-    let database = Some(database);
-    let platform = Platform::start_with(Options { settings, database, ..Options::default() }).await;
-    let cluster = json!({ "name": "local", "admin_url": server().await.url("postgres") });
-    platform.post("/platform/v1/clusters", &platform.token, cluster).await.expect(StatusCode::CREATED);
+    let (platform, proxy) = platform_over_a_line().await;
     let tenant = platform.tenant("comes-back").await;
     let url = platform.database_url(&tenant).await;
     platform.set_database_url(&tenant, &url, None, true).await;

@@ -55,9 +55,20 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const IDLE_CHECK: Duration = Duration::from_secs(5);
 
-/// Everything that handlers and jobs need. Cheap to clone.
+/// Everything that handlers and jobs need. Cheap to clone, which the router does several times a request.
 #[derive(Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Dependencies>);
+
+impl std::ops::Deref for AppState {
+    type Target = Dependencies;
+
+    fn deref(&self) -> &Dependencies {
+        &self.0
+    }
+}
+
+/// What an [`AppState`] holds.
+pub struct Dependencies {
     /// The checked configuration.
     pub config: Arc<Config>,
     /// The platform's database.
@@ -226,7 +237,7 @@ impl AppState {
             Arc::clone(&clock),
             delta(config.invite_lifetime)?,
         );
-        Ok(Self {
+        Ok(Self(Arc::new(Dependencies {
             super_admins: SuperAdmins::new(
                 pool.clone(),
                 passwords.clone(),
@@ -289,7 +300,7 @@ impl AppState {
             directory,
             databases,
             tasks,
-        })
+        })))
     }
 }
 

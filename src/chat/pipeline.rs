@@ -2,7 +2,7 @@
 //!
 //! | step | connection | round trips |
 //! |---|---|---|
-//! | read who asks, settings, keys and history | one, all at once | 1 |
+//! | read who asks and the history, and once a second settings and keys | one, all at once | 1 |
 //! | store the question and the answer's row | the same | 1 |
 //! | the model speaks | none | - |
 //! | store the answer | another | 1 |
@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::future;
+use futures::{TryFutureExt as _, future};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
@@ -31,8 +31,6 @@ use super::{Chat, ChatError, Question, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
-use crate::configuration::ConfigurationError;
-use crate::configuration::tenant_store as configuration_store;
 use crate::ids::{ChatSessionId, MessageId};
 use crate::metering::{CallKind, CallState, EndedCall, Outcome};
 use crate::providers::{ChatEvent, ChatRequest, Usage};
@@ -95,19 +93,16 @@ impl Chat {
                 None => Ok(Some(Vec::<Spoken>::new())),
             }
         };
-        // Polled together on one connection, so all four are on their way before the first is answered.
-        let (active, stored, keys, history) = future::try_join4(
-            tenant_store::is_active(&client, caller),
-            configuration_store::current_settings(&client),
-            configuration_store::list_ai_keys(&client),
-            history,
+        // Polled together on one connection, so all are on their way before the first is answered.
+        let (active, history, context) = future::try_join3(
+            tenant_store::is_active(&client, caller).map_err(ChatError::from),
+            history.map_err(ChatError::from),
+            self.context_on(&client, caller.db.record()),
         )
         .await?;
         if !active {
             return Err(ChatError::NotInForce);
         }
-        let record = caller.db.record();
-        let context = self.cache.context(record, &stored.ok_or(ConfigurationError::Unreadable)?, keys)?;
         let settings = Arc::clone(&context.settings);
         if text.chars().count() > settings.max_message_length as usize {
             return Err(ChatError::TooLong { limit: settings.max_message_length });

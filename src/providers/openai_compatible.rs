@@ -64,7 +64,12 @@ impl OpenAiCompatible {
         loop {
             let body = WireRequest::new(request, target.completion_limit, quirk)?;
             let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
-            match self.client.post(&url, &target.headers, Bytes::from(body)).await {
+            let body = Bytes::from(body);
+            let answered = match request.whole {
+                true => self.client.post_for_whole(&url, &target.headers, body).await,
+                false => self.client.post(&url, &target.headers, body).await,
+            };
+            match answered {
                 Ok(response) => return stream::events(&self.client, response, ChatCompletion).await,
                 Err(error) => quirk = self.quirks.learn(&request.model, quirk, &error).ok_or(error)?,
             }

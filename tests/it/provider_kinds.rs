@@ -35,6 +35,7 @@ fn client(allow_private_hosts: bool) -> ProviderClient {
         timeouts: Timeouts {
             connect: Duration::from_millis(500),
             first_byte: Duration::from_secs(2),
+            whole_answer: Duration::from_secs(2),
             between_tokens: Duration::from_millis(700),
         },
         retries: Retries { base_delay: Duration::from_millis(5), ..Retries::default() },

@@ -107,6 +107,7 @@ impl Chat {
             None => {
                 self.under_way.forget(tenant, other);
                 self.looks.forget(tenant);
+                self.databases.forget_use(tenant);
                 self.ledger.forget(tenant);
             }
         }

@@ -17,11 +17,24 @@ const SOONEST: Duration = Duration::from_secs(5);
 /// How often somebody looks while a tenant is used.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// When each tenant was last looked at.
+/// When each tenant was last looked at, and when somebody last had a reason to because a call was made for it.
 #[derive(Default)]
-pub(super) struct Looks(DashMap<TenantId, Instant>);
+pub(super) struct Looks {
+    looked: Times,
+    used: Times,
+}
 
 impl Looks {
+    pub(super) fn forget(&self, tenant: TenantId) {
+        self.looked.0.remove(&tenant);
+        self.used.0.remove(&tenant);
+    }
+}
+
+#[derive(Default)]
+struct Times(DashMap<TenantId, Instant>);
+
+impl Times {
     /// Whether it is time to look again. Of several who ask at once, one is told so.
     fn are_due(&self, tenant: TenantId, period: Duration) -> bool {
         let now = Instant::now();
@@ -44,10 +57,6 @@ impl Looks {
             });
         due
     }
-
-    pub(super) fn forget(&self, tenant: TenantId) {
-        self.0.remove(&tenant);
-    }
 }
 
 impl Chat {
@@ -57,7 +66,7 @@ impl Chat {
     /// # Errors
     /// If the tenant's database fails.
     pub async fn settle_abandoned(&self, db: &TenantDb) -> Result<usize, ChatError> {
-        if self.looks.are_due(db.record().id, SOONEST) {
+        if self.looks.looked.are_due(db.record().id, SOONEST) {
             Ok(self.look(&mut db.client().await?, db).await?)
         } else {
             Ok(0)
@@ -69,7 +78,7 @@ impl Chat {
     /// # Errors
     /// If the tenant's database fails.
     pub async fn settle_abandoned_unused(&self, db: &TenantDb) -> Result<usize, ChatError> {
-        if !self.looks.are_due(db.record().id, PERIOD) {
+        if !self.looks.looked.are_due(db.record().id, PERIOD) {
             return Ok(0);
         }
         let mut client = db.client().await?;
@@ -78,9 +87,15 @@ impl Chat {
         looked
     }
 
-    /// The same beside whatever is going on, now and then while a tenant is used.
+    /// The same beside whatever is going on, now and then while calls are made for a tenant, which is noted.
     pub(super) fn settle_abandoned_soon(&self, db: &TenantDb) {
-        if !self.looks.are_due(db.record().id, PERIOD) {
+        let tenant = db.record().id;
+        // By itself: that somebody has looked just now, for whatever reason, says nothing of what is left from now on.
+        if !self.looks.used.are_due(tenant, PERIOD) {
+            return;
+        }
+        self.databases.note_use(tenant);
+        if !self.looks.looked.are_due(tenant, SOONEST) {
             return;
         }
         let (chat, db) = (self.clone(), db.clone());
@@ -123,11 +138,12 @@ mod tests {
     #[test]
     fn a_tenant_is_looked_at_once_a_period() {
         let (looks, tenant) = (Looks::default(), TenantId::new());
-        assert!(looks.are_due(tenant, PERIOD));
-        assert!(!looks.are_due(tenant, PERIOD));
-        assert!(looks.are_due(TenantId::new(), PERIOD));
-        assert!(looks.are_due(tenant, Duration::ZERO));
+        assert!(looks.looked.are_due(tenant, PERIOD));
+        assert!(!looks.looked.are_due(tenant, PERIOD));
+        assert!(looks.looked.are_due(TenantId::new(), PERIOD));
+        assert!(looks.looked.are_due(tenant, Duration::ZERO));
+        assert!(looks.used.are_due(tenant, PERIOD), "it was not used");
         looks.forget(tenant);
-        assert!(looks.are_due(tenant, PERIOD));
+        assert!(looks.looked.are_due(tenant, PERIOD));
     }
 }

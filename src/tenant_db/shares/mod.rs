@@ -104,6 +104,11 @@ impl Shares {
         Self { pool, id, name, wake, away, others: Mutex::new(None), beating }
     }
 
+    /// The platform's database.
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
     /// This server.
     pub(super) fn id(&self) -> Uuid {
         self.id

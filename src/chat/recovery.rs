@@ -1,4 +1,9 @@
-//! Calls and answers whose server died before it could settle them.
+//! Calls and answers whose server died, or gave up, before it could settle them.
+//!
+//! Mostly an answer is found by its call, which names its server and is settled together with it. An answer may also be
+//! left without an open call: no model was there to call, or the call was settled apart because the answer could not be
+//! stored. Nothing names its server then, so it is taken up once it is older than any answer gets; if its server stores
+//! it all the same, that is the last word.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -6,6 +11,7 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use tracing::Instrument as _;
 
+use super::conversations::STALE;
 use super::{Chat, ChatError, tenant_store};
 use crate::ids::{MessageId, TenantId};
 use crate::metering::abandoned::Abandoned;
@@ -16,6 +22,9 @@ use crate::tenant_db::{Client, TenantDb};
 const SOONEST: Duration = Duration::from_secs(5);
 /// How often somebody looks while a tenant is used.
 const PERIOD: Duration = Duration::from_secs(60);
+
+/// Answers without a call that are settled at once, at most. What is left is found the next time.
+const MOST: i64 = 1_000;
 
 /// When each tenant was last looked at, and when somebody last had a reason to because a call was made for it.
 #[derive(Default)]
@@ -112,11 +121,14 @@ impl Chat {
         let transaction = client.transaction().await?;
         let (now, others) = (self.clock.now(), self.databases.other_servers());
         let calls = self.ledger.abandoned(&transaction, others.as_deref(), now).await?;
-        if calls.is_empty() {
+        let mut messages = tenant_store::orphaned(&transaction, now - STALE, MOST).await?;
+        messages.retain(|message| !self.under_way.contains(*message));
+        let orphans = messages.len();
+        if calls.is_empty() && messages.is_empty() {
             transaction.rollback().await?;
             return Ok(0);
         }
-        let messages: Vec<MessageId> = calls.iter().filter_map(|call| call.message_id).collect();
+        messages.extend(calls.iter().filter_map(|call| call.message_id));
         let kept: HashMap<MessageId, usize> =
             tenant_store::interrupt_messages(&transaction, &messages, now).await?.into_iter().collect();
         let with_kept = |call: Abandoned| {
@@ -126,7 +138,7 @@ impl Chat {
         let calls: Vec<_> = calls.into_iter().map(with_kept).collect();
         let settled = self.ledger.interrupt(&transaction, &calls, now).await?;
         transaction.commit().await?;
-        tracing::info!(tenant_id = %db.record().id, settled, "settle calls of dead servers");
+        tracing::info!(tenant_id = %db.record().id, settled, orphans, "settle calls and answers of dead servers");
         Ok(usize::try_from(settled).unwrap_or(usize::MAX))
     }
 }

@@ -131,20 +131,23 @@ impl Chat {
         mut request: EmbeddingRequest,
     ) -> Result<MeteredEmbeddings, ChatError> {
         let chosen = self.context(&context.db).await?.choose(Some(&context.model))?;
-        let most = chosen.1.iter().map(|one| one.provider.most_texts(&one.target.upstream_model)).min();
-        let most = most.unwrap_or(usize::MAX).max(1);
-        let rest = request.input.split_off(most.min(request.input.len()));
+        let most_texts = |one: &Candidate| one.provider.most_texts(&one.target.upstream_model).max(1);
+        // So few that whoever answers takes them.
+        let first = chosen.1.iter().map(most_texts).min().unwrap_or(usize::MAX);
+        let rest = request.input.split_off(first.min(request.input.len()));
         let EmbeddingRequest { dimensions, .. } = request;
-        let (mut made, answered) = self.embed_at_once(context.clone(), chosen, request).await?;
+        let (db, user_id, api_key_id, kind) = (context.db.clone(), context.user_id, context.api_key_id, context.kind);
+        let (mut made, answered) = self.embed_at_once(context, chosen, request).await?;
         if rest.is_empty() {
             return Ok(made);
         }
+        let parts: Vec<Vec<String>> = rest.chunks(most_texts(&answered)).map(<[String]>::to_vec).collect();
         let candidates: Arc<[Candidate]> = [answered].into();
-        let parts: Vec<Vec<String>> = rest.chunks(most).map(<[String]>::to_vec).collect();
         let calls = parts.into_iter().map(|input| {
             let chosen = (Arc::clone(&made.model), Arc::clone(&candidates));
             let request = EmbeddingRequest { input, dimensions, ..EmbeddingRequest::default() };
-            self.embed_at_once(context.clone(), chosen, request)
+            let context = CallContext { db: db.clone(), user_id, api_key_id, kind, model: made.model.to_string() };
+            self.embed_at_once(context, chosen, request)
         });
         let calls: Vec<_> = calls.collect();
         let mut calls = futures::stream::iter(calls).buffered(AT_ONCE);

@@ -352,8 +352,7 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
         let (stop, give_up, limits) = (state.stop.clone(), state.give_up.clone(), state.limits.clone());
         async move {
             stop.cancelled().await;
-            limits.leaving().await;
-            tokio::time::sleep(grace).await;
+            tokio::join!(limits.leaving(), tokio::time::sleep(grace));
             give_up.cancel();
         }
     });

@@ -235,6 +235,9 @@ pub struct TenantLimits {
     /// Requests in any minute of each user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_minute_per_user: Option<Limit>,
+    /// Requests in any minute of each API key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute_per_api_key: Option<Limit>,
     /// Requests in a calendar month, in UTC.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_per_month: Option<Limit>,
@@ -313,6 +316,11 @@ pub struct TenantLimitsChange {
     #[serde(default, deserialize_with = "super::given", skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Limit>)]
     pub requests_per_minute_per_user: Option<Option<Limit>>,
+    /// See [`TenantLimits::requests_per_minute_per_api_key`].
+    #[garde(custom(not_zero))]
+    #[serde(default, deserialize_with = "super::given", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Limit>)]
+    pub requests_per_minute_per_api_key: Option<Option<Limit>>,
     /// See [`TenantLimits::requests_per_month`].
     #[garde(custom(not_zero))]
     #[serde(default, deserialize_with = "super::given", skip_serializing_if = "Option::is_none")]

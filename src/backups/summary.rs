@@ -35,6 +35,7 @@ pub(super) fn judge(about: &Summary) -> Result<TenantLimits, BackupError> {
             connections: limits.connections.map(Some),
             requests_per_minute: limits.requests_per_minute.map(Some),
             requests_per_minute_per_user: limits.requests_per_minute_per_user.map(Some),
+            requests_per_minute_per_api_key: limits.requests_per_minute_per_api_key.map(Some),
             requests_per_month: limits.requests_per_month.map(Some),
             features: Some(limits.features.iter().map(|(name, on)| (name.clone(), Some(*on))).collect()),
         },

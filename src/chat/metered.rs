@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::future::{self, BoxFuture, Join};
 use futures::{FutureExt as _, Stream, StreamExt as _};
 
-use super::model_call::{self, CallError, ModelCall, Purpose};
+use super::model_call::{self, CallError, Counted, ModelCall, Purpose};
 use super::under_way::UnderWay;
 use super::{Chat, ChatError};
 use crate::ids::{ApiKeyId, ModelCallId, UserId};
+use crate::limits::Permit;
 use crate::metering::{CallKind, OpenCall, Outcome, Settling};
 use crate::providers::{ChatEvent, ChatRequest, EmbeddingRequest, Embeddings, Usage};
 use crate::tenant_db::TenantDb;
@@ -21,7 +22,7 @@ use crate::tenant_db::TenantDb;
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
 
 /// For whom and what a call is made.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct CallContext {
     /// The tenant's database, proved by a credential.
     pub db: TenantDb,
@@ -33,6 +34,8 @@ pub struct CallContext {
     pub kind: CallKind,
     /// The name of the model that is asked for.
     pub model: String,
+    /// What it has reserved of the tenant's quota: used if anything is delivered, else given back.
+    pub permit: Permit,
 }
 
 /// An answer as it comes. The last item is [`ChatEvent::Finished`], always with a usage, or an error; the call is
@@ -56,7 +59,7 @@ pub struct MeteredStream {
 
 enum Phase {
     Speaking,
-    Settling(Settling, Result<ChatEvent, CallError>),
+    Settling(Join<Settling, Counted>, Result<ChatEvent, CallError>),
     Over,
 }
 
@@ -142,7 +145,7 @@ impl Chat {
         let (model, call_id) = (Arc::clone(call.model()), call.current().map_or_else(ModelCallId::new, OpenCall::id));
         if let Some(ended) = call.end(&Outcome::succeeded(embeddings.usage)) {
             embeddings.usage = ended.end().usage;
-            ended.settle().await;
+            future::join(ended.settle(), call.counted()).await;
         }
         Ok(MeteredEmbeddings { call_id, model, embeddings })
     }
@@ -154,11 +157,11 @@ impl Chat {
         prompt_characters: usize,
         request: Option<ChatRequest>,
     ) -> Result<ModelCall, ChatError> {
-        let CallContext { db, user_id, api_key_id, kind, model } = context;
+        let CallContext { db, user_id, api_key_id, kind, model, permit } = context;
         let (model, candidates) = self.context(&db).await?.choose(Some(&model))?;
         self.settle_abandoned_soon(&db);
         let purpose = Purpose { kind, user_id, api_key_id, message_id: None, model, prompt_characters };
-        let mut call = ModelCall::new(&self.ledger, &db, purpose, candidates, request)?;
+        let mut call = ModelCall::new(&self.ledger, &db, purpose, candidates, request)?.with_permit(permit);
         call.begin().await?;
         Ok(call)
     }
@@ -193,7 +196,7 @@ impl MeteredStream {
         self.phase = match self.call.end(outcome) {
             Some(ended) => {
                 let last = last(ended.end().usage);
-                Phase::Settling(ended.settle(), last)
+                Phase::Settling(future::join(ended.settle(), self.call.counted()), last)
             }
             None => Phase::Over,
         };

@@ -69,8 +69,16 @@ impl Members {
 
     /// How many servers a limit is divided by: a matter of fairness, not of exactness.
     pub(super) fn live(&self) -> u32 {
-        let live = |member: &&Member| member.stopped_at.is_none() && member.seen_at + LIVELY > self.now;
-        u32::try_from(self.known.values().filter(live).count()).unwrap_or(u32::MAX).max(1)
+        let live = self.known.keys().filter(|id| self.is_live(**id)).count();
+        u32::try_from(live).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Whether a server has said lately that it is there, or has only just come.
+    pub(super) fn is_live(&self, id: Uuid) -> bool {
+        match self.known.get(&id) {
+            Some(member) => member.stopped_at.is_none() && member.seen_at.saturating_add(LIVELY) > self.now,
+            None => !self.dead.contains(&id),
+        }
     }
 
     /// Whether nothing is known of a server.
@@ -82,6 +90,12 @@ impl Members {
     pub(super) fn of(ids: &[Uuid]) -> Self {
         let member = |id: &Uuid| (*id, Member { id: *id, seen_at: 0, stopped_at: None, is_gone: false });
         Self { now: 0, known: ids.iter().map(member).collect(), dead: HashSet::new() }
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_known(mut self, id: Uuid) -> Self {
+        self.known.insert(id, Member { id, seen_at: i64::MIN / 2, stopped_at: None, is_gone: false });
+        self
     }
 
     #[cfg(test)]

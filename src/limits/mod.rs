@@ -73,6 +73,8 @@ mod rate_state;
 mod rates;
 mod redis_store;
 mod rounds;
+#[cfg(test)]
+mod simulation;
 mod store;
 mod window;
 
@@ -244,8 +246,8 @@ pub struct Subject {
     pub tenant: TenantId,
     /// The user, if one asks.
     pub user: Option<UserId>,
-    /// The API key, if the request came with one, and that key's own limit.
-    pub api_key: Option<(ApiKeyId, Option<u32>)>,
+    /// The API key, if the request came with one.
+    pub api_key: Option<ApiKeyId>,
 }
 
 /// A request that was admitted.
@@ -318,7 +320,7 @@ impl Limits {
         let tenant = subject.tenant;
         let key = |scope| LimitKey { tenant, scope };
         let user = subject.user.zip(terms.requests_per_minute_per_user());
-        let api_key = subject.api_key.and_then(|(id, limit)| Some((id, limit?)));
+        let api_key = subject.api_key.zip(terms.requests_per_minute_per_api_key());
         let asked = [
             terms.requests_per_minute().map(|limit| (key(Scope::Tenant), limit)),
             user.map(|(id, limit)| (key(Scope::User(id.as_uuid())), limit)),

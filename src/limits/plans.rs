@@ -23,6 +23,9 @@ pub struct Plan {
     /// Requests in any minute of each user.
     #[serde(default)]
     pub requests_per_minute_per_user: Option<u32>,
+    /// Requests in any minute of each API key.
+    #[serde(default)]
+    pub requests_per_minute_per_api_key: Option<u32>,
     /// Requests in a calendar month, in UTC.
     #[serde(default)]
     pub requests_per_month: Option<u32>,
@@ -51,7 +54,12 @@ impl Plans {
         for (name, plan) in &plans {
             let unknown = plan.features.iter().find(|feature| !FEATURES.contains(&feature.as_str()));
             anyhow::ensure!(unknown.is_none(), "plan `{name}` has a feature that does not exist: {unknown:?}");
-            let limits = [plan.requests_per_minute, plan.requests_per_minute_per_user, plan.requests_per_month];
+            let limits = [
+                plan.requests_per_minute,
+                plan.requests_per_minute_per_user,
+                plan.requests_per_minute_per_api_key,
+                plan.requests_per_month,
+            ];
             anyhow::ensure!(!limits.contains(&Some(0)), "a limit of plan `{name}` is 0; leave it out for no limit");
         }
         Ok(Self(plans))
@@ -97,6 +105,11 @@ impl Terms<'_> {
     /// Requests in any minute of each user; none if there is no limit.
     pub fn requests_per_minute_per_user(&self) -> Option<u32> {
         self.limit(self.own.requests_per_minute_per_user, |plan| plan.requests_per_minute_per_user)
+    }
+
+    /// Requests in any minute of each API key; none if there is no limit.
+    pub fn requests_per_minute_per_api_key(&self) -> Option<u32> {
+        self.limit(self.own.requests_per_minute_per_api_key, |plan| plan.requests_per_minute_per_api_key)
     }
 
     /// Requests in a month; none if there is no limit.

@@ -74,11 +74,6 @@ pub(super) struct Settled {
 }
 
 impl RateAccount {
-    /// Whether nobody holds or wants anything.
-    pub(super) fn is_empty(&self) -> bool {
-        self.holdings.is_empty()
-    }
-
     /// One server's round. Safe to repeat with the same account.
     pub(super) fn settle(&mut self, me: Uuid, ask: &Ask, members: &Members, now: i64) -> Settled {
         let stored = self.holdings.remove(&me).map_or(0, |holding| holding.held);
@@ -108,12 +103,14 @@ impl RateAccount {
         let missing = ask.wants.saturating_sub(granted);
         let poor: u32 = others().map(|holding| holding.wants.min(fair.saturating_sub(holding.held))).sum();
         let owed = if pool > 0 || ask.leaves { 0 } else { poor.min(held.saturating_sub(fair)) };
+        // Nobody gives who is not there.
+        let spare = self.holdings.iter().filter(|(id, _)| members.is_live(**id));
         let settled = Settled {
             held,
             given,
             granted,
             pool: count(pool),
-            spare_elsewhere: self.holdings.values().map(|holding| holding.spare).sum(),
+            spare_elsewhere: spare.map(|(_, holding)| holding.spare).sum(),
             owed,
             missing,
             frees_elsewhere_in: self.frees_in(now),

@@ -12,6 +12,8 @@ use super::{Rate, RateRefusal};
 /// How long requests are refused without asking the store, after it had nothing: longer than it takes until it is
 /// asked again in nobody's way.
 pub(super) const REFUSE: u64 = 350;
+/// How long others are waited for who are said to have some free.
+const IN_VAIN: u64 = 1_000;
 /// How long permits are held that nobody uses.
 const IDLE: u64 = 10 * 60 * 1000;
 /// How long nobody asks a store again that has not answered.
@@ -44,6 +46,8 @@ pub(super) struct RateState {
     frees_elsewhere_at: Option<u64>,
     /// What this server last said to have free.
     said_spare: u32,
+    /// Since when it has wanted some and got none.
+    unmet_since: Option<u64>,
     /// Forgotten, so that nobody may use it any more.
     pub(super) removed: bool,
 }
@@ -96,8 +100,8 @@ impl RateState {
         if !lowered && let Some(used) = self.window.take(now) {
             return Verdict::Taken(self.rate(now), used);
         }
-        // All of them are here: nobody else has one.
-        if lowered || (self.window.held() >= limit && self.window.cooling() >= limit) || now < self.refuse_until {
+        // If all that the limit allows cool here, nobody else has one.
+        if lowered || now < self.refuse_until {
             self.refused_at = Some(now);
             return Verdict::Refused(self.refusal(now));
         }
@@ -124,6 +128,11 @@ impl RateState {
     /// Whether a request that found nothing after a round had better wait for what others may give.
     pub(super) fn may_come(&self, now: u64) -> bool {
         self.window.free() == 0 && now >= self.refuse_until && !self.is_away(now)
+    }
+
+    /// Whether any of it is in use here.
+    pub(super) fn is_shared(&self) -> bool {
+        self.window.cooling() > 0
     }
 
     /// Refuses a request, and those that come in the next moments.
@@ -155,7 +164,11 @@ impl RateState {
         self.away_at = None;
         self.said_spare = settled.held.saturating_sub(ask.cooling);
         self.frees_elsewhere_at = settled.frees_elsewhere_in.and_then(|ms| u64::try_from(ms).ok()).map(|ms| now + ms);
-        self.refuse_until = if settled.missing > 0 && settled.spare_elsewhere == 0 { now + REFUSE } else { 0 };
+        let unmet = settled.missing > 0 && settled.granted == 0;
+        self.unmet_since = unmet.then(|| self.unmet_since.unwrap_or(now));
+        // Whoever has been asked for so long and gives nothing has nothing, or is not there.
+        let in_vain = settled.spare_elsewhere == 0 || self.unmet_since.is_some_and(|since| now > since + IN_VAIN);
+        self.refuse_until = if settled.missing > 0 && in_vain { now + REFUSE } else { 0 };
         self.last = *settled;
     }
 

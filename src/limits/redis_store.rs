@@ -51,13 +51,9 @@ impl std::fmt::Debug for RedisStore {
     }
 }
 
-/// Whether this can be a Redis URL. Says nothing of its contents, for they may be a secret.
-pub(super) fn check(url: &SecretString) -> Result<(), &'static str> {
-    client(url).map(drop)
-}
-
+/// What is wrong with a URL is said without quoting it, for it may hold a password.
 fn client(url: &SecretString) -> Result<Client, &'static str> {
-    Client::open(url.expose_secret()).map_err(|_| "must be a URL `redis://…` or, with TLS, `rediss://…`")
+    Client::open(url.expose_secret()).map_err(|_| "it must be a URL `redis://…` or, with TLS, `rediss://…`")
 }
 
 impl RedisStore {

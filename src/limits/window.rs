@@ -89,11 +89,6 @@ impl Window {
         self.aside
     }
 
-    /// What was put aside is here again.
-    pub(super) fn take_back(&mut self) {
-        self.aside = 0;
-    }
-
     /// So many of those put aside may have been given away: they are not used before it is known that they were not.
     pub(super) fn give(&mut self, count: u32) {
         self.held = self.held.saturating_sub(count);
@@ -157,7 +152,7 @@ mod tests {
         window.take(0);
         assert_eq!(window.put_aside(), 2);
         assert!(window.take(1).is_none());
-        window.take_back();
+        window.hold(3, 0);
         assert!(window.take(1).is_some());
         window.put_aside();
         window.give(1);

@@ -195,10 +195,23 @@ async fn rate(bench: &Bench, options: &Options, store: &str) -> Result<()> {
     asked_at.sort_unstable();
     answered_at.sort_unstable();
     let used = admitted.len() as f64 / wall.as_secs_f64() * 60.0;
-    println!("{store}: {sent} requests in {:.0} s over 3 replicas, limit {} a minute", wall.as_secs_f64(), options.limit);
-    println!("    admitted {}, refused {}, other answers {}", admitted.len(), refused.len(), other.load(Ordering::Relaxed));
+    println!(
+        "{store}: {sent} requests in {:.0} s over 3 replicas, limit {} a minute",
+        wall.as_secs_f64(),
+        options.limit
+    );
+    println!(
+        "    admitted {}, refused {}, other answers {}",
+        admitted.len(),
+        refused.len(),
+        other.load(Ordering::Relaxed)
+    );
     println!("    not sent because 1000 were open: {}", late.load(Ordering::Relaxed));
-    println!("    most in any sliding minute: {} by when they were asked, {} by when they were answered", most(&asked_at), most(&answered_at));
+    println!(
+        "    most in any sliding minute: {} by when they were asked, {} by when they were answered",
+        most(&asked_at),
+        most(&answered_at)
+    );
     println!("    used a minute, on average: {used:.1}");
     report("    admitted", admitted.into_iter().map(|(_, took)| took).collect(), wall);
     report("    refused", refused.into_iter().map(|(_, took)| took).collect(), wall);
@@ -258,7 +271,10 @@ async fn quota(bench: &Bench, options: &Options) -> Result<()> {
     let answered = answered.load(Ordering::Relaxed);
     let shown = bench.client.get(format!("{}/api/v1/quota", bench.url)).bearer_auth(&tenant.token).send().await?;
     let shown: Value = shown.error_for_status()?.json().await?;
-    println!("a quota of {}, asked for by {} clients over 3 replicas, {} kills", options.quota, options.clients, options.kills);
+    println!(
+        "a quota of {}, asked for by {} clients over 3 replicas, {} kills",
+        options.quota, options.clients, options.kills
+    );
     println!("    answered whole: {answered}; broken off: {}", broken.load(Ordering::Relaxed));
     println!("    on record: {}", shown["requests_this_month"]);
     let quota = usize::try_from(options.quota)?;

@@ -247,7 +247,13 @@ impl Turn {
             Ok(()) => match (finished.error_code, finished.usage) {
                 (code, Some(usage)) if code.is_none() || finished.degraded => {
                     let queries_remaining = begin.queries_remaining;
-                    AnswerEnd::Done { model: begin.model, usage, stopped, degraded: finished.degraded, queries_remaining }
+                    AnswerEnd::Done {
+                        model: begin.model,
+                        usage,
+                        stopped,
+                        degraded: finished.degraded,
+                        queries_remaining,
+                    }
                 }
                 (code, _) => failed(code.unwrap_or("answer_empty"), &settings),
             },

@@ -93,9 +93,11 @@ impl From<LimitsError> for ApiError {
                 .detail(format!("at most {} within a minute", refusal.rate.limit))
                 .retry_after(refusal.retry_after)
                 .headers(headers),
-            LimitsError::QuotaExceeded { limit } => Self::new(too_many, "quota_exceeded", "The month's quota is used up")
-                .detail(format!("{limit} requests a month; it begins anew with the next month, in UTC"))
-                .headers(headers),
+            LimitsError::QuotaExceeded { limit } => {
+                Self::new(too_many, "quota_exceeded", "The month's quota is used up")
+                    .detail(format!("{limit} requests a month; it begins anew with the next month, in UTC"))
+                    .headers(headers)
+            }
             LimitsError::FeatureNotInPlan { feature, plan } => {
                 Self::new(StatusCode::FORBIDDEN, "feature_not_in_plan", "The plan does not have this")
                     .detail(format!("the plan `{plan}` does not have the feature `{feature}`"))

@@ -181,7 +181,8 @@ mod tests {
     #[test]
     fn plans_that_cannot_be_meant_are_refused() {
         let directory = tempfile::tempdir().unwrap();
-        for bad in ["[a]\ndescription = ''\nfeatures = ['telepathy']", "[a]\ndescription = ''\nrequests_per_month = 0"] {
+        for bad in ["[a]\ndescription = ''\nfeatures = ['telepathy']", "[a]\ndescription = ''\nrequests_per_month = 0"]
+        {
             std::fs::write(directory.path().join("plans.toml"), bad).unwrap();
             assert!(Plans::load(Some(directory.path())).is_err(), "{bad}");
         }

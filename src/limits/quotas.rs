@@ -345,9 +345,9 @@ impl Quotas {
             settled
         };
         let result = match self.members.in_contact() {
-            true => timeout(STORE, store::exchange(&self.pool, &names, &settle))
-                .await
-                .unwrap_or(Err(LimitsError::Timeout)),
+            true => {
+                timeout(STORE, store::exchange(&self.pool, &names, &settle)).await.unwrap_or(Err(LimitsError::Timeout))
+            }
             false => Err(LimitsError::Unavailable { retry_after: COME_BACK }),
         };
         self.members.suspect(unknown.into_inner().unwrap_or_else(PoisonError::into_inner));

@@ -65,6 +65,8 @@ pub(super) struct Settled {
     pub(super) pool: u32,
     /// What others had free when they last said so.
     pub(super) spare_elsewhere: u32,
+    /// How many more are held than the limit allows, for it was lowered.
+    pub(super) over: u32,
     /// What is to be given away once it has cooled, for others have less than their part and want more.
     pub(super) owed: u32,
     /// What was wanted and is not there.
@@ -110,6 +112,7 @@ impl RateAccount {
             given,
             granted,
             pool: count(pool),
+            over: count(-pool),
             spare_elsewhere: spare.map(|(_, holding)| holding.spare).sum(),
             owed,
             missing,

@@ -27,6 +27,8 @@ pub(super) struct RateState {
     /// Under which id the permits are held.
     holder: Uuid,
     limit: u32,
+    /// The limit that the store was last asked with.
+    agreed: u32,
     window: Window,
     /// Requests that wait.
     pub(super) waiting: u32,
@@ -95,13 +97,15 @@ impl RateState {
         if !in_contact {
             return Verdict::Unknown;
         }
-        // A limit that was lowered holds at once here.
-        let lowered = self.window.cooling() >= limit;
-        if !lowered && let Some(used) = self.window.take(now) {
+        let all_used = self.window.cooling() >= limit;
+        if !all_used
+            && !self.is_lowered()
+            && let Some(used) = self.window.take(now)
+        {
             return Verdict::Taken(self.rate(now), used);
         }
         // If all that the limit allows cool here, nobody else has one.
-        if lowered || now < self.refuse_until {
+        if all_used || now < self.refuse_until {
             self.refused_at = Some(now);
             return Verdict::Refused(self.refusal(now));
         }
@@ -113,6 +117,12 @@ impl RateState {
             };
         }
         Verdict::Ask
+    }
+
+    /// Whether more is held, here or elsewhere, than the limit allows by now: then nobody uses any until that has been
+    /// given back.
+    fn is_lowered(&self) -> bool {
+        self.limit < self.agreed || self.last.over > 0
     }
 
     /// A permit that was taken was not used.
@@ -147,8 +157,7 @@ impl RateState {
         self.held_by(holder);
         self.window.advance(now);
         let leaves = self.waiting == 0 && self.is_idle(now);
-        let too_many = self.window.held() > self.limit;
-        let offers = std::mem::take(&mut self.offer) || leaves || too_many;
+        let offers = std::mem::take(&mut self.offer) || leaves || self.is_lowered();
         let aside = if offers { self.window.put_aside() } else { 0 };
         let frees_in = self.window.next_free().map_or(0, |at| i64::try_from(at.saturating_sub(now)).unwrap_or(0));
         let wants = self.waiting.max(u32::from(self.is_hungry(now)));
@@ -161,6 +170,7 @@ impl RateState {
     pub(super) fn adopt(&mut self, now: u64, ask: &Ask, settled: &Settled) {
         self.window.hold(settled.held, settled.owed);
         self.window.advance(now);
+        self.agreed = ask.limit;
         self.away_at = None;
         self.said_spare = settled.held.saturating_sub(ask.cooling);
         self.frees_elsewhere_at = settled.frees_elsewhere_in.and_then(|ms| u64::try_from(ms).ok()).map(|ms| now + ms);
@@ -189,7 +199,7 @@ impl RateState {
         let hungry = self.is_hungry(now) && self.waiting == 0 && !all_here;
         let unsaid = !alone && self.last.pool == 0 && self.said_spare == 0 && self.window.cool() > 0;
         self.offer |= unsaid;
-        hungry || unsaid || self.is_idle(now)
+        hungry || unsaid || (self.is_lowered() && self.window.cool() > 0) || self.is_idle(now)
     }
 
     fn is_hungry(&self, now: u64) -> bool {

@@ -192,8 +192,15 @@ impl World {
 #[derive(Debug, Clone)]
 enum Event {
     /// Requests this often at these servers, in milliseconds.
-    Demand { every: u64, servers: u8, time: u64 },
-    Die { server: usize, place_taken: bool },
+    Demand {
+        every: u64,
+        servers: u8,
+        time: u64,
+    },
+    Die {
+        server: usize,
+        place_taken: bool,
+    },
     Start,
     StoreAway(bool),
     Limit(u32),
@@ -238,7 +245,7 @@ fn happen(world: &mut World, event: &Event) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn no_sliding_minute_is_ever_above_the_limit(
@@ -256,7 +263,7 @@ proptest! {
 
 proptest! {
     // Each case is many minutes.
-    #![proptest_config(ProptestConfig { cases: 10, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
     #[test]
     fn under_constant_demand_at_least_99_percent_is_used(

@@ -278,7 +278,8 @@ async fn while_the_platforms_database_is_away_only_what_is_at_hand_is_used() {
     let database = server().await.create_platform_database().await;
     let (line, url) = Proxy::to(&server().await.url(&database)).await;
     let settings = [("PLATFORM_DATABASE_URL", url.as_str())];
-    let near = Platform::start_with(Options { settings: &settings, database: Some(database), ..Options::default() }).await;
+    let near =
+        Platform::start_with(Options { settings: &settings, database: Some(database), ..Options::default() }).await;
     let body = json!({ "name": "local", "admin_url": server().await.url("postgres") });
     near.post("/platform/v1/clusters", &near.token, body).await.expect(StatusCode::CREATED);
     let (rates, quota, new) = (near.tenant("rates").await, near.tenant("quota").await, near.tenant("new").await);
@@ -348,9 +349,15 @@ async fn a_feature_that_the_plan_lacks_is_refused_by_name() {
     let image = json!({ "type": "image_url", "image_url": { "url": "data:image/png;base64,AAAA" } });
     let body = json!({ "model": "instant", "messages": [{ "role": "user", "content": [image] }] });
     let refused = platform.post("/v1/chat/completions", &key, body.clone()).await;
-    assert_eq!((refused.status, &refused.body["error"]["code"]), (StatusCode::FORBIDDEN, &json!("feature_not_in_plan")));
+    assert_eq!(
+        (refused.status, &refused.body["error"]["code"]),
+        (StatusCode::FORBIDDEN, &json!("feature_not_in_plan"))
+    );
     let refused = platform.post("/v1/embeddings", &key, json!({ "model": "instant", "input": "x" })).await;
-    assert_eq!((refused.status, &refused.body["error"]["code"]), (StatusCode::FORBIDDEN, &json!("feature_not_in_plan")));
+    assert_eq!(
+        (refused.status, &refused.body["error"]["code"]),
+        (StatusCode::FORBIDDEN, &json!("feature_not_in_plan"))
+    );
     let shown = set(json!({ "plan": "pro", "limits": { "features": { "api": null, "vision": null } } })).await;
     assert_eq!(shown["limits"].get("features"), None);
     assert_eq!(platform.post("/v1/chat/completions", &key, body).await.status, StatusCode::OK);

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::{Context, backup, life, note_more, pages};
 use crate::args::{
-    ConfigFileArgs, Limit, LimitName, RequestLimit, TenantCommand, TenantCreateArgs, TenantDatabaseTokenArgs, TenantInviteArgs,
-    TenantListArgs, TenantSetArgs,
+    ConfigFileArgs, Limit, LimitName, RequestLimit, TenantCommand, TenantCreateArgs, TenantDatabaseTokenArgs,
+    TenantInviteArgs, TenantListArgs, TenantSetArgs,
 };
 use crate::client::Client;
 use crate::config_file::{self, Reserved};

@@ -88,7 +88,10 @@ pub async fn create(
 
 fn has_images(request: &ChatRequest) -> bool {
     let is_image = |part: &Part| matches!(part, Part::Image(_));
-    request.messages.iter().any(|message| matches!(&message.content, Content::Parts(parts) if parts.iter().any(is_image)))
+    request
+        .messages
+        .iter()
+        .any(|message| matches!(&message.content, Content::Parts(parts) if parts.iter().any(is_image)))
 }
 
 /// What has been collected of an answer.

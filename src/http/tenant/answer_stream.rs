@@ -134,7 +134,8 @@ mod tests {
         let (session, message) = (ChatSessionId::new(), MessageId::new());
         let mut frames = BytesMut::new();
         let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        let done = AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false, queries_remaining: None };
+        let done =
+            AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false, queries_remaining: None };
         let events =
             [AnswerEvent::Started, AnswerEvent::Delta("a\n\"b\""), AnswerEvent::Ended(&done), AnswerEvent::Mark];
         for (number, event) in (0..).zip(events) {

@@ -31,7 +31,10 @@ pub async fn show(
     let month = state.limits.quota(record.id, &terms).await?;
     Ok(Json(Quota {
         plan: record.plan.clone(),
-        requests_per_minute: QuotaMinute { limit: rate.map(|rate| rate.limit), remaining: rate.map(|rate| rate.remaining) },
+        requests_per_minute: QuotaMinute {
+            limit: rate.map(|rate| rate.limit),
+            remaining: rate.map(|rate| rate.remaining),
+        },
         requests_this_month: QuotaMonth {
             limit: month.limit,
             used: month.used,

@@ -24,6 +24,7 @@ use crate::fleet_audit::FleetAudit;
 use crate::http::patience::Patient;
 use crate::http::router;
 use crate::ids::TenantId;
+use crate::limits::{Limits, Plans};
 use crate::metering::{Ledger, Prices};
 use crate::operations::{self, Engine, Probe};
 use crate::platform_db::{self, Notification};
@@ -113,6 +114,8 @@ pub struct Dependencies {
     pub ai_keys: AiKeys,
     /// Models that the owner lends.
     pub shared_models: SharedModels,
+    /// How many requests a minute and a month.
+    pub limits: Limits,
     /// Conversations and answers.
     pub chat: Chat,
     /// Carries operations out.
@@ -176,6 +179,9 @@ impl AppState {
                 .with_clock(Arc::clone(&clock)),
             Arc::clone(&clock),
         );
+        let plans = Arc::new(Plans::load(config.templates_dir.as_deref())?);
+        let limits = Limits::new(pool.clone(), config.redis_url.as_ref(), plans, Arc::clone(&clock))
+            .context("REDIS_URL cannot be used")?;
         let tasks = TaskTracker::new();
         let prices = Prices::load(config.templates_dir.as_deref())?;
         let ledger = Ledger::new(databases.server_id(), prices, Arc::clone(&clock), tasks.clone());
@@ -286,6 +292,7 @@ impl AppState {
                 give_up.clone(),
             ),
             engine: Arc::new(engine),
+            limits,
             shared_models,
             backups,
             notifications: broadcast::Sender::new(1024),
@@ -318,8 +325,14 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     state.shared_models.read_again().await.context("read the shared models")?;
     tokio::spawn(platform_db::listen(state.pool.clone(), state.notifications.clone(), state.stop.clone()));
     tokio::spawn(follow_registry(state.clone()));
-    state.databases.serve_at(place(listener.local_addr()?));
+    let place = place(listener.local_addr()?);
+    state.databases.serve_at(place.clone());
+    state.limits.begin(place).await;
     let let_go = CancellationToken::new();
+    tokio::spawn({
+        let (limits, heard, let_go) = (state.limits.clone(), state.notifications.subscribe(), let_go.clone());
+        async move { limits.run(heard, let_go).await }
+    });
     let shares = tokio::spawn({
         let (databases, let_go) = (Arc::clone(&state.databases), let_go.clone());
         async move { databases.keep_shares(let_go).await }
@@ -350,10 +363,10 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     let server = axum::serve(listener, router::router(state.clone()))
         .with_graceful_shutdown(async move { stop.cancelled().await });
     tokio::spawn({
-        let (stop, give_up) = (state.stop.clone(), state.give_up.clone());
+        let (stop, give_up, limits) = (state.stop.clone(), state.give_up.clone(), state.limits.clone());
         async move {
             stop.cancelled().await;
-            tokio::time::sleep(grace).await;
+            tokio::join!(limits.leaving(), tokio::time::sleep(grace));
             give_up.cancel();
         }
     });
@@ -380,6 +393,7 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
     if let Some(jobs) = jobs {
         jobs.await.context("end the worker")?;
     }
+    state.limits.leave().await;
     // Nobody needs a tenant's connection any more. Others may want them at once.
     let_go.cancel();
     shares.await.context("give the connections back")?;
@@ -451,7 +465,7 @@ async fn follow_registry(state: AppState) {
                 }
                 state.databases.follow(id, record.as_ref());
             }
-            Ok(Notification::Operation(_)) => {}
+            Ok(Notification::Operation(_) | Notification::Limits(_)) => {}
             Ok(Notification::SharedModels) => drop(tokio::spawn(read_shared_models(state.clone()))),
             Ok(Notification::Shares) => state.databases.look_at_shares(),
             Ok(Notification::Missed) | Err(broadcast::error::RecvError::Lagged(_)) => {
@@ -487,6 +501,7 @@ fn follow_life(state: &AppState, id: TenantId, record: Option<&TenantRecord>) {
     if record.is_none() {
         state.directory.forget(id);
         state.api_keys.forget_tenant(id);
+        state.limits.forget_tenant(id);
     }
 }
 

@@ -43,6 +43,12 @@ const fn setting(
 pub const SETTINGS: &[Setting] = &[
     setting("platform_database_url", "PLATFORM_DATABASE_URL", None, "Postgres URL of the platform's own database"),
     setting(
+        "redis_url",
+        "REDIS_URL",
+        Some(""),
+        "URL of a Redis or Valkey that keeps rate limits for all servers, `rediss://…` with TLS; the platform's database does when empty",
+    ),
+    setting(
         "master_keys",
         "FREEHOLD_MASTER_KEYS",
         None,
@@ -188,6 +194,8 @@ impl FromStr for LogFormat {
 pub struct Config {
     /// The platform's own database.
     pub platform_database_url: DatabaseUrl,
+    /// Where rate limits are kept, if not in the platform's database.
+    pub redis_url: Option<SecretString>,
     /// Keys that wrap the tenants' data keys.
     pub master_keys: Arc<MasterKeyring>,
     /// Where to serve.
@@ -305,6 +313,7 @@ impl Config {
         let templates_dir = source.directory("templates_dir")?;
         Ok(Self {
             platform_database_url: source.parse("platform_database_url")?,
+            redis_url: Some(source.text("redis_url")?).filter(|url| !url.is_empty()).map(SecretString::from),
             master_keys: Arc::new(
                 MasterKeyring::parse(&SecretString::from(source.text("master_keys")?))
                     .map_err(|error| source.invalid("master_keys", error.to_string()))?,

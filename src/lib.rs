@@ -24,6 +24,7 @@ pub mod http;
 pub mod idempotency;
 pub mod ids;
 pub mod json;
+pub mod limits;
 pub mod metering;
 pub mod operations;
 pub mod platform_db;

@@ -1,5 +1,6 @@
 //! The platform's own database: its pool, its schema, and the notifications that other servers send through it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::migrate::Migrator;
@@ -51,7 +52,7 @@ pub async fn schema_version(pool: &PgPool) -> Result<i64, sqlx::Error> {
 }
 
 /// What a server may hear from the platform's database.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Notification {
     /// A tenant's registry record changed.
     Registry(TenantId),
@@ -61,6 +62,8 @@ pub enum Notification {
     SharedModels,
     /// A server has less than its part of the connections.
     Shares,
+    /// A server wants more of the limit with this key, and others have some free.
+    Limits(Arc<str>),
     /// The connection was lost for a while: anything may have changed.
     Missed,
 }
@@ -89,7 +92,8 @@ async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) ->
     let mut listener = connecting.unwrap_or(Err(sqlx::Error::PoolTimedOut))?;
     // By itself it would connect again and say nothing of what it has missed.
     listener.eager_reconnect(false);
-    let channels = ["freehold_registry", "freehold_operations", "freehold_shares", "freehold_shared_models"];
+    let channels =
+        ["freehold_registry", "freehold_operations", "freehold_shares", "freehold_shared_models", "freehold_limits"];
     listener.listen_all(channels).await?;
     // Whatever happened before the LISTEN took effect was not heard.
     let _ = sender.send(Notification::Missed);
@@ -105,6 +109,7 @@ async fn listen_once(pool: &PgPool, sender: &broadcast::Sender<Notification>) ->
         let notification = match (heard.channel(), id) {
             ("freehold_registry", Some(id)) => Notification::Registry(TenantId::from_uuid(id)),
             ("freehold_shares", _) => Notification::Shares,
+            ("freehold_limits", _) => Notification::Limits(heard.payload().into()),
             ("freehold_shared_models", _) => Notification::SharedModels,
             ("freehold_operations", Some(id)) => Notification::Operation(OperationId::from_uuid(id)),
             _ => continue,

@@ -51,6 +51,17 @@ pub static TASKS: &[Task<AppState>] = &[
         },
     },
     Task {
+        name: "prune_limits",
+        period: TimeDelta::hours(1),
+        run: |state| {
+            Box::pin(async move {
+                let pruned = state.limits.prune().await?;
+                tracing::debug!(pruned, "prune accounts of limits");
+                Ok(())
+            })
+        },
+    },
+    Task {
         name: "audit_fleet",
         period: TimeDelta::hours(1),
         run: |state| {

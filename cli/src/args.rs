@@ -238,6 +238,37 @@ fn limit(text: &str) -> Result<Limit, String> {
     Ok(Limit { name, value })
 }
 
+/// A limit of requests as it is set; none for what the plan says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestLimit(pub Option<freehold::api::platform::Limit>);
+
+fn request_limit(text: &str) -> Result<RequestLimit, String> {
+    use freehold::api::platform::Limit;
+    match text {
+        "plan" => Ok(RequestLimit(None)),
+        "unlimited" => Ok(RequestLimit(Some(Limit::UNLIMITED))),
+        number => match number.parse() {
+            Ok(number) if number > 0 => Ok(RequestLimit(Some(Limit::Of(number)))),
+            _ => Err("a number above 0, unlimited, or plan".into()),
+        },
+    }
+}
+
+fn feature(text: &str) -> Result<(String, Option<bool>), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=on, off or plan, for example vision=on")?;
+    let known = freehold::api::platform::FEATURES;
+    if !known.contains(&name) {
+        return Err(format!("the features are: {}", known.join(", ")));
+    }
+    let value = match value {
+        "on" => Some(true),
+        "off" => Some(false),
+        "plan" => None,
+        _ => return Err("on, off or plan".into()),
+    };
+    Ok((name.to_owned(), value))
+}
+
 /// `freehold tenant create`.
 #[derive(Debug, Args)]
 pub struct TenantCreateArgs {
@@ -341,6 +372,21 @@ pub struct TenantSetArgs {
     /// Whose models answer its questions: own, shared or own_then_shared
     #[arg(long, value_name = "MODE", group = "change", value_parser = PossibleValuesParser::new(AI_MODES))]
     pub ai_mode: Option<String>,
+    /// Requests in any minute: a number, unlimited, or plan for what its plan says
+    #[arg(long, value_name = "N", group = "change", value_parser = request_limit)]
+    pub requests_per_minute: Option<RequestLimit>,
+    /// Requests in any minute of each user
+    #[arg(long, value_name = "N", group = "change", value_parser = request_limit)]
+    pub requests_per_minute_per_user: Option<RequestLimit>,
+    /// Requests in any minute of each API key
+    #[arg(long, value_name = "N", group = "change", value_parser = request_limit)]
+    pub requests_per_minute_per_api_key: Option<RequestLimit>,
+    /// Requests in a calendar month, in UTC
+    #[arg(long, value_name = "N", group = "change", value_parser = request_limit)]
+    pub requests_per_month: Option<RequestLimit>,
+    /// A feature it has or has not whatever its plan says, for example vision=on, off or plan; may be repeated
+    #[arg(long = "feature", value_name = "NAME=on|off|plan", group = "change", value_parser = feature)]
+    pub features: Vec<(String, Option<bool>)>,
     /// What it may use, for example connections=4, or connections=none for the platform's own limit
     #[arg(long = "limit", value_name = "NAME=VALUE", group = "change", value_parser = limit)]
     pub limits: Vec<Limit>,
@@ -714,6 +760,20 @@ mod tests {
             assert!(limit(mistake).is_err(), "{mistake}");
         }
         assert!(Cli::try_parse_from(["freehold", "tenant", "delete", "acme", "--now", "--grace-days", "3"]).is_err());
+    }
+
+    #[test]
+    fn limits_of_requests_are_numbers_or_words() {
+        use freehold::api::platform::Limit;
+        assert_eq!(request_limit("600"), Ok(RequestLimit(Some(Limit::Of(600)))));
+        assert_eq!(request_limit("unlimited"), Ok(RequestLimit(Some(Limit::UNLIMITED))));
+        assert_eq!(request_limit("plan"), Ok(RequestLimit(None)));
+        assert_eq!(feature("vision=off"), Ok(("vision".to_owned(), Some(false))));
+        assert_eq!(feature("api=plan"), Ok(("api".to_owned(), None)));
+        assert!(["0", "-1", "many", ""].iter().all(|text| request_limit(text).is_err()));
+        assert!(["vision", "vision=1", "telepathy=on"].iter().all(|text| feature(text).is_err()));
+        let line = ["freehold", "tenant", "set", "acme", "--requests-per-month", "5", "--feature", "api=on"];
+        Cli::try_parse_from(line).unwrap();
     }
 
     #[test]

@@ -460,6 +460,9 @@ pub struct ChatResponse {
     /// Whether no model gave it: none could be reached, and it is the client's own message instead.
     #[serde(default)]
     pub degraded: bool,
+    /// What was left of the month's requests when it was begun; null if there is no limit.
+    #[serde(default)]
+    pub queries_remaining: Option<u64>,
 }
 
 /// The `event: started` of a streamed answer, its first.
@@ -488,6 +491,9 @@ pub struct ChatDone {
     /// Whether no model gave it: none could be reached, and it is the client's own message instead.
     #[serde(default)]
     pub degraded: bool,
+    /// What was left of the month's requests when it was begun; null if there is no limit.
+    #[serde(default)]
+    pub queries_remaining: Option<u64>,
 }
 
 /// The `event: error` of a streamed answer. What had arrived is kept and marked.

@@ -91,6 +91,39 @@ pub struct UsageSums {
     pub cost_micros: BTreeMap<String, i64>,
 }
 
+/// `GET /api/v1/quota`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Quota {
+    /// The tenant's plan.
+    pub plan: String,
+    /// In any minute.
+    pub requests_per_minute: QuotaMinute,
+    /// In this calendar month, in UTC.
+    pub requests_this_month: QuotaMonth,
+}
+
+/// Requests in any minute.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct QuotaMinute {
+    /// How many; null if there is no limit.
+    pub limit: Option<u32>,
+    /// How many are left now; null if there is no limit.
+    pub remaining: Option<u32>,
+}
+
+/// Requests in a month.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct QuotaMonth {
+    /// How many; null if there is no limit.
+    pub limit: Option<u64>,
+    /// How many were answered; null if there is no limit.
+    pub used: Option<u64>,
+    /// How many are left; null if there is no limit.
+    pub remaining: Option<u64>,
+    /// When the next month begins.
+    pub resets_at: DateTime<Utc>,
+}
+
 /// A page of calls.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ModelCallPage {

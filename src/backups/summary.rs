@@ -31,7 +31,14 @@ pub(super) fn judge(about: &Summary) -> Result<TenantLimits, BackupError> {
         plan: &about.plan,
         template: &about.template,
         admin_email: &about.admin_email,
-        limits: TenantLimitsChange { connections: limits.connections.map(Some) },
+        limits: TenantLimitsChange {
+            connections: limits.connections.map(Some),
+            requests_per_minute: limits.requests_per_minute.map(Some),
+            requests_per_minute_per_user: limits.requests_per_minute_per_user.map(Some),
+            requests_per_minute_per_api_key: limits.requests_per_minute_per_api_key.map(Some),
+            requests_per_month: limits.requests_per_month.map(Some),
+            features: Some(limits.features.iter().map(|(name, on)| (name.clone(), Some(*on))).collect()),
+        },
     };
     judged.validate().map_err(|_| damaged())?;
     Ok(limits)
@@ -53,7 +60,7 @@ mod tests {
             .unwrap()
         };
         let judged = judge(&about("Acme", serde_json::json!({ "connections": 7, "other": [1] }))).unwrap();
-        assert_eq!(judged, TenantLimits { connections: Some(7) });
+        assert_eq!(judged, TenantLimits { connections: Some(7), ..TenantLimits::default() });
         assert!(judge(&about("Acme", serde_json::json!({}))).is_ok());
         for limits in [
             serde_json::json!({ "connections": "many" }),

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::future::{self, BoxFuture, Join};
 use futures::{FutureExt as _, Stream, StreamExt as _};
 
 use super::candidates::Candidate;
-use super::model_call::{self, CallError, ModelCall, Purpose};
+use super::model_call::{self, CallError, Counted, ModelCall, Purpose};
 use super::under_way::UnderWay;
 use super::{Chat, ChatError};
 use crate::ids::{ApiKeyId, ModelCallId, UserId};
+use crate::limits::Permit;
 use crate::metering::{CallKind, OpenCall, Outcome, Settling};
 use crate::providers::{ChatEvent, ChatRequest, EmbeddingRequest, Embeddings, Usage};
 use crate::tenant_db::TenantDb;
@@ -28,7 +29,7 @@ const AT_ONCE: usize = 4;
 type Chosen = (Arc<str>, Arc<[Candidate]>);
 
 /// For whom and what a call is made.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct CallContext {
     /// The tenant's database, proved by a credential.
     pub db: TenantDb,
@@ -40,6 +41,8 @@ pub struct CallContext {
     pub kind: CallKind,
     /// The name of the model that is asked for.
     pub model: String,
+    /// What it has reserved of the tenant's quota: used if anything is delivered, else given back.
+    pub permit: Permit,
 }
 
 /// An answer as it comes. The last item is [`ChatEvent::Finished`], always with a usage, or an error; the call is
@@ -63,7 +66,7 @@ pub struct MeteredStream {
 
 enum Phase {
     Speaking,
-    Settling(Settling, Result<ChatEvent, CallError>),
+    Settling(Join<Settling, Counted>, Result<ChatEvent, CallError>),
     Over,
 }
 
@@ -146,7 +149,9 @@ impl Chat {
         let calls = parts.into_iter().map(|input| {
             let chosen = (Arc::clone(&made.model), Arc::clone(&candidates));
             let request = EmbeddingRequest { input, dimensions, ..EmbeddingRequest::default() };
-            let context = CallContext { db: db.clone(), user_id, api_key_id, kind, model: made.model.to_string() };
+            let (db, model) = (db.clone(), made.model.to_string());
+            // The request was counted with its first call.
+            let context = CallContext { db, user_id, api_key_id, kind, model, permit: Permit::default() };
             self.embed_at_once(context, chosen, request)
         });
         let calls: Vec<_> = calls.collect();
@@ -192,7 +197,7 @@ impl Chat {
         let (model, call_id) = (Arc::clone(call.model()), call.current().map_or_else(ModelCallId::new, OpenCall::id));
         if let Some(ended) = call.end(&Outcome::succeeded(embeddings.usage)) {
             embeddings.usage = ended.end().usage;
-            ended.settle().await;
+            future::join(ended.settle(), call.counted()).await;
         }
         Ok((MeteredEmbeddings { call_id, model, embeddings }, answered))
     }
@@ -205,10 +210,10 @@ impl Chat {
         prompt_characters: usize,
         request: Option<ChatRequest>,
     ) -> Result<ModelCall, ChatError> {
-        let CallContext { db, user_id, api_key_id, kind, .. } = context;
+        let CallContext { db, user_id, api_key_id, kind, permit, .. } = context;
         self.settle_abandoned_soon(&db);
         let purpose = Purpose { kind, user_id, api_key_id, message_id: None, model, prompt_characters };
-        let mut call = ModelCall::new(&self.ledger, &db, purpose, candidates, request)?;
+        let mut call = ModelCall::new(&self.ledger, &db, purpose, candidates, request)?.with_permit(permit);
         call.begin().await?;
         Ok(call)
     }
@@ -243,7 +248,7 @@ impl MeteredStream {
         self.phase = match self.call.end(outcome) {
             Some(ended) => {
                 let last = last(ended.end().usage);
-                Phase::Settling(ended.settle(), last)
+                Phase::Settling(future::join(ended.settle(), self.call.counted()), last)
             }
             None => Phase::Over,
         };

@@ -32,6 +32,7 @@ use crate::api::platform::TenantState;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::ids::{ChatSessionId, TenantId};
+use crate::limits::Permit;
 use crate::metering::Ledger;
 use crate::providers::ProviderClient;
 use crate::shared_models::SharedModels;
@@ -116,7 +117,7 @@ impl Chat {
 }
 
 /// A question to answer.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Question {
     /// What is asked.
     pub text: String,
@@ -124,6 +125,10 @@ pub struct Question {
     pub session_id: Option<ChatSessionId>,
     /// The model to ask; the tenant's default if `None`.
     pub model: Option<String>,
+    /// What it has reserved of the tenant's quota: used if there is an answer, else given back.
+    pub permit: Permit,
+    /// What is left of that then; none if there is no limit.
+    pub queries_remaining: Option<u64>,
 }
 
 /// Why a question was not answered, or a conversation not shown.

@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt as _;
+use futures::future::{BoxFuture, OptionFuture};
+use futures::{FutureExt as _, StreamExt as _};
 use thiserror::Error;
 
 use super::breaker::Leave;
 use super::candidates::Candidate;
 use crate::ids::{ApiKeyId, MessageId, UserId};
+use crate::limits::Permit;
 use crate::metering::{BilledTo, CallKind, CallStart, CallState, EndedCall, Ledger, OpenCall, Outcome, Target};
 use crate::providers::{ChatEvent, ChatRequest, ChatStream, ProviderError};
 use crate::telemetry::causes;
@@ -105,7 +107,14 @@ pub(super) struct ModelCall {
     open: Option<OpenCall>,
     stream: Option<ChatStream>,
     delivered: bool,
+    /// What it has reserved of the tenant's quota; none once that is settled.
+    permit: Option<Permit>,
+    /// Ends when it is on record that it counts.
+    counted: Counted,
 }
+
+/// Ends when it is on record that a call counts, at once if it does not.
+pub(super) type Counted = OptionFuture<BoxFuture<'static, ()>>;
 
 impl ModelCall {
     /// Chooses the first candidate that is not left alone.
@@ -135,7 +144,16 @@ impl ModelCall {
             open: None,
             stream: None,
             delivered: false,
+            permit: None,
+            counted: None.into(),
         })
+    }
+
+    /// With what is reserved of the tenant's quota for it: used if anything is delivered, else given back.
+    #[must_use]
+    pub(super) fn with_permit(mut self, permit: Permit) -> Self {
+        self.permit = Some(permit);
+        self
     }
 
     fn start(&self) -> CallStart {
@@ -307,7 +325,27 @@ impl ModelCall {
     /// Ends the attempt that is under way, for whoever stores its end together with something else.
     pub(super) fn end(&mut self, outcome: &Outcome) -> Option<EndedCall> {
         self.stream = None;
+        // An answer without a word counts where it was told as one.
+        let counts = self.delivered || (outcome.state == CallState::Succeeded && outcome.error_code.is_none());
+        // A permit that is dropped is given back.
+        self.counted = self.permit.take().filter(|_| counts).map(|permit| permit.settle().boxed()).into();
         self.open.take().map(|open| open.end(outcome))
+    }
+
+    /// For whoever tells the end: it is told once this is over, so that nothing that was told is missing in the quota.
+    pub(super) fn counted(&mut self) -> Counted {
+        std::mem::replace(&mut self.counted, None.into())
+    }
+}
+
+impl Drop for ModelCall {
+    fn drop(&mut self) {
+        if self.delivered
+            && let Some(permit) = self.permit.take()
+        {
+            // It is settled, whether or not anybody waits for that.
+            drop(permit.settle());
+        }
     }
 }
 

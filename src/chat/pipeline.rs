@@ -130,6 +130,7 @@ impl Chat {
             question: text,
             answer_id: MessageId::new(),
             model: model.to_string(),
+            queries_remaining: question.queries_remaining,
             now: self.clock.now(),
         };
         let purpose = Purpose {
@@ -141,6 +142,7 @@ impl Chat {
             prompt_characters: model_call::length(&request),
         };
         let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
+        let call = call.map(|call| call.with_permit(question.permit));
         let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings };
         Ok((turn, client))
     }
@@ -204,7 +206,10 @@ impl Turn {
             error_code: failure.as_ref().map(Failure::code),
             usage,
         };
-        let ended = call.and_then(|mut call| call.end(&outcome));
+        let (ended, counted) = match call {
+            Some(mut call) => (call.end(&outcome), call.counted()),
+            None => (None, None.into()),
+        };
         let is_closed = if let Some(Failure::Closed(code)) = &failure {
             // Told first: storing may well fail by now, and nobody is to wait for that.
             log.end(failed(code, &settings));
@@ -234,7 +239,7 @@ impl Turn {
             }
             return;
         }
-        let mut stored = store(&db, &finished, &chat.clock, STORE_WAITS).await;
+        let (mut stored, _) = tokio::join!(store(&db, &finished, &chat.clock, STORE_WAITS), counted);
         if let Err(NotStored::Failed(error)) = &stored
             && is_momentary(error)
         {
@@ -254,7 +259,14 @@ impl Turn {
         let end = match stored {
             Ok(()) => match (finished.error_code, finished.usage) {
                 (code, Some(usage)) if code.is_none() || finished.degraded => {
-                    AnswerEnd::Done { model: begin.model, usage, stopped, degraded: finished.degraded }
+                    let queries_remaining = begin.queries_remaining;
+                    AnswerEnd::Done {
+                        model: begin.model,
+                        usage,
+                        stopped,
+                        degraded: finished.degraded,
+                        queries_remaining,
+                    }
                 }
                 (code, _) => failed(code.unwrap_or("answer_empty"), &settings),
             },

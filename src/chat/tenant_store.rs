@@ -35,10 +35,11 @@ const BEGIN_CONVERSATION: &str = "\
         SELECT $9::uuid, 'chat', $2, $7::uuid, $10, $11, $12, $8::text, $13, $14, 'started', $15, $4
         FROM session WHERE $9::uuid IS NOT NULL
     )
-    INSERT INTO chat_messages (id, session_id, role, content, state, model, created_at)
-    SELECT m.id, s.id, m.role, m.content, m.state, m.model, $4
-    FROM session s, (VALUES ($5::uuid, 'user', $6::text, 'complete', NULL),
-                            ($7::uuid, 'assistant', '', 'generating', $8::text)) m (id, role, content, state, model)";
+    INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at)
+    SELECT m.id, s.id, m.role, m.content, m.state, m.model, m.queries_remaining, $4
+    FROM session s, (VALUES ($5::uuid, 'user', $6::text, 'complete', NULL, NULL),
+                            ($7::uuid, 'assistant', '', 'generating', $8::text, $16::bigint))
+                    m (id, role, content, state, model, queries_remaining)";
 
 /// The same in a conversation that is there. Inserts nothing if it was deleted meanwhile.
 const CONTINUE_CONVERSATION: &str = "\
@@ -50,10 +51,11 @@ const CONTINUE_CONVERSATION: &str = "\
         SELECT $8::uuid, 'chat', $2, $6::uuid, $9, $10, $11, $7::text, $12, $13, 'started', $14, $3
         FROM session WHERE $8::uuid IS NOT NULL
     )
-    INSERT INTO chat_messages (id, session_id, role, content, state, model, created_at)
-    SELECT m.id, s.id, m.role, m.content, m.state, m.model, $3
-    FROM session s, (VALUES ($4::uuid, 'user', $5::text, 'complete', NULL),
-                            ($6::uuid, 'assistant', '', 'generating', $7::text)) m (id, role, content, state, model)";
+    INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at)
+    SELECT m.id, s.id, m.role, m.content, m.state, m.model, m.queries_remaining, $3
+    FROM session s, (VALUES ($4::uuid, 'user', $5::text, 'complete', NULL, NULL),
+                            ($6::uuid, 'assistant', '', 'generating', $7::text, $15::bigint))
+                    m (id, role, content, state, model, queries_remaining)";
 
 /// The end of an answer. What differs comes behind the call.
 macro_rules! finish {
@@ -173,6 +175,7 @@ pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>
     let upstream_model = target.map(|target| &*target.upstream_model);
     let billed_to = target.map(|target| target.billed_to.as_str());
     let estimate = call.map(OpenCall::estimated_input);
+    let remaining = turn.queries_remaining.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
     let inserted = match &turn.new_title {
         Some(title) => {
             let statement = client.prepare_cached(BEGIN_CONVERSATION).await?;
@@ -195,6 +198,7 @@ pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>
                         &upstream_model,
                         &billed_to,
                         &estimate,
+                        &remaining,
                     ],
                 )
                 .await?
@@ -219,6 +223,7 @@ pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>
                         &upstream_model,
                         &billed_to,
                         &estimate,
+                        &remaining,
                     ],
                 )
                 .await?

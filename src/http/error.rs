@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use tokio_postgres::error::SqlState;
 
@@ -49,6 +49,7 @@ struct More {
     findings: Vec<DatabaseFinding>,
     operation_id: Option<OperationId>,
     retry_after: Option<Duration>,
+    headers: HeaderMap,
 }
 
 /// What handlers return.
@@ -78,6 +79,13 @@ impl ApiError {
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.more.retry_after = Some(wait);
+        self
+    }
+
+    /// Headers beside the usual ones.
+    #[must_use]
+    pub fn headers(mut self, headers: HeaderMap) -> Self {
+        self.more.headers = headers;
         self
     }
 
@@ -180,6 +188,7 @@ impl IntoResponse for ApiError {
         };
         let mut response = (self.status, Json(problem)).into_response();
         let headers = response.headers_mut();
+        headers.extend(self.more.headers);
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

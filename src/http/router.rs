@@ -95,6 +95,8 @@ fn routes() -> OpenApiRouter<AppState> {
         // /api/v1/api-keys, /api/v1/api-keys/{id}
         .routes(routes!(tenant::api_keys::list, tenant::api_keys::create))
         .routes(routes!(tenant::api_keys::revoke))
+        // /api/v1/quota
+        .routes(routes!(tenant::quota::show))
         // /api/v1/usage, /api/v1/usage/calls
         .routes(routes!(tenant::usage::show))
         .routes(routes!(tenant::usage::calls))

@@ -69,7 +69,9 @@ pub(super) async fn update_tenant(
     sqlx::query_scalar!(
         "UPDATE chat_instances SET name = COALESCE($2, name), plan = COALESCE($3, plan),
                 admin_email = COALESCE($4, admin_email), updated_at = $5,
-                limits = jsonb_strip_nulls(limits || COALESCE($6::jsonb, '{}')), ai_mode = COALESCE($7, ai_mode)
+                limits = jsonb_strip_nulls(limits || COALESCE($6::jsonb, '{}') || jsonb_build_object('features',
+                    COALESCE(limits -> 'features', '{}') || COALESCE($6::jsonb -> 'features', '{}'))),
+                ai_mode = COALESCE($7, ai_mode)
          WHERE slug = $1 AND state <> 'deleted' RETURNING id",
         slug,
         changes.name,

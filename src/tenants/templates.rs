@@ -8,8 +8,8 @@ use garde::Validate;
 use serde::Deserialize;
 
 use crate::api::tenant::{Settings, StrictSettings};
+use crate::limits::Plans;
 
-const PLANS: &str = include_str!("../../templates/plans.toml");
 const INSTANCES: &[(&str, &str)] = &[
     ("general", include_str!("../../templates/instances/general.toml")),
     ("clinic", include_str!("../../templates/instances/clinic.toml")),
@@ -26,33 +26,20 @@ pub struct InstanceTemplate {
     settings: StrictSettings,
 }
 
-/// What a client pays for.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Plan {
-    /// What it is for, in a sentence.
-    pub description: String,
-}
-
 /// All templates and plans.
 #[derive(Debug, Clone)]
 pub struct Templates {
     instances: BTreeMap<String, InstanceTemplate>,
-    plans: BTreeMap<String, Plan>,
+    plans: Plans,
 }
 
 impl Templates {
     /// Reads the built-in ones and those of `directory`, and checks every one: a bad template is found at start, not
     /// when a client is waiting.
     pub fn load(directory: Option<&Path>) -> anyhow::Result<Self> {
-        let mut plans = PLANS.to_owned();
         let mut sources: BTreeMap<String, String> =
             INSTANCES.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         if let Some(directory) = directory {
-            let own_plans = directory.join("plans.toml");
-            if own_plans.exists() {
-                plans = std::fs::read_to_string(&own_plans).context("read plans.toml")?;
-            }
             let instances = directory.join("instances");
             if instances.is_dir() {
                 for entry in std::fs::read_dir(&instances).context("read templates")? {
@@ -72,7 +59,7 @@ impl Templates {
             template.settings.0.validate().with_context(|| format!("template `{name}` breaks a limit"))?;
             instances.insert(name, template);
         }
-        Ok(Self { instances, plans: toml::from_str(&plans).context("plans.toml is not well formed")? })
+        Ok(Self { instances, plans: Plans::load(directory)? })
     }
 
     /// The names of the instance templates.
@@ -82,7 +69,7 @@ impl Templates {
 
     /// The names of the plans.
     pub fn plans(&self) -> Vec<String> {
-        self.plans.keys().cloned().collect()
+        self.plans.names()
     }
 
     /// A template's settings for a client.

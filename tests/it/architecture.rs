@@ -20,6 +20,7 @@ const LEVELS: &[(u8, &[&str])] = &[
             "audit",
             "idempotency",
             "metering",
+            "limits",
             "schedule",
             "postgres_programs",
             "database_check",

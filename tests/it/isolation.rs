@@ -25,6 +25,7 @@ const PUBLIC: &[(&str, &str)] = &[
 /// Routes that every signed-in user of a tenant may use.
 const FOR_USERS: &[&str] = &[
     "/api/v1/me",
+    "/api/v1/quota",
     "/api/v1/chat",
     "/api/v1/chat/{message_id}/events",
     "/api/v1/chat/{message_id}/stop",

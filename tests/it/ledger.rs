@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use freehold::chat::{CallContext, CallError, ChatError, MeteredStream};
+use freehold::limits::Permit;
 use freehold::metering::CallKind;
 use freehold::providers::{ChatEvent, ChatMessage, ChatRequest, ChatRole, EmbeddingRequest, Usage};
 use freehold::tenant_db::TenantDb;
@@ -56,6 +57,7 @@ impl Platform {
 
     async fn complete(&self, db: &TenantDb, model: &str) -> Result<MeteredStream, ChatError> {
         let context = CallContext {
+            permit: Permit::default(),
             db: db.clone(),
             user_id: None,
             api_key_id: None,
@@ -491,8 +493,14 @@ async fn embeddings_have_rows_and_fall_back_too() {
     platform.put_model(&tenant, "main", "vectors", "instant", json!({})).await;
     let azure = json!({ "provider": "azure_openai", "base_url": fake.url(""), "api_key": KEY });
     platform.put_model(&tenant, "azure", "vectors", "deployed", azure).await;
-    let context =
-        CallContext { db, user_id: None, api_key_id: None, kind: CallKind::Embedding, model: "vectors".to_owned() };
+    let context = CallContext {
+        db,
+        user_id: None,
+        api_key_id: None,
+        kind: CallKind::Embedding,
+        model: "vectors".to_owned(),
+        permit: Permit::default(),
+    };
     let request =
         EmbeddingRequest { input: vec!["ab".to_owned(), "c".to_owned()], dimensions: Some(2), ..Default::default() };
     let made = platform.state.chat.embed(context, request).await.unwrap();

@@ -32,6 +32,7 @@ mod isolation;
 mod kill_matrix;
 mod ledger;
 mod life;
+mod limits;
 mod machine_postgres;
 mod openai_endpoint;
 mod operations;

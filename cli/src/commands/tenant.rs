@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use super::{Context, backup, life, note_more, pages};
 use crate::args::{
-    ConfigFileArgs, Limit, LimitName, TenantCommand, TenantCreateArgs, TenantDatabaseTokenArgs, TenantInviteArgs,
-    TenantListArgs, TenantSetArgs,
+    ConfigFileArgs, Limit, LimitName, RequestLimit, TenantCommand, TenantCreateArgs, TenantDatabaseTokenArgs,
+    TenantInviteArgs, TenantListArgs, TenantSetArgs,
 };
 use crate::client::Client;
 use crate::config_file::{self, Reserved};
@@ -250,13 +250,19 @@ async fn list(context: &Context<'_>, args: TenantListArgs) -> Result<(), Failure
 
 async fn set(context: &Context<'_>, args: TenantSetArgs) -> Result<(), Failure> {
     let client = context.client()?;
-    let limits = (!args.limits.is_empty()).then(|| {
-        let mut change = TenantLimitsChange::default();
-        for Limit { name: LimitName::Connections, value } in &args.limits {
-            change.connections = Some(*value);
-        }
-        change
-    });
+    let set = |limit: Option<RequestLimit>| limit.map(|RequestLimit(limit)| limit);
+    let mut change = TenantLimitsChange {
+        connections: None,
+        requests_per_minute: set(args.requests_per_minute),
+        requests_per_minute_per_user: set(args.requests_per_minute_per_user),
+        requests_per_minute_per_api_key: set(args.requests_per_minute_per_api_key),
+        requests_per_month: set(args.requests_per_month),
+        features: (!args.features.is_empty()).then(|| args.features.iter().cloned().collect()),
+    };
+    for Limit { name: LimitName::Connections, value } in &args.limits {
+        change.connections = Some(*value);
+    }
+    let limits = (change != TenantLimitsChange::default()).then_some(change);
     let ai_mode = args.ai_mode.as_deref().map(AiMode::parse);
     let (name, plan, admin_email) = (args.name, args.plan, args.admin_email);
     let change = UpdateTenantRequest { name, plan, admin_email, limits, ai_mode };
@@ -307,6 +313,19 @@ pub(super) fn shown(tenant: &Tenant) -> String {
     ];
     if let Some(connections) = tenant.limits.connections {
         pairs.push(("connections", format!("at most {connections} on each server")));
+    }
+    let limits = &tenant.limits;
+    let own = [
+        ("requests a minute", limits.requests_per_minute),
+        ("of each user", limits.requests_per_minute_per_user),
+        ("of each API key", limits.requests_per_minute_per_api_key),
+        ("requests a month", limits.requests_per_month),
+    ];
+    let own = own.into_iter().filter_map(|(name, limit)| Some((name, limit?)));
+    pairs.extend(own.map(|(name, limit)| (name, limit.number().map_or("unlimited".to_owned(), |n| n.to_string()))));
+    if !limits.features.is_empty() {
+        let features = limits.features.iter().map(|(name, on)| format!("{name} {}", if *on { "on" } else { "off" }));
+        pairs.push(("features", features.collect::<Vec<_>>().join(", ")));
     }
     if let Some(at) = tenant.suspended_at {
         let reason = tenant.suspend_reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));

@@ -121,7 +121,7 @@ impl<'a> SetUp<'a> {
         let body = json!({
             "slug": tenant.slug,
             "name": tenant.name,
-            "plan": "pro",
+            "plan": "premium",
             "template": tenant.template,
             "admin_email": tenant.admin.email,
             "database": {"mode": "managed", "cluster": CLUSTER},

@@ -44,6 +44,8 @@ pub enum AnswerEnd {
         stopped: bool,
         /// Whether no model gave it: all of them were down, and it is the tenant's own message instead.
         degraded: bool,
+        /// What was left of the tenant's quota when it was begun; none if there is no limit.
+        queries_remaining: Option<u64>,
     },
     /// The answer failed. What had arrived is stored and marked, unless the code says otherwise.
     Failed {
@@ -373,7 +375,7 @@ mod tests {
 
     fn done() -> AnswerEnd {
         let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false }
+        AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false, queries_remaining: None }
     }
 
     fn failed() -> AnswerEnd {

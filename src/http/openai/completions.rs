@@ -18,8 +18,10 @@ use crate::api::openai::{
 };
 use crate::app::AppState;
 use crate::chat::{CallContext, MeteredStream};
+use crate::http::limits::{self, Asker};
+use crate::limits::Admission;
 use crate::metering::CallKind;
-use crate::providers::{ChatEvent, FinishReason, Usage};
+use crate::providers::{ChatEvent, ChatRequest, Content, FinishReason, Part, Usage};
 
 /// How long a stream's status waits for the model's first word: a call that is refused by then is answered with its own
 /// status, which clients act on; one that takes longer begins with a heartbeat, before any proxy grows impatient.
@@ -43,10 +45,10 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
         )),
         (status = 400, description = "a parameter was refused", body = ErrorBody),
         (status = 401, body = ErrorBody),
-        (status = 403, description = "the key lacks the scope, or the service is suspended", body = ErrorBody),
+        (status = 403, description = "the key lacks the scope, the plan the feature, or the service is suspended", body = ErrorBody),
         (status = 404, description = "no such model", body = ErrorBody),
         (status = 413, body = ErrorBody),
-        (status = 429, description = "the model provider limits requests", body = ErrorBody),
+        (status = 429, description = "too many requests, a quota is used up, or the model provider limits requests", body = ErrorBody),
         (status = 502, description = "the model provider failed", body = ErrorBody),
         (status = 503, description = "no model provider answers", body = ErrorBody)
     )
@@ -59,20 +61,37 @@ pub async fn create(
     let asked = ChatCompletionRequest::parse(&body)?;
     drop(body);
     let Asked { model, request, stream, include_usage } = request::chat(asked)?;
+    let record = key.db.record();
+    limits::terms(&state, record).require("api")?;
+    if has_images(&request) {
+        limits::terms(&state, record).require("vision")?;
+    }
+    let Admission { rate, permit, .. } = limits::admit(&state, record, Asker::ApiKey(key.id())).await?;
     let created = state.clock.now().timestamp();
-    let api_key_id = Some(key.id());
-    let call = CallContext { db: key.db, user_id: None, api_key_id, kind: CallKind::Completion, model: model.clone() };
-    if !stream {
+    let (api_key_id, kind) = (Some(key.id()), CallKind::Completion);
+    let call = CallContext { db: key.db, user_id: None, api_key_id, kind, model: model.clone(), permit };
+    let mut response = if stream {
+        let terms = Terms { model, created, include_usage };
+        let mut calling = async move { state.chat.complete(call, request).await }.boxed();
+        match timeout(FIRST_WORD, &mut calling).await {
+            Ok(Ok(answer)) => stream::speaking(answer, terms),
+            Ok(Err(error)) => return Err(OpenAiError::of_chat(error, &terms.model)),
+            Err(_) => stream::calling(calling, terms),
+        }
+    } else {
         let answer = state.chat.complete(call, request).await.map_err(|error| OpenAiError::of_chat(error, &model))?;
-        return Ok(Json(whole(answer, model, created).await?).into_response());
-    }
-    let terms = Terms { model, created, include_usage };
-    let mut calling = async move { state.chat.complete(call, request).await }.boxed();
-    match timeout(FIRST_WORD, &mut calling).await {
-        Ok(Ok(answer)) => Ok(stream::speaking(answer, terms)),
-        Ok(Err(error)) => Err(OpenAiError::of_chat(error, &terms.model)),
-        Err(_) => Ok(stream::calling(calling, terms)),
-    }
+        Json(whole(answer, model, created).await?).into_response()
+    };
+    limits::tell(response.headers_mut(), rate);
+    Ok(response)
+}
+
+fn has_images(request: &ChatRequest) -> bool {
+    let is_image = |part: &Part| matches!(part, Part::Image(_));
+    request
+        .messages
+        .iter()
+        .any(|message| matches!(&message.content, Content::Parts(parts) if parts.iter().any(is_image)))
 }
 
 /// What has been collected of an answer.

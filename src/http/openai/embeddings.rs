@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -11,6 +12,7 @@ use super::request;
 use crate::api::openai::{EmbeddingData, EmbeddingList, EmbeddingRequest, EmbeddingUsage, EmbeddingVector, ErrorBody};
 use crate::app::AppState;
 use crate::chat::CallContext;
+use crate::http::limits::{self, Asker};
 use crate::metering::CallKind;
 use crate::providers;
 
@@ -25,10 +27,10 @@ use crate::providers;
         (status = 200, body = EmbeddingList),
         (status = 400, description = "a parameter was refused", body = ErrorBody),
         (status = 401, body = ErrorBody),
-        (status = 403, description = "the key lacks the scope, or the service is suspended", body = ErrorBody),
+        (status = 403, description = "the key lacks the scope, the plan the feature, or the service is suspended", body = ErrorBody),
         (status = 404, description = "no such model", body = ErrorBody),
         (status = 413, body = ErrorBody),
-        (status = 429, description = "the model provider limits requests", body = ErrorBody),
+        (status = 429, description = "too many requests, a quota is used up, or the model provider limits requests", body = ErrorBody),
         (status = 502, description = "the model provider failed", body = ErrorBody),
         (status = 503, description = "no model provider answers", body = ErrorBody)
     )
@@ -37,7 +39,7 @@ pub async fn create(
     ApiKeyCaller { key, .. }: ApiKeyCaller<EmbeddingsScope>,
     State(state): State<AppState>,
     RawBody(body): RawBody,
-) -> Result<Json<EmbeddingList>, OpenAiError> {
+) -> Result<Response, OpenAiError> {
     let asked = EmbeddingRequest::parse(&body)?;
     drop(body);
     let model = request::model(asked.model)?;
@@ -54,8 +56,12 @@ pub async fn create(
     }
     let input = request::inputs(asked.input)?;
     let request = providers::EmbeddingRequest { model: String::new(), input, dimensions: asked.dimensions };
-    let api_key_id = Some(key.id());
-    let call = CallContext { db: key.db, user_id: None, api_key_id, kind: CallKind::Embedding, model: model.clone() };
+    let terms = limits::terms(&state, key.db.record());
+    terms.require("api")?;
+    terms.require("embeddings")?;
+    let admission = limits::admit(&state, key.db.record(), Asker::ApiKey(key.id())).await?;
+    let (api_key_id, kind, permit) = (Some(key.id()), CallKind::Embedding, admission.permit);
+    let call = CallContext { db: key.db, user_id: None, api_key_id, kind, model: model.clone(), permit };
     let answer = state.chat.embed(call, request).await.map_err(|error| OpenAiError::of_chat(error, &model))?;
     let vectors = answer.embeddings.vectors.into_iter().enumerate();
     let data = vectors.map(|(index, vector)| EmbeddingData {
@@ -67,7 +73,9 @@ pub async fn create(
         .embeddings
         .usage
         .map(|usage| EmbeddingUsage { prompt_tokens: usage.input_tokens, total_tokens: usage.input_tokens });
-    Ok(Json(EmbeddingList { object: "list", data: data.collect(), model, usage }))
+    let mut response = Json(EmbeddingList { object: "list", data: data.collect(), model, usage }).into_response();
+    limits::tell(response.headers_mut(), admission.rate);
+    Ok(response)
 }
 
 fn encode(vector: &[f32]) -> String {

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::Json;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::access::AccessError;
@@ -13,12 +13,9 @@ use crate::api::api_keys::ApiKeyScope;
 use crate::api::openai::{ErrorBody, ErrorObject, RefusedBody};
 use crate::chat::{CallError, ChatError};
 use crate::http::error::ApiError;
+use crate::http::limits::{RETRY_AFTER_MS, SHOULD_RETRY, refusal_headers};
+use crate::limits::LimitsError;
 use crate::providers::ProviderError;
-
-/// As `Retry-After`, in milliseconds; OpenAI's clients prefer it.
-const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
-/// Tells OpenAI's clients whether to try again, whatever the status.
-const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// An error on its way to a client of OpenAI's API.
 #[derive(Debug)]
@@ -34,6 +31,7 @@ struct Inner {
     retry_after: Option<Duration>,
     /// Whether trying again is said to be useless though the status says otherwise.
     hopeless: bool,
+    headers: HeaderMap,
 }
 
 impl OpenAiError {
@@ -45,8 +43,8 @@ impl OpenAiError {
             400..=499 => "invalid_request_error",
             _ => "server_error",
         };
-        let (message, hopeless) = (message.into(), false);
-        Self(Box::new(Inner { status, kind, code, message, param: None, retry_after: None, hopeless }))
+        let (message, headers) = (message.into(), HeaderMap::new());
+        Self(Box::new(Inner { status, kind, code, message, param: None, retry_after: None, hopeless: false, headers }))
     }
 
     /// 400: a parameter was refused.
@@ -145,6 +143,7 @@ impl IntoResponse for OpenAiError {
     fn into_response(self) -> Response {
         let mut response = (self.0.status, Json(self.body())).into_response();
         let headers = response.headers_mut();
+        headers.extend(self.0.headers);
         if self.0.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
@@ -177,6 +176,17 @@ impl From<ApiError> for OpenAiError {
         let conflict = status == StatusCode::CONFLICT;
         let translated = Self::new(status, error.code(), message).retry_after(retry_after);
         if conflict { translated.hopeless() } else { translated }
+    }
+}
+
+impl From<LimitsError> for OpenAiError {
+    fn from(error: LimitsError) -> Self {
+        let headers = refusal_headers(&error);
+        let is_quota = matches!(error, LimitsError::QuotaExceeded { .. });
+        let mut translated = Self::from(ApiError::from(error));
+        translated.0.headers = headers;
+        // What OpenAI says of an account that is used up.
+        if is_quota { translated.kind("insufficient_quota").hopeless() } else { translated }
     }
 }
 
@@ -271,6 +281,7 @@ impl From<ProviderError> for OpenAiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{Rate, RateRefusal};
 
     #[test]
     fn an_error_has_openais_shape() {
@@ -285,6 +296,7 @@ mod tests {
 
     #[test]
     fn clients_repeat_what_may_pass_and_nothing_else() {
+        assert_eq!(OpenAiError::from(LimitsError::QuotaExceeded { limit: 1 }).body().error.kind, "insufficient_quota");
         let facts = |error: OpenAiError| {
             let response = error.into_response();
             let header = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
@@ -302,5 +314,12 @@ mod tests {
         assert_eq!(facts(ProviderError::Unavailable("x".into()).into()), (503, None, None, None));
         assert_eq!(facts(ApiError::conflict("a", "b").into()), (409, no(), None, None));
         assert_eq!(facts(ApiError::unauthenticated().into()).0, 401);
+        assert_eq!(facts(LimitsError::QuotaExceeded { limit: 1 }.into()), (429, no(), None, None));
+        let rate = Rate { limit: 10, remaining: 0, resets_in: Duration::ZERO };
+        let refusal = RateRefusal { rate, retry_after: Duration::from_millis(1500) };
+        assert_eq!(
+            facts(LimitsError::RateLimited(refusal).into()),
+            (429, None, Some("2".to_owned()), Some("1500".to_owned()))
+        );
     }
 }

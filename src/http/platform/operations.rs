@@ -194,7 +194,7 @@ async fn moved(moves: &mut tokio::sync::broadcast::Receiver<Notification>, id: O
     loop {
         match moves.recv().await {
             Ok(Notification::Operation(moved)) if moved != id => {}
-            Ok(Notification::Registry(_)) => {}
+            Ok(Notification::Registry(_) | Notification::Limits(_)) => {}
             Err(tokio::sync::broadcast::error::RecvError::Closed) => return std::future::pending().await,
             _ => return,
         }

@@ -98,9 +98,11 @@ fn frame(frames: &mut BytesMut, number: u64, event: AnswerEvent<'_>, session_id:
     match event {
         AnswerEvent::Started => data(frames, Some("started"), &ChatStarted { session_id, message_id }),
         AnswerEvent::Delta(content) => data(frames, None, &Delta { content }),
-        AnswerEvent::Ended(AnswerEnd::Done { model, usage, stopped, degraded }) => {
+        AnswerEvent::Ended(AnswerEnd::Done { model, usage, stopped, degraded, queries_remaining }) => {
             let (model, usage, stopped, degraded) = (model.clone(), *usage, *stopped, *degraded);
-            data(frames, Some("done"), &ChatDone { session_id, message_id, model, usage, stopped, degraded });
+            let queries_remaining = *queries_remaining;
+            let done = ChatDone { session_id, message_id, model, usage, stopped, degraded, queries_remaining };
+            data(frames, Some("done"), &done);
         }
         AnswerEvent::Ended(end) => {
             let (code, message) = end.failure().unwrap_or_default();
@@ -132,7 +134,8 @@ mod tests {
         let (session, message) = (ChatSessionId::new(), MessageId::new());
         let mut frames = BytesMut::new();
         let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        let done = AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false };
+        let done =
+            AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false, queries_remaining: None };
         let events =
             [AnswerEvent::Started, AnswerEvent::Delta("a\n\"b\""), AnswerEvent::Ended(&done), AnswerEvent::Mark];
         for (number, event) in (0..).zip(events) {
@@ -142,7 +145,7 @@ mod tests {
             "id: 0\nevent: started\ndata: {{\"session_id\":\"{session}\",\"message_id\":\"{message}\"}}\n\n\
              id: 1\ndata: {{\"content\":\"a\\n\\\"b\\\"\"}}\n\n\
              id: 2\nevent: done\ndata: {{\"session_id\":\"{session}\",\"message_id\":\"{message}\",\"model\":\"m\",\
-             \"usage\":{{\"input_tokens\":1,\"output_tokens\":2,\"reported\":true}},\"degraded\":false}}\n\n\
+             \"usage\":{{\"input_tokens\":1,\"output_tokens\":2,\"reported\":true}},\"degraded\":false,\"queries_remaining\":null}}\n\n\
              id: 3\ndata: [DONE]\n\n"
         );
         assert_eq!(String::from_utf8(frames.to_vec()).unwrap(), expected);

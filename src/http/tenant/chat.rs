@@ -15,6 +15,7 @@ use crate::app::AppState;
 use crate::chat::{self, AnswerEnd, Listener, Question};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Active, Body, Caller, Path, Query};
+use crate::http::limits::{self, Asker};
 use crate::ids::{ChatSessionId, MessageId};
 
 /// Asks the tenant's model. With `stream: true` the answer comes as server-sent events: `event: started` with
@@ -37,6 +38,8 @@ use crate::ids::{ChatSessionId, MessageId};
         (status = 404, description = "the conversation is not the caller's", body = Problem),
         (status = 409, description = "no AI key is set, or none offers a model", body = Problem),
         (status = 422, body = Problem),
+        (status = 429, description = "too many requests within a minute, or the month's quota is used up", body = Problem),
+        (status = 503, description = "nobody can say whether a limit is reached", body = Problem),
         (status = 502, description = "the model failed; what had arrived is kept", body = Problem)
     )
 )]
@@ -46,20 +49,25 @@ pub async fn chat(
     State(state): State<AppState>,
     Body(request): Body<ChatRequest>,
 ) -> ApiResult<Response> {
+    let admission = limits::admit(&state, caller.db.record(), Asker::User(caller.user_id)).await?;
     let question = Question {
         text: request.message,
         session_id: request.session_id.map(ChatSessionId::from_uuid),
         model: request.model,
+        permit: admission.permit,
+        queries_remaining: admission.queries_remaining,
     };
     let answer = state.chat.ask(&caller, question).await?;
-    if request.stream { Ok(stream(answer)) } else { whole(answer).await.map(|body| Json(body).into_response()) }
+    let mut response = if request.stream { stream(answer) } else { Json(whole(answer).await?).into_response() };
+    limits::tell(response.headers_mut(), admission.rate);
+    Ok(response)
 }
 
 async fn whole(listener: Listener) -> ApiResult<ChatResponse> {
     let (session_id, message_id) = (listener.session_id().as_uuid(), listener.message_id().as_uuid());
     match listener.whole().await {
-        (content, AnswerEnd::Done { model, usage, stopped, degraded }) => {
-            Ok(ChatResponse { session_id, message_id, content, model, usage, stopped, degraded })
+        (content, AnswerEnd::Done { model, usage, stopped, degraded, queries_remaining }) => {
+            Ok(ChatResponse { session_id, message_id, content, model, usage, stopped, degraded, queries_remaining })
         }
         (_, AnswerEnd::Failed { code: Cow::Borrowed(code), message }) => {
             // The tenant went out of service meanwhile: as for any other request of its users from now on.

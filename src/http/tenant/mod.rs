@@ -8,6 +8,7 @@ pub mod chat;
 pub mod config;
 pub mod database;
 pub mod me;
+pub mod quota;
 pub mod sessions;
 pub mod usage;
 pub mod users;

@@ -24,7 +24,7 @@ use crate::provisioning::{Cluster, DatabaseNames, TenantRoles};
 use crate::tenants::TenantError;
 use crate::tenants::own_database;
 use crate::tenants::provision::{boxed, nothing};
-use crate::{idempotency, tenants};
+use crate::{idempotency, limits, tenants};
 
 /// The operation.
 pub static DEFINITION: Definition<Life> = Definition {
@@ -105,6 +105,7 @@ async fn drop_roles(life: Arc<Life>, context: StepContext) -> Result<(), StepErr
 async fn forget_traces(life: Arc<Life>, context: StepContext) -> Result<(), StepError> {
     let (id, _) = condemned(&life, &context).await?;
     idempotency::forget_about(&life.pool, id.as_uuid()).await.map_err(TenantError::from)?;
+    limits::forget_accounts(&life.pool, id).await.map_err(TenantError::from)?;
     Ok(store::forget_inputs(&life.pool, id).await.map_err(TenantError::from)?)
 }
 

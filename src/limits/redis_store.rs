@@ -1,0 +1,114 @@
+//! Accounts of rates in Redis or Valkey: read, settled here, and written if they are still what was read.
+//!
+//! Both are one script each, so that nothing comes in between. Each account carries a mark of its own that no other
+//! writing has; one that was given up on and arrives late finds another mark, and changes nothing.
+
+use std::time::Duration;
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{Client, Script};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+use super::LimitsError;
+
+/// How long an answer may take. One that comes later is not waited for.
+const ANSWER: Duration = Duration::from_millis(500);
+/// How long a connection may take.
+const CONNECT: Duration = Duration::from_secs(1);
+/// How long an account is kept that nobody writes, in seconds: longer than any server holds something without a word.
+const KEPT: u64 = 24 * 3600;
+/// How often the same round is tried when others write at the same time.
+const TRIES: u32 = 20;
+/// The length of a mark.
+const MARK: usize = 32;
+/// In braces, so that a cluster keeps all accounts together: one script may write several.
+const PREFIX: &str = "{freehold}:";
+
+const SWAP: &str = "
+for index, key in ipairs(KEYS) do
+  local current = redis.call('GET', key)
+  local mark = ''
+  if current then mark = string.sub(current, 1, 32) end
+  if mark ~= ARGV[1 + 2 * index - 1] then return 0 end
+end
+for index, key in ipairs(KEYS) do
+  redis.call('SET', key, ARGV[1 + 2 * index], 'EX', ARGV[1])
+end
+return 1";
+
+/// The accounts in Redis.
+pub(super) struct RedisStore {
+    connection: ConnectionManager,
+    swap: Script,
+}
+
+impl std::fmt::Debug for RedisStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisStore").finish_non_exhaustive()
+    }
+}
+
+/// What is wrong with a URL is said without quoting it, for it may hold a password.
+fn client(url: &SecretString) -> Result<Client, &'static str> {
+    Client::open(url.expose_secret()).map_err(|_| "it must be a URL `redis://…` or, with TLS, `rediss://…`")
+}
+
+impl RedisStore {
+    /// Opens no connection yet.
+    pub(super) fn new(url: &SecretString) -> anyhow::Result<Self> {
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(CONNECT))
+            .set_response_timeout(Some(ANSWER))
+            .set_number_of_retries(1)
+            .set_max_delay(Duration::from_millis(500));
+        let client = client(url).map_err(anyhow::Error::msg)?;
+        // What went wrong may quote the address.
+        let connection = ConnectionManager::new_lazy_with_config(client, config)
+            .map_err(|error| anyhow::anyhow!("prepare Redis: {:?}", error.kind()))?;
+        Ok(Self { connection, swap: Script::new(SWAP) })
+    }
+
+    /// As [`super::store::exchange`]: `settle` may be called several times, and what it said last counts.
+    pub(super) async fn exchange<A, R>(
+        &self,
+        keys: &[(String, Uuid)],
+        settle: &(impl Fn(usize, &mut A) -> R + Sync),
+    ) -> Result<Vec<R>, LimitsError>
+    where
+        A: Serialize + DeserializeOwned + Default + Send,
+        R: Send,
+    {
+        let names: Vec<String> = keys.iter().map(|(key, _)| format!("{PREFIX}{key}")).collect();
+        let mut connection = self.connection.clone();
+        for attempt in 0..TRIES {
+            let stored: Vec<Option<String>> = redis::cmd("MGET").arg(&names).query_async(&mut connection).await?;
+            let mut invocation = self.swap.prepare_invoke();
+            invocation.arg(KEPT);
+            let mut results = Vec::with_capacity(keys.len());
+            for (index, (name, stored)) in names.iter().zip(stored).enumerate() {
+                let (mark, text) = match &stored {
+                    Some(stored) => stored.split_at_checked(MARK).ok_or(LimitsError::Unreadable)?,
+                    None => ("", ""),
+                };
+                let mut account = match text {
+                    "" => A::default(),
+                    text => serde_json::from_str(text).map_err(|_| LimitsError::Unreadable)?,
+                };
+                results.push(settle(index, &mut account));
+                let account = serde_json::to_string(&account).map_err(|_| LimitsError::Unreadable)?;
+                invocation.key(name).arg(mark).arg(format!("{}{account}", Uuid::new_v4().simple()));
+            }
+            let swapped: i64 = invocation.invoke_async(&mut connection).await?;
+            if swapped == 1 {
+                return Ok(results);
+            }
+            // Others write the same accounts. Not all of them try again at the same moment.
+            let pause = Duration::from_micros(200 * u64::from(attempt + 1) + u64::from(rand::random::<u8>()) * 8);
+            tokio::time::sleep(pause).await;
+        }
+        Err(LimitsError::Contended)
+    }
+}

@@ -1,0 +1,84 @@
+//! One exchange with a store at a time: whatever is asked for meanwhile goes together in the next one.
+
+use std::collections::HashSet;
+use std::hash::Hash;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::Handle;
+
+/// Accounts of one exchange at most.
+const BATCH: usize = 256;
+
+/// The keys that the next round is about.
+#[derive(Debug)]
+pub(super) struct Rounds<K> {
+    state: Mutex<State<K>>,
+}
+
+#[derive(Debug)]
+struct State<K> {
+    asked: HashSet<K>,
+    /// Whether a task is at work, which takes whatever is asked for.
+    running: bool,
+}
+
+impl<K> Default for Rounds<K> {
+    fn default() -> Self {
+        Self { state: Mutex::new(State { asked: HashSet::new(), running: false }) }
+    }
+}
+
+impl<K: Copy + Eq + Hash> Rounds<K> {
+    fn state(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has these be part of the next round. Whether the caller has to start it: with [`Self::next`] until there is none.
+    pub(super) fn ask(&self, keys: impl IntoIterator<Item = K>) -> bool {
+        // Something may be dropped when nothing runs any more.
+        if Handle::try_current().is_err() {
+            return false;
+        }
+        let mut state = self.state();
+        state.asked.extend(keys);
+        !state.asked.is_empty() && !std::mem::replace(&mut state.running, true)
+    }
+
+    /// What the next round is about; nothing once all was asked for.
+    pub(super) fn next(&self) -> Vec<K> {
+        let mut state = self.state();
+        let batch: Vec<K> = state.asked.iter().copied().take(BATCH).collect();
+        for key in &batch {
+            state.asked.remove(key);
+        }
+        // Under the same lock: whoever asks from now on finds nobody at work.
+        state.running = !batch.is_empty();
+        batch
+    }
+
+    /// For the task that is at work: if it breaks off, the next who asks starts another.
+    pub(super) fn working(&self) -> Working<'_, K> {
+        Working { rounds: self, done: false }
+    }
+}
+
+/// A task that is at work.
+pub(super) struct Working<'a, K: Copy + Eq + Hash> {
+    rounds: &'a Rounds<K>,
+    done: bool,
+}
+
+impl<K: Copy + Eq + Hash> Working<'_, K> {
+    /// There was nothing left to do, and somebody else may be at work by now.
+    pub(super) fn is_done(mut self) {
+        self.done = true;
+    }
+}
+
+impl<K: Copy + Eq + Hash> Drop for Working<'_, K> {
+    fn drop(&mut self) {
+        if !self.done {
+            self.rounds.state().running = false;
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! SQL of the limits: the servers, and the accounts. The clock is the platform database's.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::PgPool;
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use super::LimitsError;
+use super::members::Member;
+
+/// How long servers are remembered that have stopped: longer than anything they held is of interest.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
+
+/// Says that a server is there. Returns the time and all servers, or nothing if it was taken for stopped.
+pub(super) async fn beat(
+    pool: &PgPool,
+    id: Uuid,
+    name: &str,
+    silence: Duration,
+) -> Result<Option<(i64, Vec<Member>)>, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    let alive = sqlx::query!(
+        "INSERT INTO limit_servers (id, name, seen_at) VALUES ($1, $2, clock_timestamp())
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, seen_at = excluded.seen_at
+         WHERE limit_servers.stopped_at IS NULL",
+        id,
+        name
+    )
+    .execute(&mut *transaction)
+    .await?;
+    if alive.rows_affected() == 0 {
+        return Ok(None);
+    }
+    // Those whose place this server has taken are gone; those that have been silent for longer than they may use anything
+    // have stopped. Rows that another server is at are seen to the next time.
+    sqlx::query!(
+        "WITH ended AS (
+             SELECT id, name = $2 AS is_gone FROM limit_servers
+             WHERE id <> $1 AND ((name = $2 AND NOT is_gone)
+                OR (stopped_at IS NULL AND seen_at < clock_timestamp() - make_interval(secs => $3)))
+             FOR UPDATE SKIP LOCKED
+         )
+         UPDATE limit_servers s SET stopped_at = COALESCE(s.stopped_at, clock_timestamp()), is_gone = ended.is_gone
+         FROM ended WHERE s.id = ended.id",
+        id,
+        name,
+        silence.as_secs_f64()
+    )
+    .execute(&mut *transaction)
+    .await?;
+    sqlx::query!(
+        "DELETE FROM limit_servers WHERE stopped_at < clock_timestamp() - make_interval(secs => $1)",
+        REMEMBERED.as_secs_f64()
+    )
+    .execute(&mut *transaction)
+    .await?;
+    let rows = sqlx::query!(
+        r#"SELECT id, (extract(epoch FROM seen_at) * 1000)::bigint AS "seen_at!",
+                (extract(epoch FROM stopped_at) * 1000)::bigint AS stopped_at, is_gone,
+                (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS "now!"
+         FROM limit_servers"#
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    let now = rows.iter().map(|row| row.now).max().unwrap_or_default();
+    let members = rows
+        .into_iter()
+        .map(|row| Member { id: row.id, seen_at: row.seen_at, stopped_at: row.stopped_at, is_gone: row.is_gone })
+        .collect();
+    Ok(Some((now, members)))
+}
+
+/// A server has stopped, and tells no answers any more.
+pub(super) async fn leave(pool: &PgPool, id: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE limit_servers SET stopped_at = COALESCE(stopped_at, clock_timestamp()), is_gone = true WHERE id = $1",
+        id
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Lets each account be settled while nobody else can change it, all in one transaction. Whoever asks next waits for
+/// that, so what is read is never older than what was written, whatever became of an answer.
+pub(super) async fn exchange<A, R>(
+    pool: &PgPool,
+    keys: &[(String, Uuid)],
+    settle: &(impl Fn(usize, &mut A) -> R + Sync),
+) -> Result<Vec<R>, LimitsError>
+where
+    A: Serialize + DeserializeOwned + Default + Send,
+    R: Send,
+{
+    let mut transaction = pool.begin().await?;
+    let names: Vec<String> = keys.iter().map(|(key, _)| key.clone()).collect();
+    let mut found: HashMap<String, serde_json::Value> = HashMap::new();
+    // In one order, so that two servers wait for each other in one direction only.
+    let rows = sqlx::query!(
+        r#"SELECT key, account AS "account: Json<serde_json::Value>" FROM limit_accounts WHERE key = ANY ($1)
+         ORDER BY key FOR UPDATE"#,
+        &names
+    )
+    .fetch_all(&mut *transaction)
+    .await?;
+    found.extend(rows.into_iter().map(|row| (row.key, row.account.0)));
+    let mut missing: Vec<(String, Uuid)> = keys.iter().filter(|(key, _)| !found.contains_key(key)).cloned().collect();
+    if !missing.is_empty() {
+        missing.sort_unstable();
+        let (new, tenants): (Vec<String>, Vec<Uuid>) = missing.into_iter().unzip();
+        sqlx::query!(
+            "INSERT INTO limit_accounts (key, tenant_id, account, updated_at)
+             SELECT n.key, n.tenant_id, 'null', clock_timestamp() FROM UNNEST($1::text[], $2::uuid[]) n (key, tenant_id)
+             ORDER BY n.key ON CONFLICT (key) DO NOTHING",
+            &new,
+            &tenants
+        )
+        .execute(&mut *transaction)
+        .await?;
+        // Another server may have made it a moment ago.
+        let rows = sqlx::query!(
+            r#"SELECT key, account AS "account: Json<serde_json::Value>" FROM limit_accounts WHERE key = ANY ($1)
+             ORDER BY key FOR UPDATE"#,
+            &new
+        )
+        .fetch_all(&mut *transaction)
+        .await?;
+        found.extend(rows.into_iter().map(|row| (row.key, row.account.0)));
+    }
+    let (mut results, mut accounts) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
+    for (index, (key, _)) in keys.iter().enumerate() {
+        let mut account = match found.remove(key) {
+            None | Some(serde_json::Value::Null) => A::default(),
+            Some(value) => serde_json::from_value(value).map_err(|_| LimitsError::Unreadable)?,
+        };
+        results.push(settle(index, &mut account));
+        accounts.push(Json(serde_json::to_value(&account).map_err(|_| LimitsError::Unreadable)?));
+    }
+    sqlx::query!(
+        "UPDATE limit_accounts a SET account = n.account, updated_at = clock_timestamp()
+         FROM UNNEST($1::text[], $2::jsonb[]) n (key, account) WHERE a.key = n.key",
+        &names,
+        &accounts as &[Json<serde_json::Value>]
+    )
+    .execute(&mut *transaction)
+    .await?;
+    transaction.commit().await?;
+    Ok(results)
+}
+
+/// Asks the servers that hold permits of this limit to give what they have free.
+pub(super) async fn notify(pool: &PgPool, key: &str) -> Result<(), sqlx::Error> {
+    sqlx::query!("SELECT pg_notify('freehold_limits', $1)", key).fetch_one(pool).await?;
+    Ok(())
+}
+
+/// Forgets accounts that nobody holds anything of, and those of months long gone.
+pub(super) async fn prune(pool: &PgPool, oldest_month: &str) -> Result<u64, sqlx::Error> {
+    let pruned = sqlx::query!(
+        "DELETE FROM limit_accounts
+         WHERE (key LIKE 'rate:%' AND updated_at < clock_timestamp() - interval '1 day')
+            OR (key LIKE 'quota:%' AND right(key, 7) < $1)",
+        oldest_month
+    )
+    .execute(pool)
+    .await?;
+    Ok(pruned.rows_affected())
+}
+
+/// Forgets the accounts of a tenant that is gone.
+pub(super) async fn forget(pool: &PgPool, tenant: Uuid) -> Result<(), sqlx::Error> {
+    sqlx::query!("DELETE FROM limit_accounts WHERE tenant_id = $1", tenant).execute(pool).await?;
+    Ok(())
+}

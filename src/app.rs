@@ -25,6 +25,7 @@ use crate::http::router;
 use crate::ids::TenantId;
 use crate::metering::{Ledger, Prices};
 use crate::operations::{self, Engine, Probe};
+use crate::pages::Pages;
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
 use crate::provisioning::TenantMigrations;
@@ -102,6 +103,8 @@ pub struct AppState {
     pub shared_models: SharedModels,
     /// Conversations and answers.
     pub chat: Chat,
+    /// The chat pages that anybody may open.
+    pub pages: Pages,
     /// Carries operations out.
     pub engine: Arc<Engine>,
     /// What the platform's database tells.
@@ -272,6 +275,7 @@ impl AppState {
                 tasks.clone(),
                 give_up.clone(),
             ),
+            pages: Pages::new(Arc::clone(&directory), Arc::clone(&databases)).context("prepare the chat pages")?,
             engine: Arc::new(engine),
             shared_models,
             backups,

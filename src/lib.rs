@@ -26,6 +26,7 @@ pub mod ids;
 pub mod json;
 pub mod metering;
 pub mod operations;
+pub mod pages;
 pub mod platform_db;
 pub mod postgres_pool;
 pub mod postgres_programs;

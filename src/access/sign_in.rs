@@ -174,7 +174,7 @@ impl Tokens {
     }
 
     /// Makes the tokens of a sign-in, which count once its family is stored.
-    fn begin(&self, db: &TenantDb, user: &StoredUser) -> Result<Begun, AccessError> {
+    pub(super) fn begin(&self, db: &TenantDb, user: &StoredUser) -> Result<Begun, AccessError> {
         let now = self.clock.now();
         let family_id = RefreshFamilyId::new();
         let (refresh_token, family) = self.refresh_token(db, family_id, now)?;
@@ -201,9 +201,9 @@ impl Tokens {
 }
 
 /// A sign-in that is made but not stored.
-struct Begun {
-    tokens: SignedIn,
-    family: NewFamily,
+pub(super) struct Begun {
+    pub(super) tokens: SignedIn,
+    pub(super) family: NewFamily,
 }
 
 fn parse_refresh_token(token: &SecretString) -> Result<(crate::ids::TenantId, PlainToken), AccessError> {
@@ -212,7 +212,7 @@ fn parse_refresh_token(token: &SecretString) -> Result<(crate::ids::TenantId, Pl
 
 /// A connection for somebody who has proved nothing yet. A tenant that went out of service this very moment is, to
 /// them, one that does not exist.
-async fn client(db: &TenantDb) -> Result<Client, AccessError> {
+pub(super) async fn client(db: &TenantDb) -> Result<Client, AccessError> {
     db.client().await.map_err(|error| match error {
         TenantDbError::NotActive | TenantDbError::Suspended | TenantDbError::Deleting => AccessError::Unauthenticated,
         other => AccessError::TenantDb(other),

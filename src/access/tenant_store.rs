@@ -24,13 +24,15 @@ const LOCK_ACCOUNTS: &str = "LOCK TABLE client_users IN SHARE ROW EXCLUSIVE MODE
 
 const LIST_USERS: &str = "\
     SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users
-    WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2";
+    WHERE ($1::uuid IS NULL OR id > $1) AND role <> 'visitor' ORDER BY id LIMIT $2";
 
 const FIND_USER: &str = "\
-    SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users WHERE id = $1";
+    SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users
+    WHERE id = $1 AND role <> 'visitor'";
 
 const FIND_USER_BY_EMAIL: &str = "\
-    SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users WHERE email = $1";
+    SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users
+    WHERE email = $1 AND role <> 'visitor'";
 
 const INSERT_USER: &str = "\
     INSERT INTO client_users (id, email, name, role, password_hash, disabled_at, created_at, updated_at)
@@ -71,6 +73,7 @@ const USE_REFRESH_TOKEN: &str = "\
     FROM refresh_families f JOIN client_users u ON u.id = f.user_id
     WHERE t.token_hash = $1 AND t.used_at IS NULL AND t.expires_at > $2
       AND f.id = t.family_id AND f.revoked_at IS NULL AND u.disabled_at IS NULL
+      AND NOT EXISTS (SELECT FROM visitors v WHERE v.user_id = u.id AND v.expires_at <= $2)
     RETURNING f.id, u.id, u.role";
 
 const INSERT_REFRESH_TOKEN: &str = "\

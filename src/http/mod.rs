@@ -10,6 +10,7 @@ pub mod error;
 pub mod extract;
 pub mod health;
 pub mod openai;
+pub mod page;
 pub mod platform;
 pub mod router;
 pub mod tenant;

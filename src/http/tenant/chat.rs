@@ -10,7 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use super::answer_stream::stream;
 use crate::access::AiChat;
 use crate::api::Problem;
-use crate::api::tenant::{ChatDelta, ChatRequest, ChatResponse};
+use crate::api::tenant::{ChatDelta, ChatRequest, ChatResponse, Role};
 use crate::app::AppState;
 use crate::chat::{self, AnswerEnd, Listener, Question};
 use crate::http::error::{ApiError, ApiResult};
@@ -51,6 +51,10 @@ pub async fn chat(
         session_id: request.session_id.map(ChatSessionId::from_uuid),
         model: request.model,
     };
+    if caller.role == Role::Visitor {
+        let limits = state.pages.visitor_limits(caller.db.record().slug.as_str()).await?;
+        state.tokens.count_question(&caller, limits).await?;
+    }
     let answer = state.chat.ask(&caller, question).await?;
     if request.stream { Ok(stream(answer)) } else { whole(answer).await.map(|body| Json(body).into_response()) }
 }

@@ -155,6 +155,24 @@ impl Tokens {
         Ok(SignedIn { access_token, refresh_token, expires_in: self.access_lifetime })
     }
 
+    /// A new access token for a refresh token that stays as it is: for one that no script can read, in a browser's cookie.
+    /// Returns how long the access token lasts, too. The refresh token ends when its time is over, or with the sign-out.
+    ///
+    /// # Errors
+    /// [`AccessError::Unauthenticated`] if it is not in force, or a failure.
+    pub async fn renew(&self, token: &SecretString) -> Result<(SecretString, TimeDelta), AccessError> {
+        let (tenant, token) = parse_refresh_token(token)?;
+        let db = self.database_of_tenant(tenant).await?.ok_or(AccessError::Unauthenticated)?;
+        let now = self.clock.now();
+        let found = {
+            let client = client(&db).await?;
+            tenant_store::find_refresh_token(&client, &token.hash(), now).await?
+        };
+        let found = found.ok_or(AccessError::Unauthenticated)?;
+        let access_token = self.sign(db.record(), found.user_id, found.role, found.family_id, now)?;
+        Ok((access_token, self.access_lifetime))
+    }
+
     /// Signs out: revokes all tokens that came from the same sign-in. A token that means nothing is no error, for
     /// what was asked for holds already.
     ///

@@ -76,6 +76,14 @@ const USE_REFRESH_TOKEN: &str = "\
       AND NOT EXISTS (SELECT FROM visitors v WHERE v.user_id = u.id AND v.expires_at <= $2)
     RETURNING f.id, u.id, u.role";
 
+/// The same without using it.
+const FIND_REFRESH_TOKEN: &str = "\
+    SELECT f.id, u.id, u.role
+    FROM refresh_tokens t JOIN refresh_families f ON f.id = t.family_id JOIN client_users u ON u.id = f.user_id
+    WHERE t.token_hash = $1 AND t.used_at IS NULL AND t.expires_at > $2
+      AND f.revoked_at IS NULL AND u.disabled_at IS NULL
+      AND NOT EXISTS (SELECT FROM visitors v WHERE v.user_id = u.id AND v.expires_at <= $2)";
+
 const INSERT_REFRESH_TOKEN: &str = "\
     INSERT INTO refresh_tokens (token_hash, family_id, created_at, expires_at) VALUES ($1, $2, $3, $4)";
 
@@ -138,6 +146,7 @@ pub const STATEMENTS: &[&str] = &[
     DELETE_EXPIRED_FAMILIES,
     LOCK_FAMILY,
     USE_REFRESH_TOKEN,
+    FIND_REFRESH_TOKEN,
     INSERT_REFRESH_TOKEN,
     DELETE_EXPIRED_TOKENS,
     REVOKE_FAMILY_OF_USED_TOKEN,
@@ -299,6 +308,17 @@ pub(super) async fn use_refresh_token(
     let statement = client.prepare_cached(LOCK_FAMILY).await?;
     client.query_opt(&statement, &[token]).await?;
     let statement = client.prepare_cached(USE_REFRESH_TOKEN).await?;
+    let Some(row) = client.query_opt(&statement, &[token, &now]).await? else { return Ok(None) };
+    Ok(Some(UsedToken { family_id: row.try_get(0)?, user_id: row.try_get(1)?, role: Role::parse(row.try_get(2)?) }))
+}
+
+/// Whose a token is, if it may be used.
+pub(super) async fn find_refresh_token(
+    client: &impl GenericClient,
+    token: &HashedToken,
+    now: DateTime<Utc>,
+) -> Result<Option<UsedToken>, Error> {
+    let statement = client.prepare_cached(FIND_REFRESH_TOKEN).await?;
     let Some(row) = client.query_opt(&statement, &[token, &now]).await? else { return Ok(None) };
     Ok(Some(UsedToken { family_id: row.try_get(0)?, user_id: row.try_get(1)?, role: Role::parse(row.try_get(2)?) }))
 }

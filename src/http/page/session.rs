@@ -3,7 +3,9 @@
 //! The refresh token is in a cookie: `HttpOnly`, so that no script reads it, whatever gets into a page; `SameSite=Strict` and
 //! limited to this path, so that no other site's request and no other route ever carries it; `Secure` wherever the platform is
 //! reached over TLS. Acting on a cookie needs a proof that it was our own page that asked: a header that a browser lets
-//! another site's page set only if we answered a preflight, which we never do. Nothing but these three routes looks at
+//! another site's page set only if we answered a preflight, which we never do. The token in the cookie is not replaced with
+//! each use, as those are that scripts can read: two tabs, or a page that is reloaded while the answer with the new one is on
+//! its way, would look like a thief and be signed out. Nothing but these three routes looks at
 //! cookies; the API itself takes bearer tokens and is out of reach of forged requests altogether.
 
 use axum::Json;
@@ -11,6 +13,7 @@ use axum::extract::{Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use chrono::TimeDelta;
 use secrecy::{ExposeSecret as _, SecretString};
 
 use crate::access::{AccessError, SignedIn};
@@ -62,15 +65,15 @@ pub(super) async fn create(
     session(&state, &slug, &signed_in)
 }
 
-/// Renews the session with the cookie's token. One that is in force no more takes its cookie with it.
+/// A new access token for the cookie's token, which stays as it is. One that is in force no more takes its cookie with it.
 pub(super) async fn refresh(
     OwnPage(slug): OwnPage,
     State(state): State<AppState>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
     let token = cookie(&state, &headers).ok_or_else(ApiError::unauthenticated)?;
-    match state.tokens.refresh(&token).await {
-        Ok(signed_in) => session(&state, &slug, &signed_in),
+    match state.tokens.renew(&token).await {
+        Ok((access_token, expires_in)) => Ok(Json(body(&access_token, expires_in)).into_response()),
         Err(AccessError::Unauthenticated) => {
             let mut response = ApiError::unauthenticated().into_response();
             set_cookie(&mut response, &state, &slug, "", 0)?;
@@ -94,12 +97,12 @@ pub(super) async fn end(
     Ok(response)
 }
 
+fn body(access_token: &SecretString, expires_in: TimeDelta) -> PageSession {
+    PageSession { access_token: access_token.expose_secret().to_owned(), expires_in: expires_in.num_seconds() }
+}
+
 fn session(state: &AppState, slug: &Slug, signed_in: &SignedIn) -> ApiResult<Response> {
-    let body = PageSession {
-        access_token: signed_in.access_token.expose_secret().to_owned(),
-        expires_in: signed_in.expires_in.num_seconds(),
-    };
-    let mut response = Json(body).into_response();
+    let mut response = Json(body(&signed_in.access_token, signed_in.expires_in)).into_response();
     let lifetime = state.config.refresh_token_lifetime.as_secs();
     set_cookie(&mut response, state, slug, signed_in.refresh_token.expose(), lifetime)?;
     Ok(response)

@@ -10,6 +10,10 @@ const embedded = "embedded" in root.dataset;
 const session = new Session(config.slug, embedded);
 const t = (key, values = {}) => (config.texts[key] ?? key).replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
 const messages = new Messages(byId("log"), config, t);
+/** How dates and numbers are written: the tenant's tag, where the browser can make something of it. */
+const locale = (() => {
+  try { return Intl.getCanonicalLocales(config.language)[0]; } catch { return root.lang; }
+})();
 const OPEN = `freehold:${config.slug}:open`;
 
 const state = {
@@ -21,9 +25,16 @@ const state = {
   stopWanted: false,
   cursor: null,
   mayStay: config.visitors,
+  noQuota: false,
+  /** Which conversation is being loaded: one that comes too late is not shown any more. */
+  loading: null,
 };
 
 const announce = (text) => { byId("announce").textContent = ""; setTimeout(() => { byId("announce").textContent = text; }, 50); };
+
+session.onlost = (kind) => {
+  if (kind === "user" || !config.visitors) leave(t("signed_out"));
+};
 
 // --- What is shown -------------------------------------------------------------------------------------------------
 
@@ -96,6 +107,7 @@ for (const button of document.querySelectorAll(".suggestion")) button.addEventLi
 // --- A question and its answer ---------------------------------------------------------------------------------------
 
 async function ask(text) {
+  state.loading = null;
   busy(true);
   root.toggleAttribute("data-talking", true);
   messages.question(text);
@@ -233,6 +245,7 @@ function markCurrent(item) {
 }
 
 function newConversation() {
+  state.loading = null;
   state.listening?.abort();
   state.listening = null;
   openConversation(null);
@@ -245,6 +258,7 @@ function newConversation() {
 }
 
 async function loadConversation(id) {
+  const loading = (state.loading = {});
   state.listening?.abort();
   state.listening = null;
   busy(false);
@@ -258,10 +272,12 @@ async function loadConversation(id) {
     } while (cursor !== null);
   } catch (error) {
     if (error instanceof Refused && error.status === 401) return leave(t("signed_out"));
+    if (state.loading !== loading) return undefined;
     openConversation(null);
     announce(error instanceof Refused && error.status === 404 ? t("gone") : explain(error));
     return undefined;
   }
+  if (state.loading !== loading) return undefined;
   openConversation(id);
   messages.clear();
   root.toggleAttribute("data-talking", found.length > 0);
@@ -290,11 +306,11 @@ async function loadConversation(id) {
 function dayOf(date) {
   const today = new Date();
   const days = Math.round((new Date(today.toDateString()) - new Date(date.toDateString())) / 86_400_000);
-  if (days < 7) return capital(new Intl.RelativeTimeFormat(config.language, { numeric: "auto" }).format(-days, "day"));
-  return new Intl.DateTimeFormat(config.language, { month: "long", year: "numeric" }).format(date);
+  if (days < 7) return capital(new Intl.RelativeTimeFormat(locale, { numeric: "auto" }).format(-days, "day"));
+  return new Intl.DateTimeFormat(locale, { month: "long", year: "numeric" }).format(date);
 }
 
-const capital = (text) => text.charAt(0).toLocaleUpperCase(config.language) + text.slice(1);
+const capital = (text) => text.charAt(0).toLocaleUpperCase(locale) + text.slice(1);
 let lastDay = "";
 
 async function loadSessions(more = false) {
@@ -420,11 +436,11 @@ byId("sign-out").addEventListener("click", async () => {
 });
 
 async function showQuota() {
-  if (!session.kind) return;
+  if (!session.kind || state.noQuota) return;
   try {
     const { requests_this_month: month } = await session.json("/api/v1/quota");
     if (!month) return;
-    const number = new Intl.NumberFormat(config.language);
+    const number = new Intl.NumberFormat(locale);
     const limited = typeof month.limit === "number";
     byId("quota-text").textContent = limited
       ? t("used", { used: number.format(month.used), limit: number.format(month.limit) })
@@ -432,7 +448,11 @@ async function showQuota() {
     byId("quota-bar").style.width = limited && month.limit > 0 ? `${Math.min(100, (100 * month.used) / month.limit)}%` : "0";
     byId("quota-bar").parentElement.hidden = !limited;
     byId("quota").hidden = false;
-  } catch { byId("quota").hidden = true; }
+  } catch (error) {
+    byId("quota").hidden = true;
+    // A server that knows no quotas is not asked again.
+    state.noQuota = error instanceof Refused && error.status === 404;
+  }
 }
 
 async function showName() {

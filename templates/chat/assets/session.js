@@ -1,7 +1,7 @@
 // Who is chatting, and the tokens that prove it.
 //
 // On the page itself the long-lived token is in a cookie that no script can read, sent to the page's own session address
-// only and never from another site. In a frame on a client's site such a cookie would not be sent (and others are often
+// only and never from another site; it stays the same, so tabs and hasty reloads cannot get into each other's way. In a frame on a client's site such a cookie would not be sent (and others are often
 // blocked), so there the token is in the frame's own storage: a user's for as long as the tab is open, a visitor's until it
 // expires. The short-lived token is kept for the tab, so that a reload goes on without asking for a new one.
 import { stored } from "./dom.js";
@@ -53,6 +53,15 @@ export class Session {
     const storage = this.#embedded && kind === "user" ? "sessionStorage" : "localStorage";
     stored.set(storage, this.#key("kind"), kind);
     if (this.#embedded) stored.set(storage, this.#key("refresh"), tokens.refresh_token);
+  }
+
+  /** Called when whoever was signed in is not any more, with what it was. */
+  onlost = () => {};
+
+  #lose() {
+    const kind = this.kind;
+    this.#forget();
+    if (kind) this.onlost(kind);
   }
 
   #forget() {
@@ -111,19 +120,19 @@ export class Session {
     return this.#access?.token ?? null;
   }
 
-  /** A refresh token works once, and coming twice looks like theft: the tabs of a browser take turns. */
+  /** A frame's refresh token works once, and coming twice looks like theft: frames of one browser take turns. */
   #inTurn(work) {
-    return navigator.locks ? navigator.locks.request(this.#key("refresh"), work) : work();
+    return this.#embedded && navigator.locks ? navigator.locks.request(this.#key("refresh"), work) : work();
   }
 
   async #refresh() {
     const kind = this.kind;
     const refresh = this.#refreshToken();
-    if (this.#embedded && !refresh) return this.#forget();
+    if (this.#embedded && !refresh) return this.#lose();
     const response = this.#embedded
       ? await this.#post("/api/v1/auth/refresh", { refresh_token: refresh })
       : await this.#post(`/c/${this.#slug}/session/refresh`, {});
-    if (response.status === 401 || response.status === 403) return this.#forget();
+    if (response.status === 401 || response.status === 403) return this.#lose();
     this.#keep(await (await accepted(response)).json(), kind);
   }
 
@@ -138,7 +147,7 @@ export class Session {
     if (response.status === 401 && token) {
       const renewed = await this.token(token);
       if (renewed) response = await send(renewed);
-      if (response.status === 401) this.#forget();
+      if (response.status === 401) this.#lose();
     }
     return accepted(response);
   }

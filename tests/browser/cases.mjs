@@ -7,7 +7,7 @@ import { HOSTILE, pause, site, until } from "./stack.mjs";
 const PHONE = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true };
 const PWNED = "<img src=x onerror=window.pwned=90></script><script>window.pwned=91</script>";
 
-export function* cases({ stack, model, pictures, log }) {
+export function* cases({ stack, model, pictures, log, lasting }) {
   const tenants = {};
   const at = (tenant) => `${stack.url}/c/${tenant.slug}`;
   const picture = (page, name) => page.screenshot({ path: `${pictures}${name}.png` });
@@ -437,9 +437,9 @@ export function* cases({ stack, model, pictures, log }) {
       const script = document.createElement("script");
       try { script.textContent = "window.pwned=3"; document.head.append(script); } catch (error) { tried.script = error.name; }
       await fetch("https://evil.example/").catch((error) => { tried.fetch = error.name; });
-      return { ...tried, pwned: window.pwned };
+      return { ...tried, pwned: String(window.pwned) };
     });
-    assert.deepEqual(stopped, { markup: "TypeError", code: "EvalError", script: "TypeError", fetch: "TypeError" });
+    assert.deepEqual(stopped, { pwned: "undefined", markup: "TypeError", code: "EvalError", script: "TypeError", fetch: "TypeError" });
     const cookies = await made.cookies(`${at(tenants.dental)}/session`);
     const [cookie] = cookies;
     assert.deepEqual([cookies.length, cookie.httpOnly, cookie.sameSite, cookie.path], [1, true, "Strict", "/c/dental/session"]);
@@ -544,7 +544,7 @@ export function* cases({ stack, model, pictures, log }) {
     dark.clean();
   }];
 
-  yield ["the widget opens the chat in a client's own site, with third-party cookies blocked", async (context) => {
+  yield ["the widget opens the chat in a client's own site, where frames may store nothing at all", async (context) => {
     const made = await context();
     const page = await made.newPage();
     const problems = [];
@@ -561,16 +561,21 @@ export function* cases({ stack, model, pictures, log }) {
     await frame.locator("#question").press("Enter");
     await frame.locator(".actions").waitFor();
     await picture(page, "widget-desktop");
-    await page.reload();
-    await button.click();
-    await frame.locator(".actions").waitFor();
     await frame.locator("#close-widget").click();
     await button.waitFor();
     await until("the focus is back on the button", () => page.evaluate(() => document.activeElement?.shadowRoot?.activeElement?.className === "button"));
     await button.click();
     await frame.locator("#question").press("Escape");
     await button.waitFor();
+    const denied = await page.frames()[1].evaluate(() => { try { return String(sessionStorage.length); } catch (error) { return error.name; } });
+    assert.equal(denied, "SecurityError", "this browser blocks what third parties store");
     assert.deepEqual(await made.cookies(stack.url), [], "no cookie at all");
+    // The short-lived token is over: the frame renews it with what it has in memory.
+    await frame.locator("#question").fill("say And on");
+    await page.clock.install();
+    await page.clock.fastForward(16 * 60 * 1000);
+    await frame.locator("#question").press("Enter");
+    await frame.locator(".actions").nth(1).waitFor();
     assert.deepEqual(problems, []);
     // A user signs in there as well.
     await button.click();
@@ -580,8 +585,6 @@ export function* cases({ stack, model, pictures, log }) {
     await frame.locator("#password").fill(tenants.outdoor.user.password);
     await frame.locator("#sign-in-submit").click();
     await frame.locator("#question").waitFor();
-    await page.reload();
-    await button.click();
     await frame.locator("#open-history").click();
     await frame.locator("#sign-out").waitFor();
     const phone = await (await context(PHONE)).newPage();
@@ -589,6 +592,33 @@ export function* cases({ stack, model, pictures, log }) {
     await phone.getByRole("button", { name: "Open the chat" }).click();
     await phone.frameLocator("iframe").locator("#question").waitFor();
     await picture(phone, "widget-phone");
+  }];
+
+  yield ["the widget goes on after a reload where frames may store something", async () => {
+    const made = await lasting();
+    try {
+      const page = await made.newPage();
+      page.setDefaultTimeout(15_000);
+      await page.goto(tenants.shop.origin);
+      const button = page.getByRole("button", { name: "Open the chat" });
+      const frame = page.frameLocator("iframe");
+      await button.click();
+      await frame.locator("#question").fill("say Remember me");
+      await frame.locator("#question").press("Enter");
+      await frame.locator(".actions").waitFor();
+      await page.reload();
+      await button.click();
+      await frame.getByText("Remember me", { exact: true }).last().waitFor();
+      // In another tab it is the same visitor.
+      const other = await made.newPage();
+      await other.goto(tenants.shop.origin);
+      await other.getByRole("button", { name: "Open the chat" }).click();
+      await other.frameLocator("iframe").locator("#open-history").click();
+      await other.frameLocator("iframe").locator(".session .open", { hasText: "Remember me" }).waitFor();
+      assert.deepEqual(await made.cookies(stack.url), [], "no cookie at all");
+    } finally {
+      await made.close();
+    }
   }];
 
   yield ["a foreign origin gets neither the widget nor the page", async (context) => {

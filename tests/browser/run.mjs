@@ -29,7 +29,9 @@ try {
   stack = await Stack.start({ program: process.env.SERVER, databaseUrl: process.env.DATABASE_URL, log });
   // A sandbox of Chromium's own is not to be had for root, which containers mostly are.
   browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
-  const world = { stack, model, browser, pictures, log };
+  // One that is not as if in private, where browsers block more.
+  const lasting = () => chromium.launchPersistentContext(mkdtempSync(join(home, "profile-")), { executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+  const world = { stack, model, pictures, log, lasting };
   for (const [name, run] of cases(world)) {
     if (wanted.length > 0 && !name.startsWith("set up") && !wanted.some((part) => name.includes(part))) continue;
     const contexts = [];

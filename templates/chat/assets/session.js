@@ -3,7 +3,7 @@
 // On the page itself the long-lived token is in a cookie that no script can read, sent to the page's own session address
 // only and never from another site; it stays the same, so tabs and hasty reloads cannot get into each other's way. In a frame on a client's site such a cookie would not be sent (and others are often
 // blocked), so there the token is in the frame's own storage: a user's for as long as the tab is open, a visitor's until it
-// expires. The short-lived token is kept for the tab, so that a reload goes on without asking for a new one.
+// expires. Where a browser denies frames even that, it is in memory, and the next page begins anew. The short-lived token is kept for the tab, so that a reload goes on without asking for a new one.
 import { stored } from "./dom.js";
 
 const EARLY_MS = 60_000;
@@ -31,6 +31,8 @@ export class Session {
   #embedded;
   #access;
   #refreshing = null;
+  /** A frame's refresh token, for browsers that let it keep none. */
+  #unkept = null;
 
   constructor(slug, embedded) {
     this.#slug = slug;
@@ -52,7 +54,10 @@ export class Session {
     stored.set("sessionStorage", this.#key("access"), this.#access);
     const storage = this.#embedded && kind === "user" ? "sessionStorage" : "localStorage";
     stored.set(storage, this.#key("kind"), kind);
-    if (this.#embedded) stored.set(storage, this.#key("refresh"), tokens.refresh_token);
+    if (this.#embedded) {
+      this.#unkept = tokens.refresh_token;
+      stored.set(storage, this.#key("refresh"), tokens.refresh_token);
+    }
   }
 
   /** Called when whoever was signed in is not any more, with what it was. */
@@ -66,6 +71,7 @@ export class Session {
 
   #forget() {
     this.#access = null;
+    this.#unkept = null;
     for (const storage of ["sessionStorage", "localStorage"]) {
       for (const name of ["access", "kind", "refresh"]) stored.set(storage, this.#key(name), null);
     }
@@ -107,7 +113,8 @@ export class Session {
   }
 
   #refreshToken() {
-    return stored.get("sessionStorage", this.#key("refresh")) ?? stored.get("localStorage", this.#key("refresh"));
+    // What is stored may be newer: another frame of this browser may have renewed it.
+    return stored.get("sessionStorage", this.#key("refresh")) ?? stored.get("localStorage", this.#key("refresh")) ?? this.#unkept;
   }
 
   /** A token that is good for a while; `null` if nobody is signed in. */

@@ -108,7 +108,7 @@ mod tests {
                 let a_key = key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') && !key.is_empty();
                 let rest = &part[key.len()..];
                 let called = a_key && (rest.starts_with("\")") || rest.starts_with("\", {"));
-                if called && texts.default.script.get(key).is_none() {
+                if called && !texts.default.script.contains_key(key) {
                     panic!("`{key}` has no text");
                 }
             }

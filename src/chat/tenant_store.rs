@@ -83,6 +83,14 @@ const FINISH: &str = finish!(" ");
 /// The same for an answer that was written down in parts, which nobody needs any more.
 const FINISH_PARTED: &str = finish!(", parts AS (DELETE FROM chat_answer_parts WHERE message_id = $1) ");
 
+/// Answers that have been generated for too long, without a call of a model that somebody may still make: their call was
+/// settled without them, or there was none. Answers with an open call are found by that.
+const ORPHANED: &str = "\
+    SELECT m.id FROM chat_messages m
+    WHERE m.state = 'generating' AND m.created_at < $1
+        AND NOT EXISTS (SELECT FROM model_calls c WHERE c.message_id = m.id AND c.state = 'started')
+    ORDER BY m.created_at LIMIT $2";
+
 /// Answers whose server died keep what was written down of them. Whoever is just storing one is not waited for.
 const INTERRUPT_MESSAGES: &str = "\
     WITH abandoned AS (
@@ -123,6 +131,7 @@ pub const STATEMENTS: &[&str] = &[
     CONTINUE_CONVERSATION,
     FINISH,
     FINISH_PARTED,
+    ORPHANED,
     INTERRUPT_MESSAGES,
     LIST_CONVERSATIONS,
     LIST_MESSAGES,
@@ -255,6 +264,16 @@ pub(super) async fn finish(client: &Client, answer: &Finished, now: DateTime<Utc
         )
         .await?;
     Ok(updated == 1)
+}
+
+/// At most `limit` answers that were begun before a moment, are said to be generated, and have no open call.
+pub(super) async fn orphaned(
+    transaction: &Transaction<'_>,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<MessageId>, Error> {
+    let statement = transaction.prepare_cached(ORPHANED).await?;
+    transaction.query(&statement, &[&before, &limit]).await?.iter().map(|row| row.try_get(0)).collect()
 }
 
 /// Marks answers whose server died. Returns those that were still being generated, with how many characters are kept.

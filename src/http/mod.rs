@@ -11,6 +11,7 @@ pub mod extract;
 pub mod health;
 pub mod openai;
 pub mod page;
+pub mod patience;
 pub mod platform;
 pub mod router;
 pub mod tenant;

@@ -41,6 +41,7 @@ mod provider_kinds;
 mod providers;
 mod provisioning;
 mod proxy;
+mod recovery;
 mod resume;
 mod rotation;
 mod secrets;

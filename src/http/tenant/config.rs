@@ -58,8 +58,10 @@ pub async fn update(
         widget: request.widget,
         features: request.features,
     };
-    let changed = configuration::update(&caller.db, expected, &change, caller.user_id, state.clock.now()).await?;
-    Ok(Json(body(changed)))
+    let changed = configuration::update(&caller.db, expected, &change, caller.user_id, state.clock.now()).await;
+    // Also where nobody knows whether it was changed.
+    state.chat.configuration_changed(caller.db.record().id);
+    Ok(Json(body(changed?)))
 }
 
 fn body(in_force: SettingsVersion) -> Config {

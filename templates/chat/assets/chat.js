@@ -178,7 +178,9 @@ async function listen(answer, messageId, question, open) {
 
 function refused(error, answer, finish) {
   const text = explain(error);
-  finish({ state: answer.text === "" ? "failed" : "interrupted", message: text });
+  // What is used up for today or this month is not there with the next press either.
+  const hopeless = ["visitor_limit_reached", "visitors_not_allowed", "quota_exceeded", "feature_not_in_plan"].includes(error.code);
+  finish({ state: answer.text === "" ? "failed" : "interrupted", message: text, ...(hopeless ? { again: null } : {}) });
   announce(text);
   if (error instanceof Refused && (error.status === 401 || error.code === "visitors_not_allowed")) {
     if (error.code === "visitors_not_allowed") state.mayStay = false;

@@ -27,6 +27,7 @@ use crate::ids::TenantId;
 use crate::limits::{Limits, Plans};
 use crate::metering::{Ledger, Prices};
 use crate::operations::{self, Engine, Probe};
+use crate::pages::Pages;
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
 use crate::provisioning::TenantMigrations;
@@ -118,6 +119,8 @@ pub struct Dependencies {
     pub limits: Limits,
     /// Conversations and answers.
     pub chat: Chat,
+    /// The chat pages that anybody may open.
+    pub pages: Pages,
     /// Carries operations out.
     pub engine: Arc<Engine>,
     /// What the platform's database tells.
@@ -291,6 +294,7 @@ impl AppState {
                 tasks.clone(),
                 give_up.clone(),
             ),
+            pages: Pages::new(Arc::clone(&directory), Arc::clone(&databases)).context("prepare the chat pages")?,
             engine: Arc::new(engine),
             limits,
             shared_models,

@@ -11,6 +11,7 @@ mod cache;
 mod candidates;
 mod context;
 mod conversations;
+pub mod feedback;
 mod metered;
 mod model_call;
 mod pipeline;

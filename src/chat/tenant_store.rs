@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use tokio_postgres::{Error, Row};
 
 use super::conversations::{Conversation, Message};
+use super::feedback::tenant_store as feedback_store;
 use super::prompt::Spoken;
 use super::turn::{Begin, Finished};
 use crate::access::{ACTIVE_USER, TenantCaller};
@@ -117,10 +118,10 @@ const LIST_CONVERSATIONS: &str = "\
 /// No row if the conversation is not the user's; one without a message if there are no more.
 const LIST_MESSAGES: &str = "\
     SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.input_tokens, m.output_tokens, m.usage_reported,
-        m.degraded, m.created_at
+        m.degraded, m.created_at, f.rating, f.comment
     FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT * FROM chat_messages WHERE session_id = s.id AND ($3::uuid IS NULL OR id > $3) ORDER BY id LIMIT $4
-    ) m ON true
+    ) m ON true LEFT JOIN message_feedback f ON f.message_id = m.id
     WHERE s.id = $1 AND s.user_id = $2 ORDER BY m.id";
 
 const DELETE_CONVERSATION: &str = "DELETE FROM chat_sessions WHERE id = $1 AND user_id = $2";
@@ -340,6 +341,7 @@ pub(super) async fn list_messages(
             usage: usage(&row)?,
             degraded: row.try_get::<_, Option<bool>>("degraded")?.unwrap_or_default(),
             created_at: row.try_get("created_at")?,
+            feedback: feedback_store::read(&row)?,
         });
     }
     Ok(Some(messages))

@@ -37,6 +37,7 @@ mod machine_postgres;
 mod openai_endpoint;
 mod operations;
 mod own_database;
+mod page;
 mod provider_kinds;
 mod providers;
 mod provisioning;

@@ -54,6 +54,8 @@ pub async fn update(
         error_message: request.error_message,
         degraded_message: request.degraded_message,
         branding: request.branding,
+        visitors: request.visitors,
+        widget: request.widget,
         features: request.features,
     };
     let changed = configuration::update(&caller.db, expected, &change, caller.user_id, state.clock.now()).await;

@@ -526,8 +526,14 @@ async fn more_texts_than_a_provider_takes_at_once_are_a_row_for_each_call() {
     platform.put_model(&tenant, "vertex", "vectors", "text-embedding-005", vertex).await;
     let input: Vec<String> = (0..130).map(|n| "x".repeat(n % 7 + 1)).collect();
     let expected: Vec<_> = input.iter().map(String::len).collect();
-    let context =
-        CallContext { db, user_id: None, api_key_id: None, kind: CallKind::Embedding, model: "vectors".to_owned() };
+    let context = CallContext {
+        db,
+        user_id: None,
+        api_key_id: None,
+        kind: CallKind::Embedding,
+        model: "vectors".to_owned(),
+        permit: Permit::default(),
+    };
     let request = EmbeddingRequest { input, ..EmbeddingRequest::default() };
     let made = platform.state.chat.embed(context, request).await.unwrap();
     let lengths: Vec<_> = made.embeddings.vectors.iter().map(|vector| vector[0] as usize).collect();

@@ -21,11 +21,13 @@ use crate::config::Config;
 use crate::configuration::AiKeys;
 use crate::fleet::Fleet;
 use crate::fleet_audit::FleetAudit;
+use crate::http::patience::Patient;
 use crate::http::router;
 use crate::ids::TenantId;
 use crate::limits::{Limits, Plans};
 use crate::metering::{Ledger, Prices};
 use crate::operations::{self, Engine, Probe};
+use crate::pages::Pages;
 use crate::platform_db::{self, Notification};
 use crate::providers::{ProviderClient, ProviderClientOptions};
 use crate::provisioning::TenantMigrations;
@@ -47,7 +49,8 @@ use crate::worker;
 
 /// How long answers have to be stored once they were told to end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How long a client may take to accept what was sent to it.
+/// How long a client's machine may be silent to what was sent to it. One that answers and takes nothing is given up
+/// earlier; see the setting `client_stall_seconds`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
 /// How long a worker whose database does not answer waits before it tries again.
 const WORKER_PAUSE: Duration = Duration::from_secs(1);
@@ -56,9 +59,20 @@ const IDLE: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const IDLE_CHECK: Duration = Duration::from_secs(5);
 
-/// Everything that handlers and jobs need. Cheap to clone.
+/// Everything that handlers and jobs need. Cheap to clone, which the router does several times a request.
 #[derive(Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Dependencies>);
+
+impl std::ops::Deref for AppState {
+    type Target = Dependencies;
+
+    fn deref(&self) -> &Dependencies {
+        &self.0
+    }
+}
+
+/// What an [`AppState`] holds.
+pub struct Dependencies {
     /// The checked configuration.
     pub config: Arc<Config>,
     /// The platform's database.
@@ -105,6 +119,8 @@ pub struct AppState {
     pub limits: Limits,
     /// Conversations and answers.
     pub chat: Chat,
+    /// The chat pages that anybody may open.
+    pub pages: Pages,
     /// Carries operations out.
     pub engine: Arc<Engine>,
     /// What the platform's database tells.
@@ -232,7 +248,7 @@ impl AppState {
             Arc::clone(&clock),
             delta(config.invite_lifetime)?,
         );
-        Ok(Self {
+        Ok(Self(Arc::new(Dependencies {
             super_admins: SuperAdmins::new(
                 pool.clone(),
                 passwords.clone(),
@@ -278,6 +294,7 @@ impl AppState {
                 tasks.clone(),
                 give_up.clone(),
             ),
+            pages: Pages::new(Arc::clone(&directory), Arc::clone(&databases)).context("prepare the chat pages")?,
             engine: Arc::new(engine),
             limits,
             shared_models,
@@ -296,7 +313,7 @@ impl AppState {
             directory,
             databases,
             tasks,
-        })
+        })))
     }
 }
 
@@ -340,11 +357,12 @@ pub async fn serve(state: AppState, listener: TcpListener) -> anyhow::Result<()>
         if let Err(error) = connection.set_nodelay(true) {
             tracing::debug!(%error, "set TCP_NODELAY");
         }
-        // A client that takes nothing any more must not keep its call, and the model's, for ever.
+        // A client that is gone without a word must not keep its call, and the model's, for ever.
         if let Err(error) = socket2::SockRef::from(&*connection).set_tcp_user_timeout(Some(CLIENT_PATIENCE)) {
             tracing::debug!(%error, "set TCP_USER_TIMEOUT");
         }
     });
+    let listener = Patient::new(listener, state.config.client_stall);
     let stop = state.stop.clone();
     let server = axum::serve(listener, router::router(state.clone()))
         .with_graceful_shutdown(async move { stop.cancelled().await });

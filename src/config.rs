@@ -143,6 +143,12 @@ pub const SETTINGS: &[Setting] = &[
         "seconds that answers under way have to end when the server stops",
     ),
     setting(
+        "client_stall_seconds",
+        "FREEHOLD_CLIENT_STALL_SECONDS",
+        Some("20"),
+        "seconds that a client may take nothing of what is there for it, before its connection and what it asked for end",
+    ),
+    setting(
         "backup_dir",
         "FREEHOLD_BACKUP_DIR",
         Some(""),
@@ -228,6 +234,9 @@ pub struct Config {
     pub rotation_grace: Duration,
     /// How long answers under way have to end.
     pub shutdown_grace: Duration,
+    /// How long a client may take nothing of what is there for it. Long enough for a phone that changes networks, and the
+    /// buffers on the way hold what a model says in that time; short enough that nobody keeps a model's call with it.
+    pub client_stall: Duration,
     /// Where tenants' backups lie.
     pub backup_dir: Option<PathBuf>,
     /// How long a backup may be that is uploaded, in gibibytes.
@@ -327,6 +336,7 @@ impl Config {
             invite_lifetime: Duration::from_secs(86_400 * source.number("invite_days", 1, 90)?),
             rotation_grace: Duration::from_secs(source.number("rotation_grace_seconds", 0, 86_400)?),
             shutdown_grace: Duration::from_secs(source.number("shutdown_seconds", 0, 3600)?),
+            client_stall: Duration::from_secs(source.number("client_stall_seconds", 1, 3600)?),
             backup_dir: source.directory("backup_dir")?,
             backup_upload_gib: source.number("backup_upload_gib", 1, 16_384)?,
             postgres_client_dir: source.directory("postgres_client_dir")?,

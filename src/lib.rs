@@ -27,6 +27,7 @@ pub mod json;
 pub mod limits;
 pub mod metering;
 pub mod operations;
+pub mod pages;
 pub mod platform_db;
 pub mod postgres_pool;
 pub mod postgres_programs;

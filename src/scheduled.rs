@@ -8,7 +8,6 @@ use crate::idempotency;
 use crate::ids::TenantId;
 use crate::schedule::Task;
 use crate::telemetry::causes;
-use crate::tenants::registry::Filter;
 
 /// Tenants' databases that are looked at together.
 const AT_ONCE: usize = 2;
@@ -110,33 +109,41 @@ pub static TASKS: &[Task<AppState>] = &[
     },
 ];
 
-/// Settles what dead servers left in the databases of tenants that nobody uses: those that are used settle their own.
-/// One that is away is looked at the next time.
+/// Settles what dead servers left in the databases of tenants for which calls were made since they were last swept. Those
+/// that are used settle their own meanwhile; one that is away is looked at the next time. Nobody connects to the others.
 async fn settle_abandoned_calls(state: AppState) -> anyhow::Result<()> {
-    let mut filter = Filter { state: Some("active".to_owned()), limit: PAGE, ..Filter::default() };
+    let mut after = None;
     loop {
-        let page = state.registry.list(&filter).await?;
-        let Some(last) = page.last() else { return Ok(()) };
-        filter.after = Some(last.id);
-        let tenants = page.iter().map(|tenant| TenantId::from_uuid(tenant.id));
-        futures::stream::iter(tenants).for_each_concurrent(AT_ONCE, |tenant| settle_abandoned(&state, tenant)).await;
+        let tenants = state.databases.to_sweep(after, PAGE).await?;
+        let Some((last, _)) = tenants.last() else { return Ok(()) };
+        after = Some(*last);
+        let sweeps = tenants.into_iter().map(|(tenant, at)| {
+            let state = &state;
+            async move { settle_abandoned(state, tenant).await.then_some((tenant, at)) }
+        });
+        let swept: Vec<_> = futures::stream::iter(sweeps).buffer_unordered(AT_ONCE).collect().await;
+        let swept: Vec<_> = swept.into_iter().flatten().collect();
+        state.databases.swept(&swept).await?;
         if state.stop.is_cancelled() {
             return Ok(());
         }
     }
 }
 
-async fn settle_abandoned(state: &AppState, tenant: TenantId) {
+/// Whether it was looked at.
+async fn settle_abandoned(state: &AppState, tenant: TenantId) -> bool {
     let known = state.directory.knows_tenant(tenant);
     let looked = async {
-        let Some(record) = state.directory.by_id(tenant).await? else { return Ok(0) };
-        state.chat.settle_abandoned_unused(&state.databases.open(record)?).await
+        let Some(record) = state.directory.by_id(tenant).await? else { return Ok(false) };
+        state.chat.settle_abandoned_unused(&state.databases.open(record)?).await.map(|_| true)
     };
-    if let Err(error) = looked.await {
+    let looked = looked.await.unwrap_or_else(|error| {
         tracing::debug!(tenant_id = %tenant, causes = causes(&error), "look for calls of dead servers");
-    }
+        false
+    });
     // The whole fleet's records and keys would otherwise stay in this server's memory.
     if !known {
         state.directory.forget(tenant);
     }
+    looked
 }

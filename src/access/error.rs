@@ -42,6 +42,15 @@ pub enum AccessError {
         /// How long to wait.
         retry_after: Duration,
     },
+    /// Nobody may chat here without an account, or there is no such tenant. One answer for both.
+    #[error("visitors are not allowed")]
+    VisitorsNotAllowed,
+    /// Visitors have asked as much as they may, or there are too many new ones.
+    #[error("the limit for visitors is reached")]
+    VisitorLimit {
+        /// How long to wait.
+        retry_after: Duration,
+    },
     /// Another user of the tenant has this address.
     #[error("another user has this e-mail address")]
     EmailTaken,

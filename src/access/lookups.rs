@@ -16,7 +16,7 @@ const LOOKUP_WAIT: Duration = Duration::from_secs(2);
 
 /// The turns of one kind of lookups. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Lookups(Arc<Semaphore>);
+pub struct Lookups(Arc<Semaphore>);
 
 impl Default for Lookups {
     fn default() -> Self {
@@ -26,7 +26,10 @@ impl Default for Lookups {
 
 impl Lookups {
     /// Carries a lookup out: at once if it is `known` to need no database, and in its turn otherwise.
-    pub(super) async fn run(
+    ///
+    /// # Errors
+    /// If its turn does not come in time, or the lookup fails.
+    pub async fn run(
         &self,
         known: bool,
         lookup: impl Future<Output = Result<Option<Arc<TenantRecord>>, TenantDbError>>,

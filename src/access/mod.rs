@@ -1,7 +1,7 @@
 //! Who may do what: super admins of the platform, users of each tenant, their sign-ins, tokens and roles.
 //!
 //! Super admins and their sessions live in the platform's database ([`SuperAdmins`]); a tenant's users, invites,
-//! refresh tokens and API keys live in that tenant's own ([`Tokens`], [`Users`], [`ApiKeys`]). No function here takes a
+//! visitors, refresh tokens and API keys live in that tenant's own ([`Tokens`], [`Users`], [`ApiKeys`]). No function here takes a
 //! tenant's id: a [`TenantCaller`] or a [`VerifiedApiKey`] carries the database that its token proved.
 //!
 //! Whoever presents a wrong credential learns nothing from the answer: not whether the account or the tenant exists,
@@ -21,10 +21,12 @@ mod super_admins;
 pub mod tenant_store;
 mod tokens;
 mod users;
+pub mod visitors;
 
 pub use api_keys::{ApiKey, ApiKeys, NewApiKey, VerifiedApiKey};
 pub use error::AccessError;
 pub use invites::{Invite, InviteRequest, NewInvite, end_credentials, insert_invite};
+pub use lookups::Lookups;
 pub use roles::{
     AiChat, AiKeysRead, AiKeysWrite, ApiKeysRead, ApiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn,
     DatabaseManage, PERMISSIONS, Permission, Permissions, UsageRead, UsersRead, UsersWrite,
@@ -34,3 +36,4 @@ pub use super_admins::{Created, NewSession, Session, SuperAdminSession, SuperAdm
 pub use tenant_store::ACTIVE_USER;
 pub use tokens::{ActiveUser, TenantCaller, Tokens};
 pub use users::{NewUser, User, UserChanges, Users};
+pub use visitors::VisitorLimits;

@@ -98,7 +98,7 @@ fn covers(entry: &str, name: &str) -> bool {
 }
 
 impl Role {
-    /// Every role.
+    /// Every role that somebody can be given. Visitors come by themselves.
     pub(super) const ALL: [Self; 3] = [Self::Admin, Self::Manager, Self::User];
 
     /// The roles that this one may change.
@@ -113,6 +113,7 @@ impl Role {
             Self::Admin => "admin",
             Self::Manager => "manager",
             Self::User => "user",
+            Self::Visitor => "visitor",
         }
     }
 
@@ -122,7 +123,8 @@ impl Role {
         match text {
             "admin" => Self::Admin,
             "manager" => Self::Manager,
-            _ => Self::User,
+            "user" => Self::User,
+            _ => Self::Visitor,
         }
     }
 
@@ -132,14 +134,18 @@ impl Role {
         match self {
             Self::Admin => Permissions::of(&["*"]),
             Self::Manager => Permissions::of(&["users:*", ConfigRead::NAME, AiChat::NAME, ConversationsOwn::NAME]),
-            Self::User => Permissions::of(&[AiChat::NAME, ConversationsOwn::NAME]),
+            Self::User | Self::Visitor => Permissions::of(&[AiChat::NAME, ConversationsOwn::NAME]),
         }
     }
 
     /// Whether this role may give `other` to somebody, and change, disable or delete somebody who has it. A role
-    /// governs those that may do less than itself; only one that may do everything governs its equals.
+    /// governs those that may do less than itself; only one that may do everything governs its equals. A visitor is no
+    /// account: nobody makes one or changes one, and it governs nobody.
     #[must_use]
     pub fn governs(self, other: Self) -> bool {
+        if self == Self::Visitor || other == Self::Visitor {
+            return false;
+        }
         let (own, others) = (self.permissions(), other.permissions());
         own.cover(&others) && (own.allow("*") || !others.cover(&own))
     }
@@ -149,7 +155,7 @@ impl Role {
 mod tests {
     use super::*;
 
-    const ROLES: [Role; 3] = [Role::Admin, Role::Manager, Role::User];
+    const ROLES: [Role; 4] = [Role::Admin, Role::Manager, Role::User, Role::Visitor];
 
     fn permissions(entries: &[&str]) -> Permissions {
         Permissions::of(entries)
@@ -190,14 +196,16 @@ mod tests {
             ["ai:chat", "users:read", "users:write", "config:read", "conversations:own"]
         );
         assert_eq!(allowed(Role::User), ["ai:chat", "conversations:own"]);
+        assert_eq!(allowed(Role::Visitor), ["ai:chat", "conversations:own"]);
     }
 
     #[test]
     fn only_admins_govern_their_equals() {
         let governed = |role: Role| ROLES.into_iter().filter(|other| role.governs(*other)).collect::<Vec<_>>();
-        assert_eq!(governed(Role::Admin), ROLES);
+        assert_eq!(governed(Role::Admin), [Role::Admin, Role::Manager, Role::User]);
         assert_eq!(governed(Role::Manager), [Role::User]);
         assert_eq!(governed(Role::User), []);
+        assert_eq!(governed(Role::Visitor), []);
     }
 
     #[test]
@@ -205,6 +213,6 @@ mod tests {
         for role in ROLES {
             assert_eq!(Role::parse(role.as_str()), role);
         }
-        assert_eq!(Role::parse("root"), Role::User);
+        assert_eq!(Role::parse("root"), Role::Visitor);
     }
 }

@@ -155,6 +155,24 @@ impl Tokens {
         Ok(SignedIn { access_token, refresh_token, expires_in: self.access_lifetime })
     }
 
+    /// A new access token for a refresh token that stays as it is: for one that no script can read, in a browser's cookie.
+    /// Returns how long the access token lasts, too. The refresh token ends when its time is over, or with the sign-out.
+    ///
+    /// # Errors
+    /// [`AccessError::Unauthenticated`] if it is not in force, or a failure.
+    pub async fn renew(&self, token: &SecretString) -> Result<(SecretString, TimeDelta), AccessError> {
+        let (tenant, token) = parse_refresh_token(token)?;
+        let db = self.database_of_tenant(tenant).await?.ok_or(AccessError::Unauthenticated)?;
+        let now = self.clock.now();
+        let found = {
+            let client = client(&db).await?;
+            tenant_store::find_refresh_token(&client, &token.hash(), now).await?
+        };
+        let found = found.ok_or(AccessError::Unauthenticated)?;
+        let access_token = self.sign(db.record(), found.user_id, found.role, found.family_id, now)?;
+        Ok((access_token, self.access_lifetime))
+    }
+
     /// Signs out: revokes all tokens that came from the same sign-in. A token that means nothing is no error, for
     /// what was asked for holds already.
     ///
@@ -174,7 +192,7 @@ impl Tokens {
     }
 
     /// Makes the tokens of a sign-in, which count once its family is stored.
-    fn begin(&self, db: &TenantDb, user: &StoredUser) -> Result<Begun, AccessError> {
+    pub(super) fn begin(&self, db: &TenantDb, user: &StoredUser) -> Result<Begun, AccessError> {
         let now = self.clock.now();
         let family_id = RefreshFamilyId::new();
         let (refresh_token, family) = self.refresh_token(db, family_id, now)?;
@@ -201,9 +219,9 @@ impl Tokens {
 }
 
 /// A sign-in that is made but not stored.
-struct Begun {
-    tokens: SignedIn,
-    family: NewFamily,
+pub(super) struct Begun {
+    pub(super) tokens: SignedIn,
+    pub(super) family: NewFamily,
 }
 
 fn parse_refresh_token(token: &SecretString) -> Result<(crate::ids::TenantId, PlainToken), AccessError> {
@@ -212,7 +230,7 @@ fn parse_refresh_token(token: &SecretString) -> Result<(crate::ids::TenantId, Pl
 
 /// A connection for somebody who has proved nothing yet. A tenant that went out of service this very moment is, to
 /// them, one that does not exist.
-async fn client(db: &TenantDb) -> Result<Client, AccessError> {
+pub(super) async fn client(db: &TenantDb) -> Result<Client, AccessError> {
     db.client().await.map_err(|error| match error {
         TenantDbError::NotActive | TenantDbError::Suspended | TenantDbError::Deleting => AccessError::Unauthenticated,
         other => AccessError::TenantDb(other),

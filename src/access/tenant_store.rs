@@ -24,13 +24,15 @@ const LOCK_ACCOUNTS: &str = "LOCK TABLE client_users IN SHARE ROW EXCLUSIVE MODE
 
 const LIST_USERS: &str = "\
     SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users
-    WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2";
+    WHERE ($1::uuid IS NULL OR id > $1) AND role <> 'visitor' ORDER BY id LIMIT $2";
 
 const FIND_USER: &str = "\
-    SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users WHERE id = $1";
+    SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users
+    WHERE id = $1 AND role <> 'visitor'";
 
 const FIND_USER_BY_EMAIL: &str = "\
-    SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users WHERE email = $1";
+    SELECT id, email, name, role, disabled_at, created_at, password_hash FROM client_users
+    WHERE email = $1 AND role <> 'visitor'";
 
 const INSERT_USER: &str = "\
     INSERT INTO client_users (id, email, name, role, password_hash, disabled_at, created_at, updated_at)
@@ -71,7 +73,16 @@ const USE_REFRESH_TOKEN: &str = "\
     FROM refresh_families f JOIN client_users u ON u.id = f.user_id
     WHERE t.token_hash = $1 AND t.used_at IS NULL AND t.expires_at > $2
       AND f.id = t.family_id AND f.revoked_at IS NULL AND u.disabled_at IS NULL
+      AND NOT EXISTS (SELECT FROM visitors v WHERE v.user_id = u.id AND v.expires_at <= $2)
     RETURNING f.id, u.id, u.role";
+
+/// The same without using it.
+const FIND_REFRESH_TOKEN: &str = "\
+    SELECT f.id, u.id, u.role
+    FROM refresh_tokens t JOIN refresh_families f ON f.id = t.family_id JOIN client_users u ON u.id = f.user_id
+    WHERE t.token_hash = $1 AND t.used_at IS NULL AND t.expires_at > $2
+      AND f.revoked_at IS NULL AND u.disabled_at IS NULL
+      AND NOT EXISTS (SELECT FROM visitors v WHERE v.user_id = u.id AND v.expires_at <= $2)";
 
 const INSERT_REFRESH_TOKEN: &str = "\
     INSERT INTO refresh_tokens (token_hash, family_id, created_at, expires_at) VALUES ($1, $2, $3, $4)";
@@ -135,6 +146,7 @@ pub const STATEMENTS: &[&str] = &[
     DELETE_EXPIRED_FAMILIES,
     LOCK_FAMILY,
     USE_REFRESH_TOKEN,
+    FIND_REFRESH_TOKEN,
     INSERT_REFRESH_TOKEN,
     DELETE_EXPIRED_TOKENS,
     REVOKE_FAMILY_OF_USED_TOKEN,
@@ -296,6 +308,17 @@ pub(super) async fn use_refresh_token(
     let statement = client.prepare_cached(LOCK_FAMILY).await?;
     client.query_opt(&statement, &[token]).await?;
     let statement = client.prepare_cached(USE_REFRESH_TOKEN).await?;
+    let Some(row) = client.query_opt(&statement, &[token, &now]).await? else { return Ok(None) };
+    Ok(Some(UsedToken { family_id: row.try_get(0)?, user_id: row.try_get(1)?, role: Role::parse(row.try_get(2)?) }))
+}
+
+/// Whose a token is, if it may be used.
+pub(super) async fn find_refresh_token(
+    client: &impl GenericClient,
+    token: &HashedToken,
+    now: DateTime<Utc>,
+) -> Result<Option<UsedToken>, Error> {
+    let statement = client.prepare_cached(FIND_REFRESH_TOKEN).await?;
     let Some(row) = client.query_opt(&statement, &[token, &now]).await? else { return Ok(None) };
     Ok(Some(UsedToken { family_id: row.try_get(0)?, user_id: row.try_get(1)?, role: Role::parse(row.try_get(2)?) }))
 }

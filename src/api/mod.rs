@@ -11,8 +11,10 @@ pub mod doctor;
 pub mod fleet;
 pub mod fleet_audit;
 pub mod openai;
+pub mod page;
 pub mod platform;
 pub mod rotation;
+pub mod settings;
 pub mod shared_models;
 pub mod tenant;
 pub mod usage;
@@ -51,6 +53,11 @@ pub struct Problem {
 /// For `Option<Option<T>>` in a change: tells `null`, which clears, from a field that is left out.
 fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
+}
+
+/// Postgres stores no NUL in a text.
+fn without_nul(text: &str, _: &()) -> garde::Result {
+    if text.contains('\0') { Err(garde::Error::new("must not hold a NUL character")) } else { Ok(()) }
 }
 
 /// One refused field.

@@ -8,9 +8,13 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use garde::Validate;
 use secrecy::SecretString;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
+
+pub use super::settings::{
+    Branding, Config, Settings, StrictSettings, UpdateConfigRequest, VisitorSettings, WidgetSettings,
+};
 
 /// `POST /api/v1/auth/accept-invite`.
 #[derive(Debug, Deserialize, Validate, ToSchema)]
@@ -49,6 +53,15 @@ pub struct LoginRequest {
     pub password: SecretString,
 }
 
+/// `POST /api/v1/auth/visitor`.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VisitRequest {
+    /// The tenant's slug.
+    #[garde(length(max = 100))]
+    pub tenant: String,
+}
+
 /// `POST /api/v1/auth/refresh` and `POST /api/v1/auth/logout`.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -81,6 +94,8 @@ pub enum Role {
     Manager,
     /// Chat, and nothing but its own conversations.
     User,
+    /// As a user, and nobody in particular: somebody without an account. Nobody is given this role or loses it.
+    Visitor,
 }
 
 /// `GET /api/v1/me`.
@@ -90,9 +105,9 @@ pub struct Me {
     pub id: Uuid,
     /// The tenant's slug.
     pub tenant: String,
-    /// The user's address.
+    /// The user's address; empty for a visitor.
     pub email: String,
-    /// The user's name.
+    /// The user's name; empty for a visitor.
     pub name: String,
     /// The user's role.
     pub role: Role,
@@ -169,173 +184,6 @@ pub struct UpdateUserRequest {
     #[garde(skip)]
     #[serde(default)]
     pub disabled: Option<bool>,
-}
-
-/// `GET /api/v1/config`.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct Config {
-    /// Grows by one with every change.
-    pub version: i64,
-    /// The settings in force.
-    pub settings: Settings,
-    /// When this version was made.
-    pub updated_at: DateTime<Utc>,
-}
-
-/// Chat settings, branding and feature flags of a tenant. Reading them ignores what it does not know: a server that
-/// is about to be replaced reads rows that a newer one has written.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Validate, ToSchema)]
-pub struct Settings {
-    /// What the model is told before every conversation.
-    #[garde(length(chars, max = 20_000))]
-    pub system_prompt: String,
-    /// The models a user may ask for; empty means all that the AI keys offer.
-    #[garde(length(max = 50), inner(length(chars, min = 1, max = 200)))]
-    pub models: Vec<String>,
-    /// Sampling temperature, 0 to 2; the provider's default when absent.
-    #[garde(range(min = 0.0, max = 2.0))]
-    pub temperature: Option<f32>,
-    /// The longest answer, in tokens.
-    #[garde(range(min = 1, max = 32_000))]
-    pub max_tokens: u32,
-    /// How many earlier messages the model is shown, 0 to 100.
-    #[garde(range(max = 100))]
-    pub history_length: u16,
-    /// The longest question, in characters.
-    #[garde(range(min = 1, max = 20_000))]
-    pub max_message_length: u32,
-    /// Shown before the first question.
-    #[garde(length(chars, max = 2_000))]
-    pub welcome_message: String,
-    /// Shown when an answer fails.
-    #[garde(length(chars, max = 2_000))]
-    pub error_message: String,
-    /// Said in the place of an answer while no model can be reached; `error_message` if it is empty.
-    #[garde(length(chars, max = 2_000))]
-    #[serde(default)]
-    pub degraded_message: String,
-    /// How the client's pages look.
-    #[garde(dive)]
-    pub branding: Branding,
-    /// Switches by name, for example `{"data_questions": false}`.
-    #[garde(custom(feature_names))]
-    pub features: BTreeMap<String, bool>,
-}
-
-/// How the client's pages look. Read as leniently as [`Settings`]; a request's is not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Validate, ToSchema)]
-pub struct Branding {
-    /// How the assistant calls itself.
-    #[garde(length(chars, min = 1, max = 100))]
-    pub assistant_name: String,
-    /// `#rrggbb`.
-    #[garde(pattern("^#[0-9a-fA-F]{6}$"))]
-    pub primary_color: String,
-    /// An `https` address of the logo.
-    #[garde(inner(url), inner(length(max = 2_000)), inner(prefix("https://")))]
-    pub logo_url: Option<String>,
-    /// A BCP 47 language tag, for example `en` or `de-CH`.
-    #[garde(pattern("^[a-zA-Z]{2,3}(-[a-zA-Z0-9]{2,8})*$"), length(max = 35))]
-    pub language: String,
-    /// The tone, in a few words, for example `warm and brief`.
-    #[garde(length(chars, max = 500))]
-    pub voice: String,
-}
-
-/// [`Settings`] as people write them: a field that does not belong there is a mistake, and refused.
-#[derive(Debug, Clone, Deserialize)]
-pub struct StrictSettings(#[serde(with = "StrictFields")] pub Settings);
-
-#[derive(Deserialize)]
-#[serde(remote = "Settings", deny_unknown_fields)]
-struct StrictFields {
-    system_prompt: String,
-    models: Vec<String>,
-    temperature: Option<f32>,
-    max_tokens: u32,
-    history_length: u16,
-    max_message_length: u32,
-    welcome_message: String,
-    error_message: String,
-    #[serde(default)]
-    degraded_message: String,
-    #[serde(with = "StrictBranding")]
-    branding: Branding,
-    features: BTreeMap<String, bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(remote = "Branding", deny_unknown_fields)]
-struct StrictBranding {
-    assistant_name: String,
-    primary_color: String,
-    logo_url: Option<String>,
-    language: String,
-    voice: String,
-}
-
-fn strict_branding<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Branding>, D::Error> {
-    #[derive(Deserialize)]
-    struct Strict(#[serde(with = "StrictBranding")] Branding);
-    Ok(Option::<Strict>::deserialize(deserializer)?.map(|Strict(branding)| branding))
-}
-
-/// Names of feature switches are identifiers, and there is a bound on how many.
-fn feature_names(features: &BTreeMap<String, bool>, _: &()) -> garde::Result {
-    let is_name = |name: &String| {
-        (1..=50).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-    };
-    if features.len() > 100 {
-        return Err(garde::Error::new("at most 100 features"));
-    }
-    match features.keys().find(|name| !is_name(name)) {
-        Some(_) => Err(garde::Error::new("a feature's name is 1 to 50 of a-z, 0-9 and _")),
-        None => Ok(()),
-    }
-}
-
-/// `PATCH /api/v1/config`. What is left out stays as it is.
-#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct UpdateConfigRequest {
-    /// The version this change was made from; 409 if it is no longer in force. Left out: whichever is in force.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub version: Option<i64>,
-    /// See [`Settings::system_prompt`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub system_prompt: Option<String>,
-    /// See [`Settings::models`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub models: Option<Vec<String>>,
-    /// See [`Settings::temperature`]; `null` clears it.
-    #[serde(default, deserialize_with = "super::given", skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<f32>)]
-    pub temperature: Option<Option<f32>>,
-    /// See [`Settings::max_tokens`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_tokens: Option<u32>,
-    /// See [`Settings::history_length`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub history_length: Option<u16>,
-    /// See [`Settings::max_message_length`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_message_length: Option<u32>,
-    /// See [`Settings::welcome_message`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub welcome_message: Option<String>,
-    /// See [`Settings::error_message`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error_message: Option<String>,
-    /// See [`Settings::degraded_message`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub degraded_message: Option<String>,
-    /// Replaces the branding as a whole.
-    #[serde(default, deserialize_with = "strict_branding", skip_serializing_if = "Option::is_none")]
-    pub branding: Option<Branding>,
-    /// Sets these switches; others stay.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub features: Option<BTreeMap<String, bool>>,
 }
 
 /// `PUT /api/v1/ai-keys/{name}`.
@@ -598,6 +446,41 @@ pub struct ChatMessage {
     pub degraded: bool,
     /// When it was said.
     pub created_at: DateTime<Utc>,
+    /// What its user thought of it, for answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feedback: Option<MessageFeedback>,
+}
+
+/// Whether an answer helped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Rating {
+    /// It did.
+    Up,
+    /// It did not.
+    Down,
+}
+
+/// What a user thought of an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct MessageFeedback {
+    /// Whether it helped.
+    pub rating: Rating,
+    /// In the user's words.
+    pub comment: Option<String>,
+}
+
+/// `PUT /api/v1/messages/{message_id}/feedback`.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FeedbackRequest {
+    /// Whether it helped.
+    #[garde(skip)]
+    pub rating: Rating,
+    /// In the user's words, at most 2,000 characters.
+    #[garde(inner(length(chars, max = 2_000)), inner(custom(super::without_nul)))]
+    #[serde(default)]
+    pub comment: Option<String>,
 }
 
 /// A page of messages.

@@ -163,7 +163,7 @@ pub struct ModelCall {
     pub error_code: Option<String>,
     /// Tokens of the prompt; an estimate while it is under way.
     pub input_tokens: Option<i64>,
-    /// Tokens of the answer.
+    /// Tokens of the answer; an estimate of those so far, now and then, while it is under way.
     pub output_tokens: Option<i64>,
     /// Those of the prompt that the provider had in its cache.
     pub cached_input_tokens: Option<i64>,

@@ -1,8 +1,8 @@
 //! Settings and AI keys parsed, opened and ready for calls.
 //!
-//! What a tenant's database holds is read at every question of a conversation, in the round trip that is needed anyway;
-//! only the work of parsing, decrypting and setting up providers is saved, and only while what was read is the same to
-//! the byte. What the owner lends is known here anyway. Calls that read nothing otherwise may use what was read within the last second.
+//! What a tenant's database holds is read once a second while it is used, and at once after this server has changed it.
+//! The work of parsing, decrypting and setting up providers is saved while what was read is the same to the byte. What
+//! the owner lends is known here anyway.
 
 use std::hash::Hash;
 use std::sync::Arc;
@@ -25,6 +25,8 @@ use crate::providers::{self, ProviderClient};
 use crate::shared_models::{Lent, LentModel, SharedModels};
 use crate::tenant_db::TenantRecord;
 
+/// In the place of the time when something was read: it is to be read again.
+const NEVER: u64 = u64::MAX;
 /// Tenants remembered at most.
 const CAPACITY: usize = 4_096;
 
@@ -73,11 +75,19 @@ impl Cache {
         u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// What was read within the last second.
-    pub(super) fn fresh(&self, tenant: TenantId) -> Option<Arc<ChatContext>> {
-        let known = self.tenants.get(&tenant)?;
-        let age = self.milliseconds().saturating_sub(known.read_at.load(Ordering::Relaxed));
-        (u128::from(age) < FRESH.as_millis()).then(|| Arc::clone(&known.context))
+    /// What was read within the last second, if it was made for the mode that the tenant is in.
+    pub(super) fn fresh(&self, record: &TenantRecord) -> Option<Arc<ChatContext>> {
+        let known = self.tenants.get(&record.id).filter(|known| known.mode == record.ai_mode)?;
+        let read_at = known.read_at.load(Ordering::Relaxed);
+        let age = self.milliseconds().saturating_sub(read_at);
+        (read_at != NEVER && u128::from(age) < FRESH.as_millis()).then(|| Arc::clone(&known.context))
+    }
+
+    /// What was read is not fresh any more. What was made of it stays: the keys, and what their breakers know.
+    pub(super) fn expire(&self, tenant: TenantId) {
+        if let Some(known) = self.tenants.get(&tenant) {
+            known.read_at.store(NEVER, Ordering::Relaxed);
+        }
     }
 
     /// Whoever holds its lock reads for all.

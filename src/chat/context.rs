@@ -10,7 +10,8 @@ use super::{Chat, ChatError};
 use crate::api::tenant::Settings;
 use crate::configuration::ConfigurationError;
 use crate::configuration::tenant_store as configuration_store;
-use crate::tenant_db::TenantDb;
+use crate::ids::TenantId;
+use crate::tenant_db::{Client, TenantDb, TenantRecord};
 
 /// How old what is used without being read again may be.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
@@ -62,7 +63,7 @@ impl Chat {
     /// If the tenant's database fails, or what it holds cannot be used.
     pub async fn context(&self, db: &TenantDb) -> Result<Arc<ChatContext>, ChatError> {
         let tenant = db.record().id;
-        if let Some(context) = self.cache.fresh(tenant) {
+        if let Some(context) = self.cache.fresh(db.record()) {
             return Ok(context);
         }
         let flight = self.cache.flight(tenant);
@@ -70,7 +71,7 @@ impl Chat {
             Ok(_reading) => self.read_context(db).await,
             Err(_) => {
                 drop(flight.lock().await);
-                match self.cache.fresh(tenant) {
+                match self.cache.fresh(db.record()) {
                     Some(context) => Ok(context),
                     // Whoever read for all has failed. One after another they would wait far too long.
                     None => self.read_context(db).await,
@@ -83,12 +84,34 @@ impl Chat {
 
     async fn read_context(&self, db: &TenantDb) -> Result<Arc<ChatContext>, ChatError> {
         let client = db.client().await?;
-        let (stored, keys) = future::try_join(
-            configuration_store::current_settings(&client),
-            configuration_store::list_ai_keys(&client),
-        )
-        .await?;
-        drop(client);
-        self.cache.context(db.record(), &stored.ok_or(ConfigurationError::Unreadable)?, keys)
+        self.read_context_on(&client, db.record()).await
+    }
+
+    /// The same for whoever has a connection anyway: what is not fresh is read on it, together with what else is.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) async fn context_on(
+        &self,
+        client: &Client,
+        record: &TenantRecord,
+    ) -> Result<Arc<ChatContext>, ChatError> {
+        match self.cache.fresh(record) {
+            Some(context) => Ok(context),
+            None => self.read_context_on(client, record).await,
+        }
+    }
+
+    async fn read_context_on(&self, client: &Client, record: &TenantRecord) -> Result<Arc<ChatContext>, ChatError> {
+        let (stored, keys) =
+            future::try_join(configuration_store::current_settings(client), configuration_store::list_ai_keys(client))
+                .await?;
+        self.cache.context(record, &stored.ok_or(ConfigurationError::Unreadable)?, keys)
+    }
+
+    /// A tenant's settings or AI keys were just changed by this server: they are read again when they are needed next.
+    /// Other servers do so within a second.
+    pub fn configuration_changed(&self, tenant: TenantId) {
+        self.cache.expire(tenant);
     }
 }

@@ -4,10 +4,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Chat, ChatError, tenant_store};
 use crate::access::TenantCaller;
-use crate::api::tenant::{MessageRole, MessageState, Usage};
+use crate::api::tenant::{MessageFeedback, MessageRole, MessageState, Usage};
 use crate::ids::{ChatSessionId, MessageId};
 
-/// Longer than any answer may take: an answer that is not finished by then never will be, its server has died.
+/// Longer than any answer may take: one that is not finished by then and has no open call never will be, its server has
+/// died or has given it up.
 pub(super) const STALE: TimeDelta = TimeDelta::minutes(10);
 
 /// A conversation.
@@ -44,6 +45,8 @@ pub struct Message {
     pub degraded: bool,
     /// When it was said.
     pub created_at: DateTime<Utc>,
+    /// What its user thought of it.
+    pub feedback: Option<MessageFeedback>,
 }
 
 impl Chat {
@@ -122,6 +125,7 @@ mod tests {
             usage: None,
             degraded: false,
             created_at: DateTime::UNIX_EPOCH,
+            feedback: None,
         };
         let shown = |state, running, minutes| {
             let mut message = message(state);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures::future::{self, BoxFuture, Join};
 use futures::{FutureExt as _, Stream, StreamExt as _};
 
+use super::candidates::Candidate;
 use super::model_call::{self, CallError, Counted, ModelCall, Purpose};
 use super::under_way::UnderWay;
 use super::{Chat, ChatError};
@@ -20,6 +21,12 @@ use crate::tenant_db::TenantDb;
 
 /// The longest an answer may take.
 const DEADLINE: Duration = Duration::from_secs(30 * 60);
+
+/// Calls that are made at once for embeddings that one call is too few for.
+const AT_ONCE: usize = 4;
+
+/// The name of a model and who offers it, in order.
+type Chosen = (Arc<str>, Arc<[Candidate]>);
 
 /// For whom and what a call is made.
 #[derive(Debug)]
@@ -88,7 +95,8 @@ impl Chat {
     /// See [`ChatError`]; nothing was delivered then.
     pub async fn complete(&self, context: CallContext, request: ChatRequest) -> Result<MeteredStream, ChatError> {
         let prompt_characters = model_call::length(&request);
-        let mut call = self.metered(context, prompt_characters, Some(request)).await?;
+        let chosen = self.context(&context.db).await?.choose(Some(&context.model))?;
+        let mut call = self.metered(context, chosen, prompt_characters, Some(request)).await?;
         let (mark, mut stop) = self.watch(&call);
         let first = tokio::select! {
             biased;
@@ -113,13 +121,56 @@ impl Chat {
         })
     }
 
-    /// Turns texts into vectors. If one AI key fails, the next one is asked.
+    /// Turns texts into vectors. If one AI key fails, the next one is asked. More texts than a provider takes at once are
+    /// several calls, each with its row; those behind the first are made with its key, for vectors of different models do
+    /// not go together. If one of them fails, the request has failed: those that were answered keep what they used in their
+    /// rows, and those under way are given up.
     ///
     /// # Errors
     /// See [`ChatError`].
-    pub async fn embed(&self, context: CallContext, request: EmbeddingRequest) -> Result<MeteredEmbeddings, ChatError> {
+    pub async fn embed(
+        &self,
+        context: CallContext,
+        mut request: EmbeddingRequest,
+    ) -> Result<MeteredEmbeddings, ChatError> {
+        let chosen = self.context(&context.db).await?.choose(Some(&context.model))?;
+        let most_texts = |one: &Candidate| one.provider.most_texts(&one.target.upstream_model).max(1);
+        // So few that whoever answers takes them.
+        let first = chosen.1.iter().map(most_texts).min().unwrap_or(usize::MAX);
+        let rest = request.input.split_off(first.min(request.input.len()));
+        let EmbeddingRequest { dimensions, .. } = request;
+        let (db, user_id, api_key_id, kind) = (context.db.clone(), context.user_id, context.api_key_id, context.kind);
+        let (mut made, answered) = self.embed_at_once(context, chosen, request).await?;
+        if rest.is_empty() {
+            return Ok(made);
+        }
+        let parts: Vec<Vec<String>> = rest.chunks(most_texts(&answered)).map(<[String]>::to_vec).collect();
+        let candidates: Arc<[Candidate]> = [answered].into();
+        let calls = parts.into_iter().map(|input| {
+            let chosen = (Arc::clone(&made.model), Arc::clone(&candidates));
+            let request = EmbeddingRequest { input, dimensions, ..EmbeddingRequest::default() };
+            let (db, model) = (db.clone(), made.model.to_string());
+            // The request was counted with its first call.
+            let context = CallContext { db, user_id, api_key_id, kind, model, permit: Permit::default() };
+            self.embed_at_once(context, chosen, request)
+        });
+        let calls: Vec<_> = calls.collect();
+        let mut calls = futures::stream::iter(calls).buffered(AT_ONCE);
+        while let Some(more) = calls.next().await {
+            made.embeddings.append(more?.0.embeddings).map_err(CallError::from)?;
+        }
+        Ok(made)
+    }
+
+    /// The same for so many texts that one call will do. Also returns who answered.
+    async fn embed_at_once(
+        &self,
+        context: CallContext,
+        chosen: Chosen,
+        request: EmbeddingRequest,
+    ) -> Result<(MeteredEmbeddings, Candidate), ChatError> {
         let prompt_characters = request.input.iter().map(|text| text.chars().count()).sum();
-        let mut call = self.metered(context, prompt_characters, None).await?;
+        let mut call = self.metered(context, chosen, prompt_characters, None).await?;
         let (_mark, mut stop) = self.watch(&call);
         let embedding = async {
             loop {
@@ -142,23 +193,24 @@ impl Chat {
             Err(error) => return Err(self.settle_failed(call, error).await),
         };
         call.note_works();
+        let answered = call.candidate().clone();
         let (model, call_id) = (Arc::clone(call.model()), call.current().map_or_else(ModelCallId::new, OpenCall::id));
         if let Some(ended) = call.end(&Outcome::succeeded(embeddings.usage)) {
             embeddings.usage = ended.end().usage;
             future::join(ended.settle(), call.counted()).await;
         }
-        Ok(MeteredEmbeddings { call_id, model, embeddings })
+        Ok((MeteredEmbeddings { call_id, model, embeddings }, answered))
     }
 
     /// A call whose first row is written.
     async fn metered(
         &self,
         context: CallContext,
+        (model, candidates): Chosen,
         prompt_characters: usize,
         request: Option<ChatRequest>,
     ) -> Result<ModelCall, ChatError> {
-        let CallContext { db, user_id, api_key_id, kind, model, permit } = context;
-        let (model, candidates) = self.context(&db).await?.choose(Some(&model))?;
+        let CallContext { db, user_id, api_key_id, kind, permit, .. } = context;
         self.settle_abandoned_soon(&db);
         let purpose = Purpose { kind, user_id, api_key_id, message_id: None, model, prompt_characters };
         let mut call = ModelCall::new(&self.ledger, &db, purpose, candidates, request)?.with_permit(permit);

@@ -11,6 +11,7 @@ mod cache;
 mod candidates;
 mod context;
 mod conversations;
+pub mod feedback;
 mod metered;
 mod model_call;
 mod pipeline;
@@ -60,6 +61,8 @@ pub struct Chat {
     under_way: Arc<under_way::AnswersUnderWay>,
     /// Writes them down meanwhile.
     parts: Arc<streams::parts::Parts>,
+    /// Those who listen to answers again.
+    listeners: Arc<streams::listeners::Listeners>,
 }
 
 /// The codes of answers whose tenant went out of service meanwhile, the same as for requests.
@@ -85,8 +88,8 @@ impl Chat {
         give_up: CancellationToken,
     ) -> Self {
         let cache = Arc::new(cache::Cache::new(providers, shared));
-        let (looks, under_way, parts) = (Arc::default(), Arc::default(), Arc::default());
-        Self { clock, tasks, give_up, ledger, databases, cache, looks, under_way, parts }
+        let (looks, under_way, parts, listeners) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
+        Self { clock, tasks, give_up, ledger, databases, cache, looks, under_way, parts, listeners }
     }
 
     /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for
@@ -106,6 +109,7 @@ impl Chat {
             None => {
                 self.under_way.forget(tenant, other);
                 self.looks.forget(tenant);
+                self.databases.forget_use(tenant);
                 self.ledger.forget(tenant);
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! | step | connection | round trips |
 //! |---|---|---|
-//! | read who asks, settings, keys and history | one, all at once | 1 |
+//! | read who asks and the history, and once a second settings and keys | one, all at once | 1 |
 //! | store the question and the answer's row | the same | 1 |
 //! | the model speaks | none | - |
 //! | store the answer | another | 1 |
@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::future;
+use futures::{TryFutureExt as _, future};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
@@ -31,8 +31,6 @@ use super::{Chat, ChatError, Question, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
-use crate::configuration::ConfigurationError;
-use crate::configuration::tenant_store as configuration_store;
 use crate::ids::{ChatSessionId, MessageId};
 use crate::metering::{CallKind, CallState, EndedCall, Outcome};
 use crate::providers::{ChatEvent, ChatRequest, Usage};
@@ -53,6 +51,12 @@ const STORE_WAITS: [Duration; 6] = [
     Duration::from_secs(4),
     Duration::from_secs(8),
 ];
+/// How often it is tried after that, when whoever listens has been told that it failed.
+const LATER: Duration = Duration::from_secs(10);
+/// How long an answer is kept that cannot be stored: as long as the ledger keeps the end of its call.
+const STORE_PATIENCE: Duration = Duration::from_secs(5 * 60);
+/// What is told of an answer that could not be stored in time, and stored with it once it can be.
+const NOT_STORED: &str = "answer_not_stored";
 /// How long one attempt may take. A statement that needs one round trip and takes this long will not come back.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -95,19 +99,16 @@ impl Chat {
                 None => Ok(Some(Vec::<Spoken>::new())),
             }
         };
-        // Polled together on one connection, so all four are on their way before the first is answered.
-        let (active, stored, keys, history) = future::try_join4(
-            tenant_store::is_active(&client, caller),
-            configuration_store::current_settings(&client),
-            configuration_store::list_ai_keys(&client),
-            history,
+        // Polled together on one connection, so all are on their way before the first is answered.
+        let (active, history, context) = future::try_join3(
+            tenant_store::is_active(&client, caller).map_err(ChatError::from),
+            history.map_err(ChatError::from),
+            self.context_on(&client, caller.db.record()),
         )
         .await?;
         if !active {
             return Err(ChatError::NotInForce);
         }
-        let record = caller.db.record();
-        let context = self.cache.context(record, &stored.ok_or(ConfigurationError::Unreadable)?, keys)?;
         let settings = Arc::clone(&context.settings);
         if text.chars().count() > settings.max_message_length as usize {
             return Err(ChatError::TooLong { limit: settings.max_message_length });
@@ -238,7 +239,19 @@ impl Turn {
             }
             return;
         }
-        let (stored, _) = tokio::join!(store(&db, &finished, &chat.clock), counted);
+        let (mut stored, _) = tokio::join!(store(&db, &finished, &chat.clock, STORE_WAITS), counted);
+        if let Err(NotStored::Failed(error)) = &stored
+            && is_momentary(error)
+        {
+            tracing::error!(%message_id, causes = causes(error), "store an answer; go on trying");
+            // Nobody waits longer for that. It is stored as what was told, so that it reads the same for ever, and its call
+            // with it.
+            log.end(failed(NOT_STORED, &settings));
+            finished.fail(NOT_STORED, message);
+            let begun = Instant::now();
+            let waits = std::iter::repeat(LATER).take_while(move |_| begun.elapsed() < STORE_PATIENCE);
+            stored = store(&db, &finished, &chat.clock, waits).await;
+        }
         if matches!(stored, Ok(()) | Err(NotStored::Deleted)) {
             // The call is settled though its conversation may be gone. Otherwise the ledger goes on trying.
             finished.call.take().into_iter().for_each(EndedCall::stored);
@@ -260,7 +273,7 @@ impl Turn {
             Err(NotStored::Deleted) => failed("conversation_deleted", &settings),
             Err(NotStored::Failed(error)) => {
                 tracing::error!(%message_id, causes = causes(&error), "store an answer");
-                failed("answer_not_stored", &settings)
+                failed(NOT_STORED, &settings)
             }
         };
         log.end(end);
@@ -331,8 +344,13 @@ enum NotStored {
 }
 
 /// Stores an answer, again and again while the database is away for a moment.
-async fn store(db: &TenantDb, answer: &Finished, clock: &SharedClock) -> Result<(), NotStored> {
-    let mut waits = STORE_WAITS.into_iter();
+async fn store(
+    db: &TenantDb,
+    answer: &Finished,
+    clock: &SharedClock,
+    waits: impl IntoIterator<Item = Duration, IntoIter: Send> + Send,
+) -> Result<(), NotStored> {
+    let mut waits = waits.into_iter();
     loop {
         let attempt = async {
             let client = db.client().await?;

@@ -69,7 +69,7 @@ pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::api::tenant::Branding;
+    use crate::api::tenant::{Branding, VisitorSettings, WidgetSettings};
 
     pub(in crate::chat) fn settings() -> Settings {
         Settings {
@@ -88,7 +88,14 @@ pub(super) mod tests {
                 logo_url: None,
                 language: "en".to_owned(),
                 voice: "warm and brief".to_owned(),
+                font: "system".to_owned(),
+                suggestions: vec![],
+                notice: String::new(),
+                privacy_url: None,
+                image_origins: vec![],
             },
+            visitors: VisitorSettings::default(),
+            widget: WidgetSettings::default(),
             features: BTreeMap::new(),
         }
     }

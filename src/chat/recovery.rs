@@ -1,4 +1,9 @@
-//! Calls and answers whose server died before it could settle them.
+//! Calls and answers whose server died, or gave up, before it could settle them.
+//!
+//! Mostly an answer is found by its call, which names its server and is settled together with it. An answer may also be
+//! left without an open call: no model was there to call, or the call was settled apart because the answer could not be
+//! stored. Nothing names its server then, so it is taken up once it is older than any answer gets; if its server stores
+//! it all the same, that is the last word.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -6,6 +11,7 @@ use std::time::{Duration, Instant};
 use dashmap::DashMap;
 use tracing::Instrument as _;
 
+use super::conversations::STALE;
 use super::{Chat, ChatError, tenant_store};
 use crate::ids::{MessageId, TenantId};
 use crate::metering::abandoned::Abandoned;
@@ -17,11 +23,27 @@ const SOONEST: Duration = Duration::from_secs(5);
 /// How often somebody looks while a tenant is used.
 const PERIOD: Duration = Duration::from_secs(60);
 
-/// When each tenant was last looked at.
+/// Answers without a call that are settled at once, at most. What is left is found the next time.
+const MOST: i64 = 1_000;
+
+/// When each tenant was last looked at, and when somebody last had a reason to because a call was made for it.
 #[derive(Default)]
-pub(super) struct Looks(DashMap<TenantId, Instant>);
+pub(super) struct Looks {
+    looked: Times,
+    used: Times,
+}
 
 impl Looks {
+    pub(super) fn forget(&self, tenant: TenantId) {
+        self.looked.0.remove(&tenant);
+        self.used.0.remove(&tenant);
+    }
+}
+
+#[derive(Default)]
+struct Times(DashMap<TenantId, Instant>);
+
+impl Times {
     /// Whether it is time to look again. Of several who ask at once, one is told so.
     fn are_due(&self, tenant: TenantId, period: Duration) -> bool {
         let now = Instant::now();
@@ -44,10 +66,6 @@ impl Looks {
             });
         due
     }
-
-    pub(super) fn forget(&self, tenant: TenantId) {
-        self.0.remove(&tenant);
-    }
 }
 
 impl Chat {
@@ -57,7 +75,7 @@ impl Chat {
     /// # Errors
     /// If the tenant's database fails.
     pub async fn settle_abandoned(&self, db: &TenantDb) -> Result<usize, ChatError> {
-        if self.looks.are_due(db.record().id, SOONEST) {
+        if self.looks.looked.are_due(db.record().id, SOONEST) {
             Ok(self.look(&mut db.client().await?, db).await?)
         } else {
             Ok(0)
@@ -69,7 +87,7 @@ impl Chat {
     /// # Errors
     /// If the tenant's database fails.
     pub async fn settle_abandoned_unused(&self, db: &TenantDb) -> Result<usize, ChatError> {
-        if !self.looks.are_due(db.record().id, PERIOD) {
+        if !self.looks.looked.are_due(db.record().id, PERIOD) {
             return Ok(0);
         }
         let mut client = db.client().await?;
@@ -78,9 +96,15 @@ impl Chat {
         looked
     }
 
-    /// The same beside whatever is going on, now and then while a tenant is used.
+    /// The same beside whatever is going on, now and then while calls are made for a tenant, which is noted.
     pub(super) fn settle_abandoned_soon(&self, db: &TenantDb) {
-        if !self.looks.are_due(db.record().id, PERIOD) {
+        let tenant = db.record().id;
+        // By itself: that somebody has looked just now, for whatever reason, says nothing of what is left from now on.
+        if !self.looks.used.are_due(tenant, PERIOD) {
+            return;
+        }
+        self.databases.note_use(tenant);
+        if !self.looks.looked.are_due(tenant, SOONEST) {
             return;
         }
         let (chat, db) = (self.clone(), db.clone());
@@ -97,11 +121,14 @@ impl Chat {
         let transaction = client.transaction().await?;
         let (now, others) = (self.clock.now(), self.databases.other_servers());
         let calls = self.ledger.abandoned(&transaction, others.as_deref(), now).await?;
-        if calls.is_empty() {
+        let mut messages = tenant_store::orphaned(&transaction, now - STALE, MOST).await?;
+        messages.retain(|message| !self.under_way.contains(*message));
+        let orphans = messages.len();
+        if calls.is_empty() && messages.is_empty() {
             transaction.rollback().await?;
             return Ok(0);
         }
-        let messages: Vec<MessageId> = calls.iter().filter_map(|call| call.message_id).collect();
+        messages.extend(calls.iter().filter_map(|call| call.message_id));
         let kept: HashMap<MessageId, usize> =
             tenant_store::interrupt_messages(&transaction, &messages, now).await?.into_iter().collect();
         let with_kept = |call: Abandoned| {
@@ -111,7 +138,7 @@ impl Chat {
         let calls: Vec<_> = calls.into_iter().map(with_kept).collect();
         let settled = self.ledger.interrupt(&transaction, &calls, now).await?;
         transaction.commit().await?;
-        tracing::info!(tenant_id = %db.record().id, settled, "settle calls of dead servers");
+        tracing::info!(tenant_id = %db.record().id, settled, orphans, "settle calls and answers of dead servers");
         Ok(usize::try_from(settled).unwrap_or(usize::MAX))
     }
 }
@@ -123,11 +150,12 @@ mod tests {
     #[test]
     fn a_tenant_is_looked_at_once_a_period() {
         let (looks, tenant) = (Looks::default(), TenantId::new());
-        assert!(looks.are_due(tenant, PERIOD));
-        assert!(!looks.are_due(tenant, PERIOD));
-        assert!(looks.are_due(TenantId::new(), PERIOD));
-        assert!(looks.are_due(tenant, Duration::ZERO));
+        assert!(looks.looked.are_due(tenant, PERIOD));
+        assert!(!looks.looked.are_due(tenant, PERIOD));
+        assert!(looks.looked.are_due(TenantId::new(), PERIOD));
+        assert!(looks.looked.are_due(tenant, Duration::ZERO));
+        assert!(looks.used.are_due(tenant, PERIOD), "it was not used");
         looks.forget(tenant);
-        assert!(looks.are_due(tenant, PERIOD));
+        assert!(looks.looked.are_due(tenant, PERIOD));
     }
 }

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use tokio_postgres::{Error, Row};
 
 use super::conversations::{Conversation, Message};
+use super::feedback::tenant_store as feedback_store;
 use super::prompt::Spoken;
 use super::turn::{Begin, Finished};
 use crate::access::{ACTIVE_USER, TenantCaller};
@@ -84,6 +85,14 @@ const FINISH: &str = finish!(" ");
 /// The same for an answer that was written down in parts, which nobody needs any more.
 const FINISH_PARTED: &str = finish!(", parts AS (DELETE FROM chat_answer_parts WHERE message_id = $1) ");
 
+/// Answers that have been generated for too long, without a call of a model that somebody may still make: their call was
+/// settled without them, or there was none. Answers with an open call are found by that.
+const ORPHANED: &str = "\
+    SELECT m.id FROM chat_messages m
+    WHERE m.state = 'generating' AND m.created_at < $1
+        AND NOT EXISTS (SELECT FROM model_calls c WHERE c.message_id = m.id AND c.state = 'started')
+    ORDER BY m.created_at LIMIT $2";
+
 /// Answers whose server died keep what was written down of them. Whoever is just storing one is not waited for.
 const INTERRUPT_MESSAGES: &str = "\
     WITH abandoned AS (
@@ -109,10 +118,10 @@ const LIST_CONVERSATIONS: &str = "\
 /// No row if the conversation is not the user's; one without a message if there are no more.
 const LIST_MESSAGES: &str = "\
     SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.input_tokens, m.output_tokens, m.usage_reported,
-        m.degraded, m.created_at
+        m.degraded, m.created_at, f.rating, f.comment
     FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT * FROM chat_messages WHERE session_id = s.id AND ($3::uuid IS NULL OR id > $3) ORDER BY id LIMIT $4
-    ) m ON true
+    ) m ON true LEFT JOIN message_feedback f ON f.message_id = m.id
     WHERE s.id = $1 AND s.user_id = $2 ORDER BY m.id";
 
 const DELETE_CONVERSATION: &str = "DELETE FROM chat_sessions WHERE id = $1 AND user_id = $2";
@@ -124,6 +133,7 @@ pub const STATEMENTS: &[&str] = &[
     CONTINUE_CONVERSATION,
     FINISH,
     FINISH_PARTED,
+    ORPHANED,
     INTERRUPT_MESSAGES,
     LIST_CONVERSATIONS,
     LIST_MESSAGES,
@@ -261,6 +271,16 @@ pub(super) async fn finish(client: &Client, answer: &Finished, now: DateTime<Utc
     Ok(updated == 1)
 }
 
+/// At most `limit` answers that were begun before a moment, are said to be generated, and have no open call.
+pub(super) async fn orphaned(
+    transaction: &Transaction<'_>,
+    before: DateTime<Utc>,
+    limit: i64,
+) -> Result<Vec<MessageId>, Error> {
+    let statement = transaction.prepare_cached(ORPHANED).await?;
+    transaction.query(&statement, &[&before, &limit]).await?.iter().map(|row| row.try_get(0)).collect()
+}
+
 /// Marks answers whose server died. Returns those that were still being generated, with how many characters are kept.
 pub(super) async fn interrupt_messages(
     transaction: &Transaction<'_>,
@@ -321,6 +341,7 @@ pub(super) async fn list_messages(
             usage: usage(&row)?,
             degraded: row.try_get::<_, Option<bool>>("degraded")?.unwrap_or_default(),
             created_at: row.try_get("created_at")?,
+            feedback: feedback_store::read(&row)?,
         });
     }
     Ok(Some(messages))

@@ -169,6 +169,13 @@ impl Finished {
         }
     }
 
+    /// It could not be stored while somebody waited: that is what its reader was told. What arrived is kept.
+    pub(super) fn fail(&mut self, code: &'static str, error_message: &str) {
+        self.state = if self.content.is_empty() { MessageState::Failed } else { MessageState::Interrupted };
+        self.error_code = Some(code);
+        self.error_message = Some(error_message.to_owned());
+    }
+
     /// The tenant's own message in the place of an answer that no model gave. It is told as one delta.
     pub(super) fn degrade(&mut self, (message, delta_lengths): (String, Vec<u8>)) {
         self.content = message;

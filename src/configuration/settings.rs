@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use garde::Validate;
 
 use super::{ConfigurationError, tenant_store};
-use crate::api::tenant::{Branding, Settings};
+use crate::api::tenant::{Branding, Settings, VisitorSettings, WidgetSettings};
 use crate::ids::UserId;
 use crate::tenant_db::{GenericClient, TenantDb};
 
@@ -47,6 +47,10 @@ pub struct SettingsChange {
     pub degraded_message: Option<String>,
     /// Replaces the branding as a whole.
     pub branding: Option<Branding>,
+    /// Replaces what holds for visitors as a whole.
+    pub visitors: Option<VisitorSettings>,
+    /// Replaces what holds for the widget as a whole.
+    pub widget: Option<WidgetSettings>,
     /// Sets these switches; others stay.
     pub features: Option<BTreeMap<String, bool>>,
 }
@@ -69,6 +73,8 @@ impl SettingsChange {
             error_message: text(&self.error_message, &settings.error_message),
             degraded_message: text(&self.degraded_message, &settings.degraded_message),
             branding: self.branding.as_ref().unwrap_or(&settings.branding).clone(),
+            visitors: self.visitors.as_ref().unwrap_or(&settings.visitors).clone(),
+            widget: self.widget.as_ref().unwrap_or(&settings.widget).clone(),
             features,
         }
     }
@@ -145,9 +151,11 @@ fn check(settings: &Settings) -> Result<(), ConfigurationError> {
         ("degraded_message", &settings.degraded_message),
         ("branding.assistant_name", &settings.branding.assistant_name),
         ("branding.voice", &settings.branding.voice),
+        ("branding.notice", &settings.branding.notice),
     ];
     let models = settings.models.iter().map(|model| ("models", model));
-    match texts.into_iter().chain(models).find(|(_, text)| text.contains('\0')) {
+    let suggestions = settings.branding.suggestions.iter().map(|text| ("branding.suggestions", text));
+    match texts.into_iter().chain(models).chain(suggestions).find(|(_, text)| text.contains('\0')) {
         Some((field, _)) => Err(ConfigurationError::Refused { field, message: "must not hold a NUL character".into() }),
         None => Ok(()),
     }
@@ -174,7 +182,14 @@ mod tests {
                 logo_url: None,
                 language: "en".to_owned(),
                 voice: "brief".to_owned(),
+                font: "system".to_owned(),
+                suggestions: vec![],
+                notice: String::new(),
+                privacy_url: None,
+                image_origins: vec![],
             },
+            visitors: VisitorSettings::default(),
+            widget: WidgetSettings::default(),
             features: BTreeMap::from([("data_questions".to_owned(), false)]),
         }
     }

@@ -270,6 +270,15 @@ impl From<AccessError> for ApiError {
                 "Too many attempts to sign in to this account",
             )
             .retry_after(retry_after),
+            AccessError::VisitorsNotAllowed => {
+                Self::new(StatusCode::FORBIDDEN, "visitors_not_allowed", "An account is needed to chat here")
+            }
+            AccessError::VisitorLimit { retry_after } => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "visitor_limit_reached",
+                "No more can be asked without an account for now",
+            )
+            .retry_after(retry_after),
             AccessError::EmailTaken => Self::conflict("email_taken", "Another user has this e-mail address"),
             AccessError::InvalidEmail => Self::invalid("email", error.to_string()),
             AccessError::WeakPassword(reason) => Self::invalid("password", reason.to_string()),

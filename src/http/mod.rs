@@ -11,6 +11,8 @@ pub mod extract;
 pub mod health;
 mod limits;
 pub mod openai;
+pub mod page;
+pub mod patience;
 pub mod platform;
 pub mod router;
 pub mod tenant;

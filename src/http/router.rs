@@ -16,7 +16,7 @@ use utoipa_swagger_ui::SwaggerUi;
 use super::docs::Document;
 use super::error::ApiError;
 use super::openai::error::OpenAiError;
-use super::{context, health, openai, platform, tenant};
+use super::{context, health, openai, page, platform, tenant};
 use crate::app::AppState;
 
 /// Bodies are small: the largest is a configuration with a system prompt. An uploaded backup is streamed past this, and
@@ -79,6 +79,7 @@ fn routes() -> OpenApiRouter<AppState> {
         // /api/v1/auth/...
         .routes(routes!(tenant::auth::accept_invite))
         .routes(routes!(tenant::auth::login))
+        .routes(routes!(tenant::auth::visit))
         .routes(routes!(tenant::auth::refresh))
         .routes(routes!(tenant::auth::logout))
         // /api/v1/me
@@ -111,6 +112,8 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(tenant::sessions::list))
         .routes(routes!(tenant::sessions::delete))
         .routes(routes!(tenant::sessions::messages))
+        // /api/v1/messages/{message_id}/feedback
+        .routes(routes!(tenant::feedback::put, tenant::feedback::delete))
         // /v1/...: OpenAI's API
         .merge(openai::routes())
 }
@@ -124,6 +127,8 @@ pub fn openapi() -> OpenApiDocument {
 pub fn router(state: AppState) -> Router {
     let (routes, document) = routes().split_for_parts();
     routes
+        // /c/{slug}, /assets/{hash}/{file}, /widget.js: for browsers, and so not in the document
+        .merge(page::routes())
         .route("/", get(async || axum::response::Redirect::temporary("/docs")))
         .fallback(async |uri: Uri| match of_openai(&uri) {
             true => OpenAiError::unknown_url().into_response(),

@@ -38,6 +38,8 @@ pub struct Abandoned {
     pub(super) upstream_model: String,
     /// The estimate that was made when it began.
     pub(super) input_tokens: i64,
+    /// What was noted of it meanwhile.
+    pub(super) output_tokens: i64,
     pub(super) started_at: DateTime<Utc>,
 }
 
@@ -85,7 +87,7 @@ impl Ledger {
     }
 
     /// Settles them as interrupted, with an estimate: the prompt's from when they began, the answer's from as many
-    /// characters as were kept of it. Returns how many were still open.
+    /// characters as were kept of it, or what was noted meanwhile. Returns how many were still open.
     ///
     /// # Errors
     /// If the database refuses.
@@ -102,7 +104,7 @@ impl Ledger {
     fn interrupted(&self, call: &Abandoned, kept: usize) -> Interrupted {
         let usage = Usage {
             input_tokens: call.input_tokens.unsigned_abs(),
-            output_tokens: estimate_tokens(kept),
+            output_tokens: estimate_tokens(kept).max(call.output_tokens.unsigned_abs()),
             cached_input_tokens: 0,
             reported: false,
         };

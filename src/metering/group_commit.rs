@@ -4,10 +4,12 @@
 //! meanwhile makes the next batch. The busier the database, the larger the batches.
 //!
 //! A row that **begins** something is written or refused: who waits for it is told. A row that **settles** something is
-//! kept and tried again while the database is away. Knows nothing of what the rows say.
+//! kept and tried again while the database is away. What is **noted** in between is written behind them if that goes well,
+//! and is no loss otherwise: of several notes of one thing the last one counts. Knows nothing of what the rows say.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -37,9 +39,15 @@ pub(super) trait Sink: Send + Sync + 'static {
     type Row: Send + Sync + 'static;
     /// What whoever begins something holds from then on. Dropping it must be as good as settling it.
     type Begun: Send + 'static;
+    /// What a row is about.
+    type Key: Eq + Hash + Send + 'static;
 
-    /// Writes all of them in one transaction, or none. Rows that settle something may have been written before.
+    /// Writes all of them in one transaction, or none; there may be none. Rows that settle something may have been written
+    /// before.
     fn write(&self, rows: &[Entry<Self>]) -> impl Future<Output = Result<(), WriteError>> + Send;
+
+    /// Writes notes, or does not. One of something that was settled before changes nothing.
+    fn note(&self, rows: Vec<Self::Row>) -> impl Future<Output = ()> + Send;
 
     /// A row was written that begins something.
     fn begun(&self, row: Self::Row) -> Self::Begun;
@@ -110,13 +118,14 @@ struct Shared<S: Sink> {
 
 struct State<S: Sink> {
     waiting: VecDeque<Entry<S>>,
+    notes: HashMap<S::Key, S::Row>,
     /// Whether a task is at work, which takes whatever waits.
     writing: bool,
 }
 
 impl<S: Sink> GroupCommit<S> {
     pub(super) fn new(sink: S, tenant: TenantId, tasks: TaskTracker) -> Self {
-        let state = Mutex::new(State { waiting: VecDeque::new(), writing: false });
+        let state = Mutex::new(State { waiting: VecDeque::new(), notes: HashMap::new(), writing: false });
         Self { shared: Arc::new(Shared { sink, tenant, tasks, state, wake: Notify::new() }) }
     }
 
@@ -148,6 +157,19 @@ impl<S: Sink> GroupCommit<S> {
         self.push_all([settled, Entry::new(begun, Waiter::Begin(sender))]);
         self.shared.wake.notify_one();
         receiver
+    }
+
+    /// Notes something about what was begun, sooner or later. Nobody hears what becomes of it.
+    pub(super) fn note(&self, key: S::Key, row: S::Row) {
+        let Ok(handle) = Handle::try_current() else { return };
+        let idle = {
+            let mut state = self.shared.lock();
+            state.notes.insert(key, row);
+            !std::mem::replace(&mut state.writing, true)
+        };
+        if idle {
+            self.shared.tasks.spawn_on(Arc::clone(&self.shared).write_all(), &handle);
+        }
     }
 
     fn push(&self, entry: Entry<S>) {
@@ -199,18 +221,19 @@ impl<S: Sink> Shared<S> {
         let mut failures = 0;
         loop {
             let mut batch = std::mem::take(&mut held);
-            {
+            let notes = {
                 let mut state = self.lock();
                 let count = BATCH.saturating_sub(batch.len()).min(state.waiting.len());
                 batch.extend(state.waiting.drain(..count));
-                if batch.is_empty() {
+                if batch.is_empty() && state.notes.is_empty() {
                     // Under the same lock: whoever pushes from now on finds nobody at work.
                     state.writing = false;
                     drop(state);
                     std::mem::forget(working);
                     return;
                 }
-            }
+                std::mem::take(&mut state.notes)
+            };
             let rows = batch.len();
             match self.sink.write(&batch).await {
                 Ok(()) => batch.into_iter().for_each(|entry| self.written(entry)),
@@ -238,6 +261,9 @@ impl<S: Sink> Shared<S> {
             }
             if held.is_empty() {
                 failures = 0;
+                if !notes.is_empty() {
+                    self.sink.note(notes.into_values().collect()).await;
+                }
                 continue;
             }
             let wait = WAITS.get(failures).or(WAITS.last()).copied().unwrap_or_default();
@@ -347,8 +373,17 @@ mod tests {
     impl Sink for Paced {
         type Row = i32;
         type Begun = i32;
+        type Key = i32;
+
+        async fn note(&self, mut rows: Vec<i32>) {
+            rows.sort_unstable();
+            self.fake.batches.lock().unwrap().push(rows.into_iter().map(|row| row + 1_000_000).collect());
+        }
 
         async fn write(&self, rows: &[Entry<Self>]) -> Result<(), WriteError> {
+            if rows.is_empty() {
+                return Ok(());
+            }
             self.permits.acquire().await.unwrap().forget();
             if one_less(&self.fake.away) {
                 return Err(WriteError::Away(away()));
@@ -454,6 +489,34 @@ mod tests {
         }
         assert_eq!(results, [Some(1), None, Some(2)]);
         assert_eq!(*fake.batches.lock().unwrap(), [[1], [2]]);
+    }
+
+    #[tokio::test]
+    async fn notes_come_behind_what_begins_and_ends_and_only_the_last_of_each() {
+        let (group, fake, permits) = paced();
+        let begun = group.begin(1);
+        while group.waiting() > 0 {
+            tokio::task::yield_now().await;
+        }
+        for (key, note) in [(1, 10), (2, 20), (1, 11)] {
+            group.note(key, note);
+        }
+        let settled = group.settle(2);
+        permits.add_permits(100);
+        begun.await.unwrap().unwrap();
+        settled.await.unwrap();
+        idle(&group).await;
+        assert_eq!(*fake.batches.lock().unwrap(), [vec![1], vec![2], vec![1_000_011, 1_000_020]]);
+        // Nothing else has to come for one to be written; and while the database is away it is not tried again.
+        group.note(3, 30);
+        idle(&group).await;
+        assert_eq!(fake.batches.lock().unwrap().pop().unwrap(), [1_000_030]);
+        fake.away.store(1, Ordering::SeqCst);
+        let settled = group.settle(4);
+        group.note(4, 40);
+        assert!(settled.await.is_err());
+        idle(&group).await;
+        assert_eq!(fake.batches.lock().unwrap().pop().unwrap(), [4]);
     }
 
     #[tokio::test]

@@ -20,10 +20,14 @@ use super::{CallStart, CallState, Outcome, estimate_tokens, tenant_store};
 use crate::clock::SharedClock;
 use crate::ids::{ModelCallId, TenantId};
 use crate::providers::Usage;
+use crate::telemetry::causes;
 use crate::tenant_db::{TenantDb, TenantDbError, is_statement_at_fault};
 
 /// How long one write may take. A statement that needs one round trip and takes this long will not come back.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often it is noted at most how much a call has delivered.
+const NOTED: Duration = Duration::from_secs(1);
 
 /// Why a call ends that nobody said anything about.
 const LEFT: &str = "caller_left";
@@ -61,6 +65,8 @@ pub struct OpenCall {
     asked: bool,
     first_token: Option<Duration>,
     characters: usize,
+    /// How long it had been going on when it was last noted how much it had delivered.
+    noted: Duration,
 }
 
 /// What does not change about a call.
@@ -189,7 +195,7 @@ impl Ledger {
     /// If the tenant's database does not take it.
     pub async fn begin(&self, db: &TenantDb, start: CallStart) -> Result<OpenCall, TenantDbError> {
         let call = self.call(db, start);
-        let receiver = call.queue.begin(Row { call: Arc::clone(&call), end: None });
+        let receiver = call.queue.begin(Row::begins(&call));
         begun(receiver).await
     }
 
@@ -205,16 +211,16 @@ impl Ledger {
     ) -> Result<OpenCall, TenantDbError> {
         let mut ended = open.end(outcome);
         ended.stored = true;
-        let settled = Row { call: Arc::clone(&ended.call), end: Some(ended.end.clone()) };
+        let settled = Row::ends(&ended.call, ended.end.clone());
         let next = self.call(&ended.call.db, start);
-        let receiver = next.queue.settle_and_begin(settled, Row { call: Arc::clone(&next), end: None });
+        let receiver = next.queue.settle_and_begin(settled, Row::begins(&next));
         begun(receiver).await
     }
 
     /// A call whose row somebody else writes, in a statement of their own: [`OpenCall::note_written`] says that it is
     /// there.
     pub fn open(&self, db: &TenantDb, start: CallStart) -> OpenCall {
-        OpenCall { call: self.call(db, start), written: false, asked: false, first_token: None, characters: 0 }
+        OpenCall::new(self.call(db, start), false)
     }
 
     fn call(&self, db: &TenantDb, start: CallStart) -> Arc<Call> {
@@ -252,6 +258,10 @@ impl fmt::Debug for OpenCall {
 }
 
 impl OpenCall {
+    fn new(call: Arc<Call>, written: bool) -> Self {
+        Self { call, written, asked: false, first_token: None, characters: 0, noted: Duration::ZERO }
+    }
+
     /// Its id.
     pub fn id(&self) -> ModelCallId {
         self.call.id
@@ -292,12 +302,17 @@ impl OpenCall {
         self.asked = true;
     }
 
-    /// Something was delivered, of so many characters.
+    /// Something was delivered, of so many characters. How much it is by now is noted in its row now and then, in case this
+    /// server dies; of an answer in a conversation there is more than that, for it is written down itself.
     pub fn delivered(&mut self, characters: usize) {
-        if self.first_token.is_none() {
-            self.first_token = Some(self.call.started.elapsed());
-        }
+        let elapsed = self.call.started.elapsed();
+        self.first_token.get_or_insert(elapsed);
         self.characters = self.characters.saturating_add(characters);
+        if elapsed.saturating_sub(self.noted) >= NOTED && self.written && self.call.start.message_id.is_none() {
+            self.noted = elapsed;
+            let delivered = Some(integer(estimate_tokens(self.characters)));
+            self.call.queue.note(self.call.id, Row { delivered, ..Row::begins(&self.call) });
+        }
     }
 
     /// Ends it, for somebody who stores its end together with something else.
@@ -333,7 +348,7 @@ impl Drop for OpenCall {
     fn drop(&mut self) {
         if self.written {
             let end = self.ending(&Outcome::ended(CallState::Cancelled, LEFT));
-            drop(self.call.queue.settle(Row { call: Arc::clone(&self.call), end: Some(end) }));
+            drop(self.call.queue.settle(Row::ends(&self.call, end)));
         }
     }
 }
@@ -367,7 +382,7 @@ impl EndedCall {
     }
 
     fn write(&self) -> Settling {
-        Settling(self.call.queue.settle(Row { call: Arc::clone(&self.call), end: Some(self.end.clone()) }))
+        Settling(self.call.queue.settle(Row::ends(&self.call, self.end.clone())))
     }
 }
 
@@ -411,6 +426,18 @@ fn milliseconds(duration: Duration) -> i32 {
 pub(super) struct Row {
     pub(super) call: Arc<Call>,
     pub(super) end: Option<End>,
+    /// Without an end, and if it was begun before: how many tokens it has delivered, as an estimate.
+    pub(super) delivered: Option<i64>,
+}
+
+impl Row {
+    fn begins(call: &Arc<Call>) -> Self {
+        Self { call: Arc::clone(call), end: None, delivered: None }
+    }
+
+    fn ends(call: &Arc<Call>, end: End) -> Self {
+        Self { call: Arc::clone(call), end: Some(end), delivered: None }
+    }
 }
 
 /// The ledger's table.
@@ -419,6 +446,7 @@ pub(super) struct Book;
 impl Sink for Book {
     type Row = Row;
     type Begun = OpenCall;
+    type Key = ModelCallId;
 
     async fn write(&self, rows: &[Entry<Self>]) -> Result<(), WriteError> {
         // All are of one tenant; the last one's record is the newest.
@@ -436,8 +464,18 @@ impl Sink for Book {
         }
     }
 
+    async fn note(&self, rows: Vec<Row>) {
+        let Some(last) = rows.last() else { return };
+        let Ok(client) = last.call.db.client().await else { return };
+        match timeout(WRITE_TIMEOUT, tenant_store::write(&client, rows.iter())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(causes = causes(&error), "note what calls have delivered"),
+            Err(_) => client.discard(),
+        }
+    }
+
     fn begun(&self, row: Row) -> OpenCall {
-        OpenCall { call: row.call, written: true, asked: false, first_token: None, characters: 0 }
+        OpenCall::new(row.call, true)
     }
 
     fn not_begun(&self, row: Row) -> Row {
@@ -451,7 +489,7 @@ impl Sink for Book {
             latency_ms: milliseconds(row.call.started.elapsed()),
             settled_at: row.call.ledger.clock.now(),
         };
-        Row { call: row.call, end: Some(end) }
+        Row { end: Some(end), ..row }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::tenant_db::{Client, GenericClient as _, Transaction};
 
 /// Begins and settles any number of calls: a row that is there is settled, and one that is not is written as it is. So
 /// it may be repeated when nobody knows whether it was carried out, and the last word is that of whoever makes the call.
+/// What a call has delivered so far is noted as long as it is open.
 /// An upsert finds its rows by the primary key whatever the planner thinks of the table's size.
 const WRITE: &str = "\
     INSERT INTO model_calls AS c (id, server_id, kind, user_id, api_key_id, message_id, provider, configuration, model,
@@ -31,12 +32,12 @@ const WRITE: &str = "\
         output_tokens = EXCLUDED.output_tokens, cached_input_tokens = EXCLUDED.cached_input_tokens,
         usage_reported = EXCLUDED.usage_reported, cost_micros = EXCLUDED.cost_micros, currency = EXCLUDED.currency,
         first_token_ms = EXCLUDED.first_token_ms, latency_ms = EXCLUDED.latency_ms, settled_at = EXCLUDED.settled_at
-    WHERE EXCLUDED.state <> 'started'";
+    WHERE EXCLUDED.state <> 'started' OR (c.state = 'started' AND EXCLUDED.output_tokens IS NOT NULL)";
 
 /// Calls that may be nobody's any more: those of the server that asks, which knows better; those of servers that are not
 /// among the others that run, if that is known; and those that have taken longer than any call may.
 const ABANDONED: &str = "\
-    SELECT id, server_id, message_id, provider, upstream_model, input_tokens, started_at
+    SELECT id, server_id, message_id, provider, upstream_model, input_tokens, output_tokens, started_at
     FROM model_calls
     WHERE state = 'started' AND started_at < $1
         AND (server_id = $2 OR ($3 AND server_id <> ALL ($4)) OR started_at < $5)
@@ -109,7 +110,10 @@ pub(super) async fn write<'a>(
         Some(end) => end.input_tokens(),
         None => Some(row.call.estimated_input()),
     });
-    let outputs = column!(row => row.end.as_ref().and_then(|end| end.output_tokens()));
+    let outputs = column!(row => match &row.end {
+        Some(end) => end.output_tokens(),
+        None => row.delivered,
+    });
     let cached = column!(row => row.end.as_ref().and_then(|end| end.cached_input_tokens()));
     let reported = column!(row => row.end.as_ref().and_then(|end| end.usage_reported()));
     let costs = column!(row => row.end.as_ref().and_then(|end| end.cost_micros));
@@ -167,6 +171,7 @@ pub(super) async fn abandoned(transaction: &Transaction<'_>, search: &Search<'_>
                 provider: row.try_get("provider")?,
                 upstream_model: row.try_get("upstream_model")?,
                 input_tokens: row.try_get::<_, Option<i64>>("input_tokens")?.unwrap_or_default(),
+                output_tokens: row.try_get::<_, Option<i64>>("output_tokens")?.unwrap_or_default(),
                 started_at: row.try_get("started_at")?,
             })
         })

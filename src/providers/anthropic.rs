@@ -39,13 +39,17 @@ impl Anthropic {
 
     async fn start(&self, request: &ChatRequest) -> Result<ChatStream, ProviderError> {
         let target = self.target.as_ref().map_err(|&unusable| ProviderError::from(unusable))?;
-        let mut quirk = self.quirks.of(&request.model);
+        let known = self.quirks.of(&request.model);
+        let mut quirk = known;
         loop {
             let body = request::body(request, quirk)?;
             let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
             match self.client.post(&target.url, &target.headers, Bytes::from(body)).await {
-                Ok(response) => return stream::events(&self.client, response, Messages::default()).await,
-                Err(error) => quirk = self.quirks.learn(&request.model, quirk, &error).ok_or(error)?,
+                Ok(response) => {
+                    self.quirks.prove(request, known, quirk);
+                    return stream::events(&self.client, response, Messages::default()).await;
+                }
+                Err(error) => quirk = quirk.after(&error).ok_or(error)?,
             }
         }
     }

@@ -28,6 +28,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// From sending a call to its response headers, for each attempt, connecting included.
     pub first_byte: Duration,
+    /// The same for an answer that comes in one piece: its headers come with it, once all of it is there.
+    pub whole_answer: Duration,
     /// Between two events of an answer. Comments do not count: a server can send those for ever.
     pub between_tokens: Duration,
 }
@@ -38,6 +40,8 @@ impl Default for Timeouts {
             connect: Duration::from_secs(5),
             // Models that think say nothing for a minute or two, and some servers begin to answer only then.
             first_byte: Duration::from_secs(180),
+            // As long as the clients of OpenAI's API wait.
+            whole_answer: Duration::from_secs(600),
             between_tokens: Duration::from_secs(180),
         }
     }
@@ -137,9 +141,32 @@ impl ProviderClient {
     /// # Errors
     /// The kind of the last attempt's failure.
     pub(super) async fn post(&self, url: &Url, headers: &HeaderMap, body: Bytes) -> Result<Response, ProviderError> {
+        self.post_within(self.timeouts.first_byte, url, headers, body).await
+    }
+
+    /// The same for an answer that comes in one piece.
+    ///
+    /// # Errors
+    /// The same.
+    pub(super) async fn post_for_whole(
+        &self,
+        url: &Url,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Response, ProviderError> {
+        self.post_within(self.timeouts.whole_answer, url, headers, body).await
+    }
+
+    async fn post_within(
+        &self,
+        limit: Duration,
+        url: &Url,
+        headers: &HeaderMap,
+        body: Bytes,
+    ) -> Result<Response, ProviderError> {
         let mut attempt = 0;
         loop {
-            let failure = match self.attempt(url, headers, body.clone()).await {
+            let failure = match self.attempt(limit, url, headers, body.clone()).await {
                 Ok(response) => return Ok(response),
                 Err(failure) => failure,
             };
@@ -155,11 +182,11 @@ impl ProviderClient {
         }
     }
 
-    async fn attempt(&self, url: &Url, headers: &HeaderMap, body: Bytes) -> Result<Response, Failure> {
+    async fn attempt(&self, limit: Duration, url: &Url, headers: &HeaderMap, body: Bytes) -> Result<Response, Failure> {
         let mut request = Request::new(Method::POST, url.clone());
         *request.headers_mut() = headers.clone();
         *request.body_mut() = Some(body.into());
-        let response = match tokio::time::timeout(self.timeouts.first_byte, self.http.execute(request)).await {
+        let response = match tokio::time::timeout(limit, self.http.execute(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return Err(Failure::transport(error)),
             Err(elapsed) => return Err(Failure { error: ProviderError::Timeout(elapsed.into()), again: None }),

@@ -54,6 +54,10 @@ impl ModelProvider for Gemini {
         Box::pin(async move { self.start(&request).await })
     }
 
+    fn most_texts(&self, _model: &str) -> usize {
+        embeddings::MOST_TEXTS
+    }
+
     fn embed(&self, request: EmbeddingRequest) -> BoxFuture<'_, Result<Embeddings, ProviderError>> {
         Box::pin(async move { embeddings::embed(&self.client, self.target()?, &request).await })
     }

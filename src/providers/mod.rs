@@ -18,6 +18,7 @@ mod quirks;
 mod request;
 mod spec;
 mod stream;
+mod vectors;
 mod vertex;
 
 use std::time::{Duration, Instant};
@@ -45,7 +46,13 @@ pub trait ModelProvider: Send + Sync {
     /// Any [`ProviderError`] but `Interrupted`, which needs delivered text.
     fn chat(&self, request: ChatRequest) -> BoxFuture<'_, Result<ChatStream, ProviderError>>;
 
-    /// Turns texts into vectors.
+    /// How many texts of a model one call turns into vectors, at most. Who has more makes several calls.
+    fn most_texts(&self, model: &str) -> usize {
+        let _ = model;
+        usize::MAX
+    }
+
+    /// Turns texts into vectors, in one call: no more than [`Self::most_texts`].
     ///
     /// # Errors
     /// [`ProviderError::Unsupported`] where the provider has no such models, and whatever a call reports.

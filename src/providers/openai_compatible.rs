@@ -60,13 +60,22 @@ impl OpenAiCompatible {
     async fn start(&self, request: &ChatRequest) -> Result<ChatStream, ProviderError> {
         let target = self.target()?;
         let url = target.chat(&request.model)?;
-        let mut quirk = self.quirks.of(&request.model);
+        let known = self.quirks.of(&request.model);
+        let mut quirk = known;
         loop {
             let body = WireRequest::new(request, target.completion_limit, quirk)?;
             let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
-            match self.client.post(&url, &target.headers, Bytes::from(body)).await {
-                Ok(response) => return stream::events(&self.client, response, ChatCompletion).await,
-                Err(error) => quirk = self.quirks.learn(&request.model, quirk, &error).ok_or(error)?,
+            let body = Bytes::from(body);
+            let answered = match request.whole {
+                true => self.client.post_for_whole(&url, &target.headers, body).await,
+                false => self.client.post(&url, &target.headers, body).await,
+            };
+            match answered {
+                Ok(response) => {
+                    self.quirks.prove(request, known, quirk);
+                    return stream::events(&self.client, response, ChatCompletion).await;
+                }
+                Err(error) => quirk = quirk.after(&error).ok_or(error)?,
             }
         }
     }

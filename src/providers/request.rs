@@ -24,6 +24,9 @@ pub struct ChatRequest {
     pub max_tokens: Option<u32>,
     /// Texts at which the answer ends.
     pub stop: Vec<String>,
+    /// Whether nobody hears the answer before it is whole. Providers that can are then asked for it in one piece, which
+    /// costs both sides a fraction of a stream; it is told as a stream all the same, of few events.
+    pub whole: bool,
     /// The form of the answer; free text if `None`.
     pub response_format: Option<ResponseFormat>,
     /// Further parameters of OpenAI's API, for providers that speak it. Others do not get them.

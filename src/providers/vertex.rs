@@ -114,6 +114,10 @@ impl ModelProvider for Vertex {
         Box::pin(async move { self.start(&request).await })
     }
 
+    fn most_texts(&self, model: &str) -> usize {
+        embeddings::most_texts(model)
+    }
+
     fn embed(&self, request: EmbeddingRequest) -> BoxFuture<'_, Result<Embeddings, ProviderError>> {
         Box::pin(async move { embeddings::embed(self, self.target()?, &request).await })
     }

@@ -19,6 +19,7 @@ mod schema;
 mod server;
 mod shares;
 mod store;
+mod uses;
 
 use std::time::Duration;
 

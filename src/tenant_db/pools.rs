@@ -14,6 +14,7 @@ use super::connection::OpenError;
 use super::pool::{Attempt, Credential, TenantPool, View};
 use super::server::{DatabaseServer, Lease, Outcome, Permit, Refusal, Server};
 use super::shares::Shares;
+use super::uses::Uses;
 use super::{Directory, TenantDbError, TenantRecord};
 use crate::ids::TenantId;
 use crate::telemetry::causes;
@@ -48,6 +49,7 @@ pub struct PoolSettings {
 /// The connections of all tenants.
 pub struct TenantDatabases {
     common: Arc<Common>,
+    uses: Uses,
 }
 
 /// What all tenants' pools have in common.
@@ -83,8 +85,8 @@ impl std::fmt::Debug for TenantDb {
 impl TenantDatabases {
     /// No connections yet. `shares` says how many of the budget are this server's.
     pub fn new(settings: PoolSettings, directory: Arc<Directory>, shares: Shares) -> Self {
-        let (pools, servers) = (DashMap::new(), DashMap::new());
-        Self { common: Arc::new(Common { settings, directory, pools, servers, shares }) }
+        let (pools, servers, uses) = (DashMap::new(), DashMap::new(), Uses::new(shares.pool().clone()));
+        Self { uses, common: Arc::new(Common { settings, directory, pools, servers, shares }) }
     }
 
     /// The database of a tenant whose credential was verified. Opens no connection. Of several calls at once, one
@@ -147,6 +149,10 @@ impl TenantDatabases {
 
     pub(super) fn common(&self) -> &Arc<Common> {
         &self.common
+    }
+
+    pub(super) fn uses(&self) -> &Uses {
+        &self.uses
     }
 }
 

@@ -1,5 +1,8 @@
-//! SQL that reads a tenant's record from the platform database.
+//! SQL of the platform's database: a tenant's record, and which tenants are used.
 
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use sqlx::types::Json;
 use uuid::Uuid;
@@ -103,4 +106,57 @@ pub(super) async fn gone(pool: &PgPool, known: &[Uuid]) -> Result<Vec<Uuid>, sql
     sqlx::query_scalar!("SELECT id FROM chat_instances WHERE id = ANY ($1) AND state = 'deleted'", known)
         .fetch_all(pool)
         .await
+}
+
+/// Notes that tenants are used. In one order, so that servers that do so at once do not wait for each other in a circle.
+pub(super) async fn note_uses(pool: &PgPool, tenants: &[Uuid]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "INSERT INTO tenant_uses (tenant_id, used_at)
+         SELECT id, now() FROM chat_instances WHERE id = ANY ($1) AND state <> 'deleted' ORDER BY id
+         ON CONFLICT (tenant_id) DO UPDATE SET used_at = EXCLUDED.used_at",
+        tenants
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+/// Tenants in service behind one that were not swept long enough after their last use, or not for too long, with the
+/// time.
+pub(super) async fn to_sweep(
+    pool: &PgPool,
+    after: Option<Uuid>,
+    limit: i64,
+    after_use: Duration,
+    anyway: Duration,
+) -> Result<Vec<(Uuid, DateTime<Utc>)>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"SELECT t.id, now() AS "now!" FROM chat_instances t LEFT JOIN tenant_uses u ON u.tenant_id = t.id
+         WHERE t.state = 'active' AND ($1::uuid IS NULL OR t.id > $1)
+           AND (u.swept_at IS NULL OR u.swept_at < u.used_at + make_interval(secs => $3)
+                OR u.swept_at < now() - make_interval(secs => $4))
+         ORDER BY t.id LIMIT $2"#,
+        after,
+        limit,
+        after_use.as_secs_f64(),
+        anyway.as_secs_f64()
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.id, row.now)).collect())
+}
+
+/// Notes when tenants were swept.
+pub(super) async fn note_swept(pool: &PgPool, tenants: &[Uuid], times: &[DateTime<Utc>]) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "INSERT INTO tenant_uses AS u (tenant_id, swept_at)
+         SELECT t.id, s.swept_at FROM unnest($1::uuid[], $2::timestamptz[]) s (id, swept_at)
+         JOIN chat_instances t ON t.id = s.id WHERE t.state <> 'deleted' ORDER BY t.id
+         ON CONFLICT (tenant_id) DO UPDATE SET swept_at = GREATEST(u.swept_at, EXCLUDED.swept_at)",
+        tenants,
+        times
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
 }

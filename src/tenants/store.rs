@@ -287,6 +287,7 @@ pub(super) async fn delete_credentials(pool: &PgPool, id: TenantId) -> Result<()
     sqlx::query!(
         "WITH keys AS (DELETE FROM signing_keys WHERE tenant_id = $1),
               api_keys AS (DELETE FROM api_key_hashes WHERE tenant_id = $1),
+              uses AS (DELETE FROM tenant_uses WHERE tenant_id = $1),
               databases AS (DELETE FROM tenant_databases WHERE tenant_id = $1)
          DELETE FROM wrapped_keys WHERE tenant_id = $1",
         id.as_uuid()

@@ -82,7 +82,7 @@ impl Templates {
             &mut settings.degraded_message,
             &mut settings.branding.assistant_name,
         ];
-        for text in texts {
+        for text in texts.into_iter().chain(&mut settings.branding.suggestions) {
             *text = text.replace("{{client_name}}", client_name);
         }
         Some(settings)

@@ -529,3 +529,59 @@ async fn a_tenants_functions_never_run_as_the_administrator() {
     let called = called_by(&platform.tenant_database(&ours.slug).await).await;
     assert!(called.iter().all(|call| call.contains(" as fh_trap")), "{called:?}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn api_keys_of_a_backup_are_refused_once_it_is_restored() {
+    let platform = Platform::start().await;
+    let second = Options { database: Some(platform.database.clone()), ..Options::default() };
+    let second = Platform::start_with(second).await;
+    let tenant = platform.tenant("keys-restored").await;
+    let new_key = async |access: &str, name: &str| {
+        let made = platform.post("/api/v1/api-keys", access, json!({ "name": name })).await.expect(StatusCode::CREATED);
+        made["token"].as_str().unwrap().to_owned()
+    };
+    let (kept, revoked) = (new_key(&tenant.admin.access, "kept").await, new_key(&tenant.admin.access, "revoked").await);
+    // Both servers know both.
+    for server in [&platform, &second] {
+        for key in [&kept, &revoked] {
+            server.get("/v1/models", key).await.expect(StatusCode::OK);
+        }
+    }
+    let backup = back_up(&platform, &tenant.slug, json!({ "key": KEY })).await;
+    // Revoked since: in the backup it is in force.
+    let keys = platform.get("/api/v1/api-keys", &tenant.admin.access).await.expect(StatusCode::OK);
+    let listed = keys["items"].as_array().unwrap().iter().find(|key| key["name"] == "revoked").unwrap().clone();
+    let path = format!("/api/v1/api-keys/{}", listed["id"].as_str().unwrap());
+    platform.send(Method::DELETE, &path, &tenant.admin.access, None).await.expect_success();
+    let refused = async |what: &str| {
+        for server in [&platform, &second] {
+            for (name, key) in [("kept", &kept), ("revoked", &revoked)] {
+                let mut left = 100;
+                while server.get("/v1/models", key).await.status != StatusCode::UNAUTHORIZED {
+                    left -= 1;
+                    assert!(left > 0, "{name} works, {what}");
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                }
+            }
+        }
+    };
+    for (what, body) in [
+        ("in the place of the tenant's database", json!({ "key": KEY, "replace": tenant.slug })),
+        ("after it was deleted", json!({ "key": KEY })),
+    ] {
+        if body.get("replace").is_none() {
+            purge(&platform, &tenant.slug).await;
+        }
+        let operation = restore(&platform, &backup, body).await;
+        assert_eq!(operation["state"], "succeeded", "{operation}");
+        refused(what).await;
+        // They are listed as what they are, and a new one works.
+        let admin = platform.login(&tenant.slug, &format!("admin@{}.example", tenant.slug)).await;
+        let keys = platform.get("/api/v1/api-keys", &admin.access).await.expect(StatusCode::OK);
+        let old = |key: &&Value| key["name"] == "kept" || key["name"] == "revoked";
+        let keys: Vec<_> = keys["items"].as_array().unwrap().iter().filter(old).cloned().collect();
+        assert!(keys.len() == 2 && keys.iter().all(|key| key["revoked_at"].is_string()), "{keys:?}");
+        let new = new_key(&admin.access, "new").await;
+        second.get("/v1/models", &new).await.expect(StatusCode::OK);
+    }
+}

@@ -13,6 +13,7 @@
 //! | `cut` | drops the connection midway |
 //! | `truncated` | ends the stream midway as if all were well |
 //! | `stall` | stops midway and says nothing more |
+//! | `flood` | 7 MiB, and then nothing more |
 //! | `hang` | never answers |
 //! | `midway-error` | an error object midway |
 //! | `no-done` | ends without `[DONE]` |
@@ -331,6 +332,9 @@ async fn behave(asked: &Asked, presence: &Presence) -> Answer {
         "cut" => fixed().half().answer_with(Duration::ZERO, Ending::Cut),
         "stall" => fixed().half().answer_with(Duration::ZERO, Ending::Stall),
         "truncated" => fixed().half().answer(),
+        // More than any buffer on the way takes, and then nothing.
+        "flood" => Words { words: vec!["x".repeat(64 * 1024); 112], broken: true, ..fixed() }
+            .answer_with(Duration::ZERO, Ending::Stall),
         "hang" => std::future::pending().await,
         "midway-error" => {
             let mut words = fixed().half();

@@ -18,6 +18,7 @@ const PUBLIC: &[(&str, &str)] = &[
     ("post", "/platform/v1/sessions"),
     ("post", "/api/v1/auth/accept-invite"),
     ("post", "/api/v1/auth/login"),
+    ("post", "/api/v1/auth/visitor"),
     ("post", "/api/v1/auth/refresh"),
     ("post", "/api/v1/auth/logout"),
 ];
@@ -32,6 +33,7 @@ const FOR_USERS: &[&str] = &[
     "/api/v1/sessions",
     "/api/v1/sessions/{id}",
     "/api/v1/sessions/{id}/messages",
+    "/api/v1/messages/{message_id}/feedback",
 ];
 
 struct Route {
@@ -79,6 +81,7 @@ fn body(route: &Route) -> Option<Value> {
             json!({ "email": format!("{}@x.example", Uuid::new_v4()), "password": PASSWORD, "role": "user" })
         }
         ("POST", "/api/v1/api-keys") => json!({ "name": "of the attacker's" }),
+        ("PUT", "/api/v1/messages/{message_id}/feedback") => json!({ "rating": "up" }),
         ("POST", "/api/v1/chat") => json!({ "message": "hello" }),
         ("POST", "/v1/chat/completions") => {
             json!({ "model": "echo", "messages": [{ "role": "user", "content": "hello" }] })

@@ -512,3 +512,31 @@ async fn embeddings_have_rows_and_fall_back_too() {
     assert_eq!(seen, [("embedding", "main", "failed"), ("embedding", "azure", "succeeded")]);
     assert_eq!(rows[1].tokens, (Some(i64::try_from(usage.input_tokens).unwrap()), Some(0), Some(true)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_texts_than_a_provider_takes_at_once_are_a_row_for_each_call() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("embeds-many").await;
+    let (db, ledger) = (platform.tenant_db(&tenant).await, platform.ledger(&tenant).await);
+    let fake = FakeProviders::start().await;
+    // The first key's server has no embeddings at all; the second takes fifty at once.
+    platform.put_model(&tenant, "main", "vectors", "instant", json!({})).await;
+    let vertex = json!({ "provider": "vertex", "base_url": fake.url("/v1/projects/acme/locations/europe-west4"),
+                         "api_key": fake.service_account(3600) });
+    platform.put_model(&tenant, "vertex", "vectors", "text-embedding-005", vertex).await;
+    let input: Vec<String> = (0..130).map(|n| "x".repeat(n % 7 + 1)).collect();
+    let expected: Vec<_> = input.iter().map(String::len).collect();
+    let context =
+        CallContext { db, user_id: None, api_key_id: None, kind: CallKind::Embedding, model: "vectors".to_owned() };
+    let request = EmbeddingRequest { input, ..EmbeddingRequest::default() };
+    let made = platform.state.chat.embed(context, request).await.unwrap();
+    let lengths: Vec<_> = made.embeddings.vectors.iter().map(|vector| vector[0] as usize).collect();
+    assert_eq!(lengths, expected);
+    // Two tokens a text.
+    assert_eq!(made.embeddings.usage.map(|usage| (usage.input_tokens, usage.reported)), Some((260, true)));
+    let rows = rows(&ledger).await;
+    let mut seen: Vec<_> = rows.iter().map(|row| (row.ai_key.as_str(), row.state.as_str(), row.tokens.0)).collect();
+    seen.sort_unstable();
+    let vertex = |tokens| ("vertex", "succeeded", Some(tokens));
+    assert_eq!(seen, [("main", "failed", None), vertex(60), vertex(100), vertex(100)]);
+}

@@ -6,8 +6,9 @@ use axum::routing::post;
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::harness::{Answer, Platform, Tenant, announce, connect, fake_model};
+use crate::harness::{Answer, Options, Platform, Tenant, announce, connect, fake_model};
 
 /// What the fake's `instant` says begins so.
 const BEGINNING: &str = "A freehold is held";
@@ -21,7 +22,10 @@ struct Caller {
 impl Caller {
     /// A tenant whose AI key offers these models of the fake, and an API key for it.
     async fn with(slug: &str, models: &[&str]) -> Self {
-        let platform = Platform::start().await;
+        Self::on(Platform::start().await, slug, models).await
+    }
+
+    async fn on(platform: Platform, slug: &str, models: &[&str]) -> Self {
         let tenant = platform.tenant(slug).await;
         let body = json!({
             "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
@@ -347,6 +351,39 @@ async fn an_answer_that_breaks_off_is_an_error_and_never_looks_whole() {
         calls.iter().all(|call| call["state"] != "succeeded" && call["output_tokens"].as_i64() > Some(0)),
         "{calls:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_stops_reading_ends_the_call() {
+    let settings = &[("FREEHOLD_CLIENT_STALL_SECONDS", "2")];
+    let platform = Platform::start_with(Options { settings, ..Options::default() }).await;
+    let caller = Caller::on(platform, "not-reading", &["flood"]).await;
+    let address = caller.platform.url.strip_prefix("http://").unwrap();
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = socket.connect(address.parse().unwrap()).await.unwrap();
+    let body = streamed("flood", false).to_string();
+    let request = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        caller.key,
+        body.len()
+    );
+    client.write_all(request.as_bytes()).await.unwrap();
+    // The beginning of it; the rest stays where it is, and the connection open.
+    assert!(client.read(&mut [0; 64]).await.unwrap() > 0);
+    let (fake, stopped) = (fake_model().await, Instant::now());
+    while fake.cancelled_with_key(&caller.tenant.key) == 0 {
+        assert!(stopped.elapsed() < Duration::from_secs(15), "the call goes on for nobody");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(stopped.elapsed() > Duration::from_secs(1), "it was given no time");
+    let mut left = 100;
+    while caller.calls().await[0]["state"] != "cancelled" {
+        left -= 1;
+        assert!(left > 0, "{:?}", caller.calls().await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use freehold::providers::{
-    self, ChatEvent, ChatMessage, ChatRequest, ChatRole, EmbeddingRequest, FinishReason, ModelProvider, ProviderClient,
-    ProviderClientOptions, ProviderError, ProviderKind, ProviderSpec, Retries, Timeouts, Tool, ToolCall, Usage,
+    self, ChatEvent, ChatMessage, ChatRequest, ChatRole, EmbeddingRequest, Embeddings, FinishReason, ModelProvider,
+    ProviderClient, ProviderClientOptions, ProviderError, ProviderKind, ProviderSpec, Retries, Timeouts, Tool,
+    ToolCall, Usage,
 };
 use futures::StreamExt;
 use reqwest::{Method, StatusCode};
@@ -35,6 +36,7 @@ fn client(allow_private_hosts: bool) -> ProviderClient {
         timeouts: Timeouts {
             connect: Duration::from_millis(500),
             first_byte: Duration::from_secs(2),
+            whole_answer: Duration::from_secs(2),
             between_tokens: Duration::from_millis(700),
         },
         retries: Retries { base_delay: Duration::from_millis(5), ..Retries::default() },
@@ -291,12 +293,20 @@ async fn a_service_account_gets_one_token_for_many_calls() {
 }
 
 #[tokio::test]
-async fn embeddings_come_in_order_whatever_the_batches() {
+async fn embeddings_come_in_the_order_of_their_texts() {
     let fake = FakeProviders::start().await;
     let input: Vec<String> = (0..230).map(|n| "x".repeat(n % 7 + 1)).collect();
     let embed = async |kind, model: &str, input: &[String]| {
-        let request = EmbeddingRequest { model: model.to_owned(), input: input.to_vec(), dimensions: Some(2) };
-        provider(&fake, kind).embed(request).await
+        let (provider, mut made) = (provider(&fake, kind), None::<Embeddings>);
+        for texts in input.chunks(provider.most_texts(model).min(input.len().max(1))) {
+            let request = EmbeddingRequest { model: model.to_owned(), input: texts.to_vec(), dimensions: Some(2) };
+            let more = provider.embed(request).await?;
+            match &mut made {
+                Some(made) => made.append(more)?,
+                None => made = Some(more),
+            }
+        }
+        Ok::<_, ProviderError>(made.unwrap_or_default())
     };
     for (kind, model, calls, counted) in [
         (ProviderKind::Gemini, "gemini-embedding-001", 3, None),

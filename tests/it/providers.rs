@@ -22,6 +22,7 @@ fn options() -> ProviderClientOptions {
         timeouts: Timeouts {
             connect: Duration::from_millis(500),
             first_byte: Duration::from_secs(1),
+            whole_answer: Duration::from_secs(1),
             between_tokens: Duration::from_millis(700),
         },
         retries: Retries { base_delay: Duration::from_millis(5), ..Retries::default() },

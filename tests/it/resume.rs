@@ -237,6 +237,66 @@ async fn what_a_server_wrote_down_before_it_died_is_told_by_another() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_follow_one_answer_cost_one_reader() {
+    let first = Platform::start().await;
+    let tenant = with_model(&first, "followers", "drip-250").await;
+    let second = second(&first).await;
+    let mut stream = first.asked(&tenant, json!({ "message": "hello", "stream": true })).await;
+    let started = stream.next().await.unwrap();
+    let message = data(&started)["message_id"].as_str().unwrap().to_owned();
+    let url = first.tenant_database("followers").await;
+    let name = url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
+    let cluster = connect(&harness::server().await.url("postgres")).await.unwrap();
+    let statements = async || {
+        // What a session has done, Postgres tells a moment later.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let sql = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = $1";
+        cluster.query_one(sql, &[&name]).await.unwrap().get::<_, i64>(0)
+    };
+    let before = statements().await;
+    let mut followers = Vec::new();
+    for _ in 0..20 {
+        let followed = second.resumed(&tenant, &message, None).await;
+        followers.push(tokio::spawn(followed.all()));
+    }
+    let mut whole = vec![started];
+    whole.extend(stream.all().await);
+    for follower in followers {
+        assert_eq!(follower.await.unwrap(), whole);
+    }
+    // Some seven seconds: a look every 0.3 s, and what the first server writes down every second.
+    let looked = statements().await - before;
+    harness::announce(&format!("resume: 20 followers of one answer cost {looked} transactions"));
+    assert!(looked < 120, "{looked}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_listens_too_often_gives_up_the_first_place() {
+    let first = Platform::start().await;
+    let tenant = with_model(&first, "places", "hang").await;
+    let second = second(&first).await;
+    let mut stream = first.asked(&tenant, json!({ "message": "hello", "stream": true })).await;
+    let message = data(&stream.next().await.unwrap())["message_id"].as_str().unwrap().to_owned();
+    for platform in [&first, &second] {
+        let mut listeners = Vec::new();
+        for _ in 0..33 {
+            let mut listener = platform.resumed(&tenant, &message, None).await;
+            listener.next().await.unwrap();
+            listeners.push(listener);
+        }
+        let ended = listeners.remove(0);
+        // Without a word: whoever wants the rest asks again.
+        assert!(ended.all().await.is_empty());
+        for mut listener in listeners {
+            let next = tokio::time::timeout(Duration::from_millis(5), listener.next()).await;
+            assert!(next.is_err(), "the others go on");
+        }
+    }
+    assert_eq!(first.stop(&tenant.user.access, &message).await, StatusCode::NO_CONTENT);
+    assert!(stream.all().await[0].contains("\"stopped\":true"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_is_stopped_at_its_own_server_and_at_another_one() {
     let first = Platform::start().await;
     let tenant = with_model(&first, "stopped", "drip-200").await;

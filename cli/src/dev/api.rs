@@ -46,6 +46,10 @@ impl Api {
         self.send(Method::PUT, path, Some(token), &[], Some(body)).await
     }
 
+    pub(crate) async fn patch(&self, path: &str, token: &str, body: &Value) -> Result<Answer> {
+        self.send(Method::PATCH, path, Some(token), &[], Some(body)).await
+    }
+
     async fn send(
         &self,
         method: Method,

@@ -109,6 +109,10 @@ impl<'a> SetUp<'a> {
         }
         if !tenant.ready {
             self.end_user(&tenant, &token).await?;
+            if tenant.welcomes_visitors() {
+                let body = json!({"visitors": {"enabled": true}});
+                self.api.patch("/api/v1/config", &token, &body).await?.success()?;
+            }
             tenant.ready = true;
             save(&tenant)?;
         }

@@ -19,11 +19,18 @@ pub(crate) fn guide(project: &Project, state: &DevState) -> String {
     );
     for tenant in &state.tenants {
         text.push_str(&format!(
-            "\n{} (client `{}`, template `{}`): admin {} / {}\n\
-             Chat as its user; paste this line:\n{}\n",
+            "\n{} (client `{}`, template `{}`)\n\
+             Chat in the browser   {}{}\n\
+             \x20                     {} / {}\n\
+             Its admin             {} / {}\n\
+             Chat in the terminal; paste this line:\n{}\n",
             tenant.name,
             tenant.slug,
             tenant.template,
+            tenant.page(url),
+            if tenant.welcomes_visitors() { "  (no account needed)" } else { "" },
+            tenant.user.email,
+            tenant.user.password,
             tenant.admin.email,
             tenant.admin.password,
             chat_line(url, tenant),

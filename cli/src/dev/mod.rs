@@ -7,6 +7,7 @@
 pub mod account;
 mod api;
 mod binaries;
+mod browser;
 mod demo;
 mod detached;
 mod files;
@@ -55,6 +56,10 @@ pub struct DevArgs {
     /// Do not ask before a reset.
     #[arg(long, requires = "reset")]
     yes: bool,
+    /// Open a demo client's chat page in the browser once it is up: of the first one, or of the one named.
+    #[arg(long, value_name = "CLIENT", num_args = 0..=1, default_missing_value = "",
+        conflicts_with_all = ["stop", "status", "reset"])]
+    open: Option<String>,
     /// The server's port [default: the last one, else 8080 or the next free one].
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Option<u16>,
@@ -76,10 +81,14 @@ pub async fn run(args: DevArgs, json: bool) -> Result<ExitCode> {
         return reset(&project, args.yes).await;
     }
     if args.detach {
-        return detached::start(&project, args.port, json).await;
+        let code = detached::start(&project, args.port, json).await?;
+        open_page(&project, args.open.as_deref())?;
+        return Ok(code);
     }
     let Some(_lock) = project.lock()? else {
-        return already_up(&project, json);
+        let code = already_up(&project, json)?;
+        open_page(&project, args.open.as_deref())?;
+        return Ok(code);
     };
     run_stack(&project, &args, json).await
 }
@@ -110,6 +119,7 @@ async fn run_stack(project: &Project, args: &DevArgs, json: bool) -> Result<Exit
                 detached::announce(project)?;
             } else {
                 print_ready(project, &state, json)?;
+                open_page(project, args.open.as_deref())?;
                 line("\nCtrl-C stops every process.");
             }
             tokio::select! {
@@ -139,6 +149,17 @@ fn print_ready(project: &Project, state: &DevState, json: bool) -> Result<()> {
         result_line(&serde_json::to_string(state).context("format as JSON")?);
     } else {
         result_line(&guide::guide(project, state));
+    }
+    Ok(())
+}
+
+/// Opens the chat page of a demo client: of the first one if the name is empty.
+fn open_page(project: &Project, client: Option<&str>) -> Result<()> {
+    let (Some(client), Some(state)) = (client, DevState::load(project)?) else { return Ok(()) };
+    let mut tenants = state.tenants.iter();
+    match tenants.find(|tenant| client.is_empty() || tenant.slug == client) {
+        Some(tenant) => browser::open(&tenant.page(&state.server_url)),
+        None => line(&format!("There is no demo client `{client}`.")),
     }
     Ok(())
 }

@@ -55,6 +55,16 @@ impl DemoTenant {
             ready: false,
         }
     }
+
+    /// Where its chat page is.
+    pub(crate) fn page(&self, server_url: &str) -> String {
+        format!("{server_url}/c/{}", self.slug)
+    }
+
+    /// Whether anybody may chat with it: a shop's customers have no accounts, a practice's patients do.
+    pub(crate) fn welcomes_visitors(&self) -> bool {
+        self.template == "retail"
+    }
 }
 
 /// The whole file.

@@ -4,13 +4,14 @@
 //! the model up. The text is that of the answer, which is needed anyway; of each delta only its end is kept.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
-use tokio_util::sync::DropGuard;
 
 use super::UNFINISHED;
+use super::listeners::{Followed, Place};
 use crate::api::tenant::Usage;
 use crate::ids::{ChatSessionId, MessageId};
 
@@ -138,6 +139,11 @@ impl EventLog {
         self.ended.notify_waiters();
     }
 
+    /// Whether nothing will come any more.
+    pub(super) fn has_ended(&self) -> bool {
+        self.state().end.is_some()
+    }
+
     /// How many deltas there are.
     pub(super) fn count(&self) -> u64 {
         self.state().count()
@@ -222,24 +228,37 @@ fn split<'a>(content: &'a str, lengths: Option<&[u8]>) -> impl Iterator<Item = &
 }
 
 /// Somebody who reads an answer's events. Dropping it does not stop the answer.
-#[derive(Debug)]
 pub struct Listener {
     log: Arc<EventLog>,
     /// The number of the event to read next.
     next: u64,
-    /// Ends whoever fills the log for this listener alone.
-    _filler: Option<DropGuard>,
+    /// Keeps whoever fills the log for those who listen here.
+    _followed: Option<Arc<Followed>>,
+    /// Whoever listens again may lose it to somebody who comes later.
+    place: Option<Place>,
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listener").field("message_id", &self.log.message_id).field("next", &self.next).finish()
+    }
 }
 
 impl Listener {
     /// Reads what comes behind event `after`; everything if `None`.
     pub(in crate::chat) fn new(log: Arc<EventLog>, after: Option<u64>) -> Self {
-        Self { log, next: after.map_or(0, |after| after.saturating_add(1)), _filler: None }
+        Self { log, next: after.map_or(0, |after| after.saturating_add(1)), _followed: None, place: None }
     }
 
-    /// The same on a log that somebody fills for it, until this is dropped.
-    pub(super) fn with_filler(log: Arc<EventLog>, after: Option<u64>, filler: DropGuard) -> Self {
-        Self { _filler: Some(filler), ..Self::new(log, after) }
+    /// The same on a log that somebody fills for those who listen here.
+    pub(super) fn following(followed: Arc<Followed>, after: Option<u64>) -> Self {
+        let log = Arc::clone(&followed.log);
+        Self { _followed: Some(followed), ..Self::new(log, after) }
+    }
+
+    /// The same with a place: when somebody else takes it, nothing comes any more, and whoever wants the rest asks again.
+    pub(super) fn at(self, place: Place) -> Self {
+        Self { place: Some(place), ..self }
     }
 
     /// The conversation.
@@ -254,6 +273,9 @@ impl Listener {
 
     /// Hands over the events that are there, with their numbers, and goes on behind them. Not all, if they are many.
     pub fn take(&mut self, mut event: impl FnMut(u64, AnswerEvent<'_>)) {
+        if self.place.as_ref().is_some_and(Place::is_taken) {
+            self.next = u64::MAX;
+        }
         if self.is_over() {
             return;
         }
@@ -294,8 +316,18 @@ impl Listener {
         self.next == u64::MAX
     }
 
-    /// Waits until there is something to take. May be given up at any time.
+    /// Waits until there is something to take, or nothing will come. May be given up at any time.
     pub async fn ready(&self) {
+        match &self.place {
+            None => self.news().await,
+            Some(place) => tokio::select! {
+                () = place.taken() => {}
+                () = self.news() => {}
+            },
+        }
+    }
+
+    async fn news(&self) {
         loop {
             // From here on no news is missed.
             let changed = pin!(self.log.changed.notified());

@@ -8,10 +8,11 @@
 //! | n + 2 | the mark of a stream that ended well |
 //!
 //! The server that makes an answer keeps its events in a log ([`event_log`]), which everybody here reads at their own
-//! pace, and writes them down every second ([`parts`]). Another server reads what was written down ([`replay`]). No
-//! connection is held between two looks at the database.
+//! pace, and writes them down every second ([`parts`]). Another server reads what was written down ([`replay`]), once for
+//! all who listen there ([`listeners`]). No connection is held between two looks at the database.
 
 pub(super) mod event_log;
+pub(super) mod listeners;
 pub(super) mod parts;
 mod replay;
 pub mod tenant_store;

@@ -41,27 +41,27 @@ impl Chat {
         message_id: MessageId,
         after: Option<u64>,
     ) -> Result<Listener, ChatError> {
-        match self.under_way.find(message_id, caller.db.record().id, caller.user_id) {
-            Found::Here { log, .. } => return Ok(Listener::new(log, after)),
+        let (tenant, user_id) = (caller.db.record().id, caller.user_id);
+        let place = || self.listeners.place(tenant, user_id);
+        match self.under_way.find(message_id, tenant, user_id) {
+            Found::Here { log, .. } => return Ok(Listener::new(log, after).at(place())),
             Found::Foreign => return Err(ChatError::AnswerNotFound),
             Found::Nowhere => {}
+        }
+        if let Some(followed) = self.listeners.followed(tenant, user_id, message_id) {
+            return Ok(Listener::following(followed, after).at(place()));
         }
         let answer = look(&caller.db, message_id, caller.user_id, 1).await?.ok_or(ChatError::AnswerNotFound)?;
         let log = EventLog::new(answer.session_id, message_id);
         if self.heard(&log, answer) {
-            return Ok(Listener::new(log, after));
+            return Ok(Listener::new(log, after).at(place()));
         }
-        let left = CancellationToken::new();
-        let filler = Filler {
-            chat: self.clone(),
-            db: caller.db.clone(),
-            message_id,
-            user_id: caller.user_id,
-            log: Arc::clone(&log),
-            left: left.clone(),
-        };
-        self.tasks.spawn(filler.run().in_current_span());
-        Ok(Listener::with_filler(log, after, left.drop_guard()))
+        let (followed, left) = self.listeners.follow(tenant, user_id, message_id, &log);
+        if let Some(left) = left {
+            let filler = Filler { chat: self.clone(), db: caller.db.clone(), message_id, user_id, log, left };
+            self.tasks.spawn(filler.run().in_current_span());
+        }
+        Ok(Listener::following(followed, after).at(place()))
     }
 
     /// Stops one of the caller's answers: what has arrived is kept. Nothing happens to one that is over.
@@ -118,14 +118,14 @@ async fn look(
     Ok(tenant_store::answer(&client, message_id, user_id, from).await?)
 }
 
-/// Fills the log of one listener with what another server writes down.
+/// Fills the log of those who follow an answer here with what another server writes down.
 struct Filler {
     chat: Chat,
     db: TenantDb,
     message_id: MessageId,
     user_id: UserId,
     log: Arc<EventLog>,
-    /// Cancelled when the listener has left.
+    /// Cancelled when all listeners have left.
     left: CancellationToken,
 }
 
@@ -147,7 +147,7 @@ impl Filler {
                 () = self.left.cancelled() => return AnswerEnd::Away,
                 () = tokio::time::sleep(PERIOD) => {}
             }
-            // Not given up when the listener leaves: a statement that nobody waits for costs its connection.
+            // Not given up when the listeners leave: a statement that nobody waits for costs its connection.
             let known = self.log.count();
             let error = match look(&self.db, self.message_id, self.user_id, known + 1).await {
                 Ok(Some(answer)) => {

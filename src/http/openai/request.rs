@@ -86,6 +86,7 @@ pub(super) fn chat(asked: ChatCompletionRequest) -> Result<Asked, OpenAiError> {
         top_p: within("top_p", asked.top_p, 1.0)?,
         max_tokens,
         stop: stop(asked.stop)?,
+        whole: !asked.stream,
         response_format: asked.response_format.map(response_format).transpose()?,
         extra,
     };

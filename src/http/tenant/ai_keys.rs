@@ -47,7 +47,10 @@ pub async fn put(
     let PutAiKeyRequest { provider, base_url, api_key, models, default_model, .. } = request;
     let PutAiKeyRequest { model_aliases, position, enabled, .. } = request;
     let new = NewAiKey { provider, base_url, api_key, models, default_model, model_aliases, position, enabled };
-    Ok(Json(body(state.ai_keys.put(&caller.db, &name, new).await?)))
+    let stored = state.ai_keys.put(&caller.db, &name, new).await;
+    // Also where nobody knows whether it was stored.
+    state.chat.configuration_changed(caller.db.record().id);
+    Ok(Json(body(stored?)))
 }
 
 /// Deletes an AI key.
@@ -64,7 +67,9 @@ pub async fn delete(
     State(state): State<AppState>,
     Path(name): Path<String>,
 ) -> ApiResult<StatusCode> {
-    state.ai_keys.delete(&caller.db, &name).await?;
+    let deleted = state.ai_keys.delete(&caller.db, &name).await;
+    state.chat.configuration_changed(caller.db.record().id);
+    deleted?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 
 use crate::access::SignedIn;
 use crate::api::Problem;
-use crate::api::tenant::{AcceptInviteRequest, LoginRequest, RefreshRequest, TokenResponse};
+use crate::api::tenant::{AcceptInviteRequest, LoginRequest, RefreshRequest, TokenResponse, VisitRequest};
 use crate::app::AppState;
 use crate::http::error::ApiResult;
 use crate::http::extract::{Body, Valid};
@@ -54,6 +54,28 @@ pub async fn login(
 ) -> ApiResult<Json<TokenResponse>> {
     let signed_in = state.tokens.login(&request.tenant, &request.email, &request.password).await?;
     Ok(Json(body(&signed_in)))
+}
+
+/// Lets somebody chat without an account, where the tenant's settings allow it. Such a visitor has conversations of its
+/// own, and goes with them when its tokens end for good. Unknown tenants, and those that allow no visitors, are answered
+/// alike.
+#[utoipa::path(
+    post,
+    path = "/api/v1/auth/visitor",
+    tag = "auth",
+    request_body = VisitRequest,
+    responses(
+        (status = 200, body = TokenResponse),
+        (status = 403, description = "an account is needed", body = Problem),
+        (status = 429, description = "too many visitors came within the hour; see `Retry-After`", body = Problem)
+    )
+)]
+pub async fn visit(
+    State(state): State<AppState>,
+    Valid(request): Valid<VisitRequest>,
+) -> ApiResult<Json<TokenResponse>> {
+    let limits = state.pages.visitor_limits(&request.tenant).await?;
+    Ok(Json(body(&state.tokens.visit(&request.tenant, limits).await?)))
 }
 
 /// Exchanges a refresh token for new tokens. Each works once: when a used one comes back, every token that came from

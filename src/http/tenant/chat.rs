@@ -10,7 +10,7 @@ use axum::response::{IntoResponse as _, Response};
 use super::answer_stream::stream;
 use crate::access::AiChat;
 use crate::api::Problem;
-use crate::api::tenant::{ChatDelta, ChatRequest, ChatResponse};
+use crate::api::tenant::{ChatDelta, ChatRequest, ChatResponse, Role};
 use crate::app::AppState;
 use crate::chat::{self, AnswerEnd, Listener, Question};
 use crate::http::error::{ApiError, ApiResult};
@@ -57,6 +57,10 @@ pub async fn chat(
         permit: admission.permit,
         queries_remaining: admission.queries_remaining,
     };
+    if caller.role == Role::Visitor {
+        let limits = state.pages.visitor_limits(caller.db.record().slug.as_str()).await?;
+        state.tokens.count_question(&caller, limits).await?;
+    }
     let answer = state.chat.ask(&caller, question).await?;
     let mut response = if request.stream { stream(answer) } else { Json(whole(answer).await?).into_response() };
     limits::tell(response.headers_mut(), admission.rate);

@@ -54,10 +54,14 @@ pub async fn update(
         error_message: request.error_message,
         degraded_message: request.degraded_message,
         branding: request.branding,
+        visitors: request.visitors,
+        widget: request.widget,
         features: request.features,
     };
-    let changed = configuration::update(&caller.db, expected, &change, caller.user_id, state.clock.now()).await?;
-    Ok(Json(body(changed)))
+    let changed = configuration::update(&caller.db, expected, &change, caller.user_id, state.clock.now()).await;
+    // Also where nobody knows whether it was changed.
+    state.chat.configuration_changed(caller.db.record().id);
+    Ok(Json(body(changed?)))
 }
 
 fn body(in_force: SettingsVersion) -> Config {

@@ -7,6 +7,7 @@ pub mod auth;
 pub mod chat;
 pub mod config;
 pub mod database;
+pub mod feedback;
 pub mod me;
 pub mod quota;
 pub mod sessions;

@@ -70,6 +70,7 @@ pub async fn messages(
             usage: found.usage,
             degraded: found.degraded,
             created_at: found.created_at,
+            feedback: found.feedback,
         })
         .collect();
     let next_cursor = next_cursor(&mut items, page.limit(), |message| message.id);

@@ -7,12 +7,11 @@ use super::{Target, resource};
 use crate::json;
 use crate::providers::client::{ProviderClient, read_body};
 use crate::providers::error::ProviderError;
+use crate::providers::vectors::{Numbers, most_bytes, one_a_text};
 use crate::providers::{EmbeddingRequest, Embeddings};
 
 /// The most texts of one call.
-const BATCH: usize = 100;
-/// Bytes that an answer may have: those of a full batch of the longest vectors.
-const MAX_BYTES: usize = 16 * 1024 * 1024;
+pub(super) const MOST_TEXTS: usize = 100;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -45,7 +44,7 @@ struct Answer {
 
 #[derive(Deserialize)]
 struct Vector {
-    values: Vec<f32>,
+    values: Numbers,
 }
 
 /// The interface does not count tokens here.
@@ -54,25 +53,23 @@ pub(super) async fn embed(
     target: &Target,
     request: &EmbeddingRequest,
 ) -> Result<Embeddings, ProviderError> {
-    let model = resource(&request.model);
-    let url = target.method(&request.model, "batchEmbedContents")?;
-    let mut vectors = Vec::with_capacity(request.input.len());
-    for texts in request.input.chunks(BATCH) {
-        let requests = texts.iter().map(|text| One {
-            model: &model,
-            content: Content { parts: [Part { text }] },
-            output_dimensionality: request.dimensions,
-        });
-        let body = Body { requests: requests.collect() };
-        let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
-        let response = client.post(&url, &target.headers, Bytes::from(body)).await?;
-        let body = read_body(response, MAX_BYTES, client.timeouts().between_tokens).await?;
-        let answer: Answer =
-            serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(json::place(&error).into()))?;
-        if answer.embeddings.len() != texts.len() {
-            return Err(ProviderError::Unavailable("the answer does not have one vector a text".into()));
-        }
-        vectors.extend(answer.embeddings.into_iter().map(|vector| vector.values));
+    let EmbeddingRequest { model, input, dimensions } = request;
+    if input.is_empty() {
+        return Ok(Embeddings::default());
     }
+    let url = target.method(model, "batchEmbedContents")?;
+    let model = resource(model);
+    let requests = input.iter().map(|text| One {
+        model: &model,
+        content: Content { parts: [Part { text }] },
+        output_dimensionality: *dimensions,
+    });
+    let body = Body { requests: requests.collect() };
+    let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
+    let response = client.post(&url, &target.headers, Bytes::from(body)).await?;
+    let body = read_body(response, most_bytes(input.len()), client.timeouts().between_tokens).await?;
+    let answer: Answer =
+        serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(json::place(&error).into()))?;
+    let vectors = one_a_text(input.len(), answer.embeddings.into_iter().map(|vector| vector.values))?;
     Ok(Embeddings { vectors, usage: None })
 }

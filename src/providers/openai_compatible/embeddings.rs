@@ -10,13 +10,8 @@ use super::Target;
 use crate::json;
 use crate::providers::client::{ProviderClient, read_body};
 use crate::providers::error::ProviderError;
+use crate::providers::vectors::{Numbers, most_bytes};
 use crate::providers::{EmbeddingRequest, Embeddings, Usage};
-
-/// Bytes of an answer that each text may have: the longest known vectors have about 70,000.
-const BYTES_A_TEXT: usize = 128 * 1024;
-/// Bytes that an answer may have in any case, and the most it may have.
-const MIN_BYTES: usize = 64 * 1024;
-const MAX_BYTES: usize = 64 * 1024 * 1024;
 
 #[derive(Serialize)]
 struct WireRequest<'a> {
@@ -41,8 +36,7 @@ pub(super) async fn embed(
     let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
     let url = target.embeddings(model)?;
     let response = client.post(&url, &target.headers, Bytes::from(body)).await?;
-    let limit = input.len().saturating_mul(BYTES_A_TEXT).clamp(MIN_BYTES, MAX_BYTES);
-    let body = read_body(response, limit, client.timeouts().between_tokens).await?;
+    let body = read_body(response, most_bytes(input.len()), client.timeouts().between_tokens).await?;
     let answer: WireAnswer =
         serde_json::from_slice(&body).map_err(|error| ProviderError::Unavailable(json::place(&error).into()))?;
     answer.into_embeddings(input.len())
@@ -59,47 +53,37 @@ struct WireAnswer {
 struct WireVector {
     #[serde(default)]
     index: Option<usize>,
-    embedding: Numbers,
+    embedding: Encoded,
 }
 
-/// Longer vectors than any model makes.
-const LONGEST_VECTOR: usize = 65_536;
-
 /// Numbers, or their bytes in Base64 from servers that send nothing else.
-enum Numbers {
-    Plain(Vec<f32>),
+enum Encoded {
+    Plain(Numbers),
     Base64(String),
 }
 
-impl<'de> Deserialize<'de> for Numbers {
+impl<'de> Deserialize<'de> for Encoded {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // By hand: the derived way keeps every number as a value of 32 bytes while it tries one form after the other.
-        deserializer.deserialize_any(NumbersVisitor)
+        deserializer.deserialize_any(EncodedVisitor)
     }
 }
 
-struct NumbersVisitor;
+struct EncodedVisitor;
 
-impl<'de> Visitor<'de> for NumbersVisitor {
-    type Value = Numbers;
+impl<'de> Visitor<'de> for EncodedVisitor {
+    type Value = Encoded;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("numbers, or their bytes in Base64")
     }
 
-    fn visit_str<E>(self, text: &str) -> Result<Numbers, E> {
-        Ok(Numbers::Base64(text.to_owned()))
+    fn visit_str<E>(self, text: &str) -> Result<Encoded, E> {
+        Ok(Encoded::Base64(text.to_owned()))
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut numbers: A) -> Result<Numbers, A::Error> {
-        let mut vector = Vec::new();
-        while let Some(number) = numbers.next_element()? {
-            if vector.len() == LONGEST_VECTOR {
-                return Err(serde::de::Error::custom("the vector is too long"));
-            }
-            vector.push(number);
-        }
-        Ok(Numbers::Plain(vector))
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Encoded, A::Error> {
+        Numbers::read(list).map(Encoded::Plain)
     }
 }
 
@@ -133,10 +117,10 @@ impl WireAnswer {
     }
 }
 
-impl Numbers {
+impl Encoded {
     fn into_vector(self) -> Option<Vec<f32>> {
         match self {
-            Self::Plain(numbers) => Some(numbers),
+            Self::Plain(Numbers(numbers)) => Some(numbers),
             Self::Base64(text) => {
                 let bytes = BASE64_STANDARD.decode(text).ok()?;
                 let (numbers, rest) = bytes.as_chunks::<4>();

@@ -55,8 +55,10 @@ impl Serialize for WireRequest<'_> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("model", &request.model)?;
         map.serialize_entry("messages", &Each(&request.messages, WireMessage))?;
-        map.serialize_entry("stream", &true)?;
-        map.serialize_entry("stream_options", &StreamOptions { include_usage: true })?;
+        map.serialize_entry("stream", &!request.whole)?;
+        if !request.whole {
+            map.serialize_entry("stream_options", &StreamOptions { include_usage: true })?;
+        }
         if !request.tools.is_empty() {
             map.serialize_entry("tools", &Each(&request.tools, WireTool::new))?;
             // Without tools both are refused.
@@ -286,6 +288,12 @@ mod tests {
         assert_eq!(body(&request, false), expected);
         assert_eq!(body(&request, true)["max_completion_tokens"], 7);
         assert!(body(&request, true).get("max_tokens").is_none());
+    }
+
+    #[test]
+    fn an_answer_that_nobody_hears_before_its_end_is_not_streamed() {
+        let request = ChatRequest { model: "m".to_owned(), whole: true, ..ChatRequest::default() };
+        assert_eq!(body(&request, false), json!({ "model": "m", "messages": [], "stream": false }));
     }
 
     #[test]

@@ -6,7 +6,9 @@
 //! idle, and gives the rest free as it comes back. A server that stops gives its share back; one that died loses it
 //! when it has been silent for long enough, or when another one serves at the same place, where it cannot be any more.
 //!
-//! While the platform's database does not answer, everybody keeps the share they have, and silence proves nothing.
+//! While the platform's database does not answer, everybody keeps the share they have, and silence proves nothing. Nor
+//! does it to a server that has just started: it cannot know whether the others could have spoken before. So nobody's
+//! silence counts but what this server was there to hear.
 
 mod division;
 mod store;
@@ -67,12 +69,24 @@ struct Watch {
     last: Option<Instant>,
     /// When it last did not answer.
     failed: Option<Instant>,
-    /// When it began to answer again, after it had not for longer than silence is allowed.
-    back: Option<Instant>,
+    /// Since when it answers: for the first time, or again after it had not for longer than silence is allowed.
+    heard_since: Option<Instant>,
     /// Whether others of the same name have been looked for.
     took_over: bool,
     /// When the others were asked to hurry.
     reminded: Option<Instant>,
+}
+
+impl Watch {
+    /// Whether somebody who has said nothing for long enough may be taken for gone, now that the platform's database
+    /// answers. After it was away, and to whoever has just started, all have been silent: they are given the time to say
+    /// that they are there.
+    fn may_judge(&mut self, now: Instant) -> bool {
+        if self.last.is_none_or(|last| now.duration_since(last) > SILENCE) {
+            self.heard_since = Some(now);
+        }
+        self.heard_since.is_some_and(|since| now.duration_since(since) > SILENCE)
+    }
 }
 
 impl std::fmt::Debug for Shares {
@@ -88,6 +102,11 @@ impl Shares {
         let name = Mutex::new(id.to_string());
         let (wake, away, beating) = (Notify::new(), AtomicBool::new(false), tokio::sync::Mutex::default());
         Self { pool, id, name, wake, away, others: Mutex::new(None), beating }
+    }
+
+    /// The platform's database.
+    pub(super) fn pool(&self) -> &PgPool {
+        &self.pool
     }
 
     /// This server.
@@ -146,21 +165,14 @@ impl Shares {
 
     async fn beat_once(&self, common: &Common, watch: &mut Watch) -> anyhow::Result<bool> {
         let servers: Vec<_> = common.servers.iter().map(|server| Arc::clone(&server)).collect();
-        if servers.is_empty() {
-            return Ok(false);
-        }
         let name = self.name.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut transaction = self.pool.begin().await?;
         store::lock(&mut transaction).await?;
         if !watch.took_over {
             store::delete_predecessors(&mut transaction, &name, self.id).await?;
         }
-        // After the platform's database was away, all have been silent: give them the time to say that they are there.
         let now = Instant::now();
-        if watch.last.is_some_and(|last| now.duration_since(last) > SILENCE) {
-            watch.back = Some(now);
-        }
-        if watch.back.is_none_or(|back| now.duration_since(back) > SILENCE) {
+        if watch.may_judge(now) {
             store::delete_silent(&mut transaction, SILENCE).await?;
         }
         let all = store::all(&mut transaction).await?;
@@ -226,7 +238,8 @@ impl TenantDatabases {
     pub async fn keep_shares(&self, stop: CancellationToken) {
         let common = self.common();
         let shares = &common.shares;
-        let mut wait = BEAT;
+        // At once, though there are no connections yet: from now on this server hears who else is there.
+        let mut wait = Duration::ZERO;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -265,5 +278,30 @@ impl TenantDatabases {
     /// Says where this server serves.
     pub fn serve_at(&self, place: String) {
         self.common().shares.serve_at(place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_counts_only_where_somebody_was_there_to_hear_it() {
+        let start = Instant::now();
+        let after = |seconds| start.checked_add(Duration::from_secs(seconds)).unwrap();
+        // One beat after the other, as of when the platform's database answers.
+        let mut watch = Watch::default();
+        let mut beat = |seconds| {
+            let may = watch.may_judge(after(seconds));
+            watch.last = Some(after(seconds));
+            may
+        };
+        assert!(!beat(100), "the first word that it hears");
+        assert!(!beat(103) && !beat(115));
+        assert!(beat(116));
+        // Away for less than silence is allowed, and for more.
+        assert!(beat(130));
+        assert!(!beat(146) && !beat(161));
+        assert!(beat(162));
     }
 }

@@ -1,0 +1,117 @@
+//! The page's own words, in the languages there are.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use serde::Deserialize;
+
+const LANGUAGES: &[(&str, &str)] = &[
+    ("en", include_str!("../../templates/chat/texts/en.json")),
+    ("de", include_str!("../../templates/chat/texts/de.json")),
+];
+
+/// The texts of all languages.
+#[derive(Debug)]
+pub(super) struct Texts {
+    default: Language,
+    others: BTreeMap<&'static str, Language>,
+}
+
+/// The texts of one language.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Language {
+    /// Those of the template.
+    pub(super) page: PageTexts,
+    /// Those of the scripts.
+    pub(super) script: BTreeMap<String, String>,
+}
+
+/// Texts of the template, which does not compile without one of them.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PageTexts {
+    pub(super) language: String,
+    pub(super) skip: String,
+    pub(super) history: String,
+    pub(super) close_history: String,
+    pub(super) new_chat: String,
+    pub(super) no_sessions: String,
+    pub(super) more_sessions: String,
+    pub(super) sign_out: String,
+    pub(super) sign_in: String,
+    pub(super) dark_mode: String,
+    pub(super) close_chat: String,
+    pub(super) conversation: String,
+    pub(super) suggestions: String,
+    pub(super) latest: String,
+    pub(super) question: String,
+    pub(super) placeholder: String,
+    pub(super) send: String,
+    pub(super) stop: String,
+    pub(super) hint: String,
+    pub(super) privacy: String,
+    pub(super) sign_in_title: String,
+    pub(super) sign_in_lead: String,
+    pub(super) email: String,
+    pub(super) password: String,
+    pub(super) stay_visitor: String,
+    pub(super) noscript: String,
+}
+
+impl Texts {
+    pub(super) fn load() -> anyhow::Result<Self> {
+        let mut default = None;
+        let mut others = BTreeMap::new();
+        for (name, text) in LANGUAGES {
+            let language: Language = serde_json::from_str(text).with_context(|| format!("read the texts of {name}"))?;
+            if default.is_none() { default = Some(language) } else { drop(others.insert(*name, language)) }
+        }
+        Ok(Self { default: default.context("there are no texts")?, others })
+    }
+
+    /// The texts of a BCP 47 tag such as `de-CH`, by its language; English where there are none.
+    pub(super) fn of(&self, tag: &str) -> &Language {
+        let language = tag.split('-').next().unwrap_or_default().to_ascii_lowercase();
+        self.others.get(language.as_str()).unwrap_or(&self.default)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_language_says_everything() {
+        let texts = Texts::load().unwrap();
+        let keys = |language: &Language| language.script.keys().cloned().collect::<Vec<_>>();
+        for language in texts.others.values() {
+            assert_eq!(keys(language), keys(&texts.default));
+        }
+        for (tag, language) in
+            [("de", "de"), ("de-CH", "de"), ("DE-at", "de"), ("en-GB", "en"), ("fr", "en"), ("", "en")]
+        {
+            assert_eq!(texts.of(tag).page.language, language, "{tag}");
+        }
+    }
+
+    #[test]
+    fn the_scripts_say_nothing_that_is_not_there() {
+        let texts = Texts::load().unwrap();
+        for script in [
+            include_str!("../../templates/chat/assets/chat.js"),
+            include_str!("../../templates/chat/assets/messages.js"),
+        ] {
+            // `t("key"` and `this.#t("key"`.
+            for part in script.split("t(\"").skip(1) {
+                let key = part.split('"').next().unwrap();
+                let a_key = key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') && !key.is_empty();
+                let rest = &part[key.len()..];
+                let called = a_key && (rest.starts_with("\")") || rest.starts_with("\", {"));
+                if called && !texts.default.script.contains_key(key) {
+                    panic!("`{key}` has no text");
+                }
+            }
+        }
+    }
+}

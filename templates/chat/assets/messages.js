@@ -1,0 +1,180 @@
+// How messages look: a question as it was typed, an answer as Markdown with what can be done about it.
+import { el, icon } from "./dom.js";
+import { render, settledLength } from "./markdown.js";
+
+export class Messages {
+  #t;
+  #config;
+  #log;
+
+  constructor(log, config, t) {
+    this.#log = log;
+    this.#config = config;
+    this.#t = t;
+  }
+
+  clear() { this.#log.replaceChildren(); }
+
+  /** A question. */
+  question(text) {
+    const node = el("article", { class: "message user", "aria-label": this.#t("you") }, el("div", { class: "text" }, text));
+    this.#log.append(node);
+    return node;
+  }
+
+  /** An answer that is still to come. */
+  answer() {
+    const prose = el("div", { class: "prose" });
+    const typing = el("span", { class: "typing", role: "img", "aria-label": this.#t("thinking") }, el("i"), el("i"), el("i"));
+    const body = el("div", { class: "body" }, prose, typing);
+    const logo = el("img", { class: "logo", src: this.#config.logo, alt: "", width: 30, height: 30, referrerpolicy: "no-referrer" });
+    const node = el("article", { class: "message assistant", "aria-label": this.#config.name }, logo, body);
+    this.#log.append(node);
+    return new Answer(node, body, prose, typing, this.#config, this.#t);
+  }
+}
+
+class Answer {
+  text = "";
+  id = null;
+  #settled = 0;
+  #settledNodes = 0;
+  #frame = 0;
+  #node;
+  #body;
+  #prose;
+  #typing;
+  #config;
+  #t;
+  #below = [];
+
+  constructor(node, body, prose, typing, config, t) {
+    this.#node = node;
+    this.#body = body;
+    this.#prose = prose;
+    this.#typing = typing;
+    this.#config = config;
+    this.#t = t;
+  }
+
+  get node() { return this.#node; }
+
+  #options() {
+    return {
+      images: this.#config.image_origins,
+      imageLabel: this.#t("image"),
+      code: (text, language) => {
+        const copy = el("button", { type: "button", "aria-label": this.#t("copy_code"), onclick: () => copyText(copy, text, this.#t) }, icon("copy"));
+        return el("div", { class: "code" }, el("div", { class: "head" }, el("span", {}, language), copy),
+          el("pre", { tabindex: "0" }, el("code", {}, text)));
+      },
+    };
+  }
+
+  /** More of the text. It is shown with the next frame, and only what may still change is rendered again. */
+  add(text) {
+    this.text += text;
+    if (this.#frame === 0) this.#frame = requestAnimationFrame(() => { this.#frame = 0; this.#draw(); });
+  }
+
+  #draw() {
+    const tail = this.text.slice(this.#settled);
+    while (this.#prose.childNodes.length > this.#settledNodes) this.#prose.lastChild.remove();
+    const settled = settledLength(tail);
+    if (settled > 0) {
+      this.#prose.append(render(tail.slice(0, settled), this.#options()));
+      this.#settled += settled;
+      this.#settledNodes = this.#prose.childNodes.length;
+    }
+    this.#prose.append(render(tail.slice(settled), this.#options()));
+  }
+
+  /** The whole text, once nothing more comes. */
+  #whole() {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    this.#prose.replaceChildren(render(this.text, this.#options()));
+    this.#typing.remove();
+    for (const node of this.#below.splice(0)) node.remove();
+  }
+
+  #put(...nodes) { this.#below.push(...nodes); this.#body.append(...nodes); }
+
+  note(text, kind = "") {
+    for (const node of this.#below.splice(0)) node.remove();
+    this.#put(el("p", { class: `note ${kind}` }, text));
+  }
+
+  /** An answer that is over. `again` asks the question once more, `rate` stores feedback. */
+  finish({ text, state, degraded, message, feedback, again, rate }) {
+    if (text !== undefined) this.text = text;
+    this.#whole();
+    if (degraded) this.#prose.prepend(el("span", { class: "badge" }, this.#t("degraded")));
+    const note = { stopped: "stopped", interrupted: "interrupted", failed: "failed" }[state];
+    if (note) {
+      const button = again && el("button", { class: "again", type: "button", onclick: again }, icon("retry"), this.#t("retry"));
+      this.#put(el("div", { class: `note ${state === "stopped" ? "" : "problem"}` }, el("span", {}, message || this.#t(note)), button));
+    }
+    if (this.text.trim() !== "" && !degraded) this.#actions(feedback, rate, note ? null : again);
+  }
+
+  #actions(feedback, rate, again) {
+    const copy = el("button", { type: "button", "aria-label": this.#t("copy"), title: this.#t("copy"), onclick: () => copyText(copy, this.text, this.#t) }, icon("copy"));
+    const row = el("div", { class: "actions" }, copy);
+    if (rate && this.id) {
+      let current = feedback ?? null;
+      const buttons = {};
+      const show = () => { for (const [rating, button] of Object.entries(buttons)) button.setAttribute("aria-pressed", String(current?.rating === rating)); };
+      for (const [rating, name, label] of [["up", "up", "helpful"], ["down", "down", "not_helpful"]]) {
+        buttons[rating] = el("button", {
+          type: "button", "aria-label": this.#t(label), title: this.#t(label),
+          onclick: async () => {
+            const before = current;
+            this.#comment?.remove();
+            current = current?.rating === rating ? null : { rating, comment: null };
+            show();
+            if (!(await rate(this.id, current))) { current = before; show(); return; }
+            if (current) this.#ask(current, rate, buttons[rating]);
+          },
+        }, icon(name));
+        row.append(buttons[rating]);
+      }
+      show();
+    }
+    if (again) row.append(el("button", { type: "button", "aria-label": this.#t("retry"), title: this.#t("retry"), onclick: again }, icon("retry")));
+    this.#put(row);
+  }
+
+  #comment = null;
+
+  /** What somebody who gave a thumb may add. */
+  #ask(feedback, rate, opener) {
+    const field = el("textarea", { id: `comment-${this.id}`, rows: 2, maxlength: 2000 });
+    const close = () => { this.#comment?.remove(); this.#comment = null; opener.focus(); };
+    const label = el("label", { for: field.id }, `${this.#t(feedback.rating === "up" ? "feedback_ask_good" : "feedback_ask")} `, el("span", {}, `(${this.#t("feedback_optional")})`));
+    this.#comment = el("form", {
+      class: "comment",
+      onsubmit: async (event) => {
+        event.preventDefault();
+        feedback.comment = field.value.trim() || null;
+        if (await rate(this.id, feedback)) close();
+      },
+      onkeydown: (event) => { if (event.key === "Escape") { event.stopPropagation(); close(); } },
+    }, label, field, el("div", { class: "row" },
+      el("button", { class: "primary", type: "submit" }, this.#t("feedback_send")),
+      el("button", { class: "quiet", type: "button", onclick: close }, this.#t("feedback_skip"))));
+    this.#put(this.#comment);
+    field.focus();
+  }
+}
+
+async function copyText(button, text, t) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    return;
+  }
+  button.replaceChildren(icon("check"));
+  button.setAttribute("aria-label", t("copied"));
+  setTimeout(() => { button.replaceChildren(icon("copy")); button.setAttribute("aria-label", t("copy")); }, 1600);
+}

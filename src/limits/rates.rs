@@ -26,6 +26,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(15);
 /// How often what is in use is looked after.
 pub(super) const TICK: Duration = Duration::from_millis(200);
+/// How long it may take to tell the others that something is wanted.
+const NOTIFY: Duration = Duration::from_millis(100);
 /// How long a store may take.
 const STORE: Duration = Duration::from_secs(2);
 
@@ -275,8 +277,10 @@ impl Rates {
             place.round_ended.notify_waiters();
         }
         for key in wanted {
-            if let Err(error) = store::notify(&self.pool, &key).await {
-                tracing::debug!(%error, "ask others for permits of a rate limit");
+            // The next round waits for this, so not for long: with Redis the platform's database may be away.
+            if !matches!(timeout(NOTIFY, store::notify(&self.pool, &key)).await, Ok(Ok(()))) {
+                tracing::debug!("ask others for permits of a rate limit");
+                break;
             }
         }
     }

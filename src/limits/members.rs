@@ -154,6 +154,12 @@ impl Membership {
         self.state().name = name;
     }
 
+    /// This server, and whether what it holds may be used.
+    pub(super) fn standing(&self) -> (Uuid, bool) {
+        let state = self.state();
+        (state.id, state.contact.is_some_and(|contact| contact.elapsed() < LEASE))
+    }
+
     /// This server. It has another id once others have taken it for stopped; what it held is then not its own any more.
     pub(super) fn id(&self) -> Uuid {
         self.state().id

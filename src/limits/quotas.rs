@@ -18,7 +18,7 @@ use crate::ids::TenantId;
 use crate::telemetry::causes;
 
 /// How long a request waits at most for a part of the quota.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How long whoever has an answer to tell waits until its use is on record.
 const SETTLE: Duration = Duration::from_secs(2);
 /// How long requests are refused without asking again, after nothing was left, in milliseconds.
@@ -244,7 +244,7 @@ impl Quotas {
     }
 
     fn look(&self, quota: &Quota, limit: u64) -> Verdict {
-        let (now, holder) = (self.now(), self.members.id());
+        let (now, (holder, in_contact)) = (self.now(), self.members.standing());
         let mut state = quota.state();
         if state.removed {
             // Forgotten a moment ago: the next look finds a new one.
@@ -258,7 +258,7 @@ impl Quotas {
             state.limit = limit;
             state.refuse_until = 0;
         }
-        if !self.members.in_contact() {
+        if !in_contact {
             return Verdict::Unknown;
         }
         // A limit that was lowered holds at once, as far as this server knows.

@@ -18,14 +18,18 @@ use super::{LimitKey, LimitsError, Rate, store};
 use crate::ids::TenantId;
 use crate::telemetry::causes;
 
-/// How long a request waits for permits at most.
+/// How long a request waits for what others may give, once the store has answered.
 const PATIENCE: Duration = Duration::from_millis(400);
+/// How long it waits for the store's answer.
+const ANSWER: Duration = Duration::from_secs(3);
 /// How long it waits before it looks again for what others may give.
 const LOOK: Duration = Duration::from_millis(15);
 /// How often what is in use is looked after.
 pub(super) const TICK: Duration = Duration::from_millis(200);
+/// How long it may take to tell the others that something is wanted.
+const NOTIFY: Duration = Duration::from_millis(100);
 /// How long a store may take.
-const STORE: Duration = Duration::from_secs(1);
+const STORE: Duration = Duration::from_secs(2);
 
 /// Where the accounts are.
 #[derive(Debug)]
@@ -118,7 +122,7 @@ impl Rates {
     /// # Errors
     /// [`LimitsError::RateLimited`], or [`LimitsError::Unavailable`] if nobody knows.
     pub(super) async fn admit(self: &Arc<Self>, asked: &[(LimitKey, u32)]) -> Result<Taken, LimitsError> {
-        let since = Instant::now();
+        let mut answered: Option<Instant> = None;
         let unknown = || LimitsError::Unavailable { retry_after: COME_BACK };
         let mut limits: Vec<Asked> = asked.iter().map(|(key, limit)| (*key, *limit, self.limit(*key))).collect();
         loop {
@@ -135,8 +139,7 @@ impl Rates {
                 },
                 Err(_) => return Err(unknown()),
             };
-            let left = PATIENCE.saturating_sub(since.elapsed());
-            if left.is_zero() {
+            if answered.is_some_and(|at| at.elapsed() > PATIENCE) {
                 return Err(LimitsError::RateLimited(limit.state().refuse(self.now())));
             }
             let ended = limit.round_ended.notified();
@@ -146,20 +149,21 @@ impl Rates {
             let _waiting = Waiting::new(&limit);
             self.ask([key]);
             // A store that says nothing for so long: whoever uses nothing of it here cannot be told from one too many.
-            if timeout(left, ended).await.is_err() && !limit.state().is_shared() {
+            if timeout(ANSWER, ended).await.is_err() && !limit.state().is_shared() {
                 return Err(unknown());
             }
+            answered.get_or_insert_with(Instant::now);
             let may_come = limit.state().may_come(self.now());
             if may_come {
                 // Others have been asked to give.
-                tokio::time::sleep(LOOK.min(PATIENCE.saturating_sub(since.elapsed()))).await;
+                tokio::time::sleep(LOOK).await;
             }
         }
     }
 
     /// A permit of each, or the first verdict that is none, and whose it is.
     fn take_all(&self, limits: &[Asked]) -> Result<Taken, (usize, Verdict)> {
-        let (in_contact, holder) = (self.members.in_contact(), self.members.id());
+        let (holder, in_contact) = self.members.standing();
         let mut uses = Vec::with_capacity(limits.len());
         let mut tightest: Option<Rate> = None;
         for (index, (_, limit, place)) in limits.iter().enumerate() {
@@ -273,8 +277,10 @@ impl Rates {
             place.round_ended.notify_waiters();
         }
         for key in wanted {
-            if let Err(error) = store::notify(&self.pool, &key).await {
-                tracing::debug!(%error, "ask others for permits of a rate limit");
+            // The next round waits for this, so not for long: with Redis the platform's database may be away.
+            if !matches!(timeout(NOTIFY, store::notify(&self.pool, &key)).await, Ok(Ok(()))) {
+                tracing::debug!("ask others for permits of a rate limit");
+                break;
             }
         }
     }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::LimitsError;
 
 /// How long an answer may take. One that comes later is not waited for.
-const ANSWER: Duration = Duration::from_millis(500);
+const ANSWER: Duration = Duration::from_secs(1);
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(1);
 /// How long an account is kept that nobody writes, in seconds: longer than any server holds something without a word.

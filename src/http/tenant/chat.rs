@@ -49,6 +49,11 @@ pub async fn chat(
     State(state): State<AppState>,
     Body(request): Body<ChatRequest>,
 ) -> ApiResult<Response> {
+    // Before the tenant's own limits: visitors who are refused must not use up what users may ask.
+    if caller.role == Role::Visitor {
+        let visitors = state.pages.visitor_limits(caller.db.record().slug.as_str()).await?;
+        state.tokens.count_question(&caller, visitors).await?;
+    }
     let admission = limits::admit(&state, caller.db.record(), Asker::User(caller.user_id)).await?;
     let question = Question {
         text: request.message,
@@ -57,10 +62,6 @@ pub async fn chat(
         permit: admission.permit,
         queries_remaining: admission.queries_remaining,
     };
-    if caller.role == Role::Visitor {
-        let limits = state.pages.visitor_limits(caller.db.record().slug.as_str()).await?;
-        state.tokens.count_question(&caller, limits).await?;
-    }
     let answer = state.chat.ask(&caller, question).await?;
     let mut response = if request.stream { stream(answer) } else { Json(whole(answer).await?).into_response() };
     limits::tell(response.headers_mut(), admission.rate);

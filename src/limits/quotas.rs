@@ -319,7 +319,7 @@ impl Quotas {
             loop {
                 let keys = quotas.rounds.next();
                 if keys.is_empty() {
-                    return working.is_done();
+                    return working.done();
                 }
                 quotas.round(&keys).await;
             }

@@ -206,7 +206,7 @@ impl Rates {
             loop {
                 let keys = rates.rounds.next();
                 if keys.is_empty() {
-                    return working.is_done();
+                    return working.done();
                 }
                 rates.round(&keys).await;
             }

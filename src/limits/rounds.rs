@@ -70,7 +70,7 @@ pub(super) struct Working<'a, K: Copy + Eq + Hash> {
 
 impl<K: Copy + Eq + Hash> Working<'_, K> {
     /// There was nothing left to do, and somebody else may be at work by now.
-    pub(super) fn is_done(mut self) {
+    pub(super) fn done(mut self) {
         self.done = true;
     }
 }

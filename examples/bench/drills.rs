@@ -152,7 +152,9 @@ async fn states(bench: &Bench, callers: &[Caller]) -> Result<HashMap<String, i64
 
 /// Postgres dies as if a process of it had crashed, and recovers by itself.
 async fn crash_postgres(bench: &Bench) -> Result<()> {
-    let victim: i32 = connect(&bench.postgres).await?.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
+    // Kept until then: its process ends with it.
+    let client = connect(&bench.postgres).await?;
+    let victim: i32 = client.query_one("SELECT pg_backend_pid()", &[]).await?.get(0);
     let killed = tokio::process::Command::new("kill").args(["-9", &victim.to_string()]).status().await?;
     ensure!(killed.success(), "kill a process of Postgres");
     loop {

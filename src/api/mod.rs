@@ -10,6 +10,7 @@ pub mod database;
 pub mod doctor;
 pub mod fleet;
 pub mod fleet_audit;
+pub mod limits;
 pub mod openai;
 pub mod page;
 pub mod platform;

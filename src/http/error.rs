@@ -287,18 +287,14 @@ impl From<AccessError> for ApiError {
             AccessError::ExpiryPast => Self::invalid("expires_at", "must be in the future"),
             AccessError::NotFound(what) => Self::not_found(what),
             AccessError::TenantDb(error) => error.into(),
-            AccessError::TenantDatabase(error) if error.is_closed() => {
-                Self::unavailable("tenant_database_unavailable", "The database does not answer", &error)
-            }
+            AccessError::TenantDatabase(error) => Self::tenant_database(&error),
             AccessError::PlatformDatabase(error) => error.into(),
             AccessError::Password(PasswordError::Busy) => {
                 Self::unavailable("busy", "Too many people are signing in at once", &error)
             }
-            AccessError::TenantDatabase(_)
-            | AccessError::Password(_)
-            | AccessError::Random(_)
-            | AccessError::NoSigningKey
-            | AccessError::Signing(_) => Self::internal(&error),
+            AccessError::Password(_) | AccessError::Random(_) | AccessError::NoSigningKey | AccessError::Signing(_) => {
+                Self::internal(&error)
+            }
         }
     }
 }

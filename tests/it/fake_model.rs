@@ -278,17 +278,24 @@ async fn chat(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
             presence.done = true;
             response
         }
-        Answer::Json(json) => {
+        Answer::Json(json, wait) => {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
             presence.done = true;
             Json(json).into_response()
         }
-        Answer::Stream(events, pace, ending) => streamed(events, pace, ending, presence),
+        Answer::Stream(events, pace, ending) => {
+            let kind = if asked.stream { "text/event-stream" } else { "application/json" };
+            streamed(kind, events, pace, ending, presence)
+        }
     }
 }
 
 enum Answer {
     Now(Response),
-    Json(Value),
+    /// After so long.
+    Json(Value, Duration),
     Stream(Vec<Bytes>, Duration, Ending),
 }
 
@@ -343,7 +350,7 @@ async fn behave(asked: &Asked, presence: &Presence) -> Answer {
         }
         "no-done" => Words { done: false, ..fixed() }.answer(),
         "no-usage" => Words { usage: false, ..fixed() }.answer(),
-        "json" => Answer::Json(fixed().whole()),
+        "json" => Answer::Json(fixed().whole(), Duration::ZERO),
         "quota" => {
             let error = json!({"message": "no credit", "type": "insufficient_quota", "code": "insufficient_quota"});
             Answer::Now((StatusCode::TOO_MANY_REQUESTS, Json(json!({"error": error}))).into_response())
@@ -409,7 +416,8 @@ impl<'a> Words<'a> {
             return Answer::Stream(self.events(), pace, ending);
         }
         match (ending, self.broken) {
-            (Ending::Clean, false) => Answer::Json(self.whole()),
+            // It takes as long as the stream would.
+            (Ending::Clean, false) => Answer::Json(self.whole(), pace * u32::try_from(self.words.len()).unwrap_or(1)),
             _ => {
                 let json = self.whole().to_string();
                 let half = json.get(..json.len() / 2).unwrap_or_default();
@@ -473,7 +481,7 @@ fn error_event() -> Bytes {
     )
 }
 
-fn streamed(events: Vec<Bytes>, pace: Duration, ending: Ending, presence: Presence) -> Response {
+fn streamed(kind: &'static str, events: Vec<Bytes>, pace: Duration, ending: Ending, presence: Presence) -> Response {
     let body = stream::unfold((events.into_iter(), presence), move |(mut events, mut presence)| async move {
         if !pace.is_zero() {
             tokio::time::sleep(pace).await;
@@ -494,6 +502,6 @@ fn streamed(events: Vec<Bytes>, pace: Duration, ending: Ending, presence: Presen
             Ending::Stall => std::future::pending::<Option<(_, _)>>().await,
         }
     });
-    let kind = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")];
+    let kind = [(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "no-cache")];
     (kind, Body::from_stream(body)).into_response()
 }

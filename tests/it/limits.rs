@@ -165,8 +165,17 @@ async fn at_once(redis: Option<&str>) {
     for answer in &answers {
         *statuses.entry(answer.status.as_u16()).or_default() += 1;
     }
-    assert_eq!(statuses.get(&200), Some(&60), "{statuses:?}");
-    assert_eq!(statuses.len(), 2, "{statuses:?}");
+    assert!(statuses.keys().all(|status| [200, 429].contains(status)), "{statuses:?}");
+    let mut admitted = statuses.get(&200).copied().unwrap_or_default();
+    // On a busy machine some permits reach a server after its requests have gone. They are there for the next.
+    let began = std::time::Instant::now();
+    while admitted < 60 && began.elapsed() < Duration::from_secs(20) {
+        let answers = join_all(servers.iter().map(|server| ask(server, &tenant))).await;
+        admitted += answers.iter().filter(|answer| answer.status == StatusCode::OK).count();
+    }
+    assert_eq!(admitted, 60, "{statuses:?}");
+    let more = join_all((0..30).map(|number| ask(&servers[number % 3], &tenant))).await;
+    assert!(more.iter().all(|answer| answer.status == StatusCode::TOO_MANY_REQUESTS));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -215,7 +224,8 @@ async fn a_month_is_counted_over_all_servers_and_ends_for_good() {
     let without = |text: &str| text.replace(": heartbeat\n\n", "");
     assert_eq!(without(&again.text), without(&streamed.text));
     // What fails before it has delivered anything is given back; what breaks off is not.
-    for _ in 0..5 {
+    // Not often enough for the key to be left alone.
+    for _ in 0..4 {
         assert_eq!(complete(&servers[1], &key, "error-500", false).await.status, StatusCode::SERVICE_UNAVAILABLE);
     }
     let broken = complete(&servers[1], &key, "midway-error", true).await;

@@ -343,14 +343,14 @@ async fn an_answer_that_breaks_off_is_an_error_and_never_looks_whole() {
         assert!(last["error"]["code"].is_string() && last["error"]["message"].is_string(), "{last}");
         assert!(!answer.text.contains("[DONE]") && !answer.text.contains("fell over"), "{}", answer.text);
         let whole = caller.chat(ask(model)).await;
-        assert_eq!(refusal(&whole).0, 502, "{model}: {}", whole.text);
+        assert!([502, 503].contains(&refusal(&whole).0), "{model}: {}", whole.text);
     }
     let calls = caller.calls().await;
     assert_eq!(calls.len(), 6);
-    assert!(
-        calls.iter().all(|call| call["state"] != "succeeded" && call["output_tokens"].as_i64() > Some(0)),
-        "{calls:?}"
-    );
+    assert!(calls.iter().all(|call| call["state"] != "succeeded"), "{calls:?}");
+    // Of one that was asked for in one piece nothing had arrived, and nothing is known.
+    let estimated = calls.iter().filter(|call| call["output_tokens"].as_i64() > Some(0));
+    assert_eq!(estimated.count(), 3, "{calls:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -146,6 +146,8 @@ async fn a_visitor_goes_with_all_that_was_said_when_its_time_is_over() {
     configure(&platform, &tenant, visitors(1000, 100)).await;
     let gone = visitor(&platform, &tenant.slug).await;
     ask(&platform, &gone.access, "canary").await.expect(StatusCode::OK);
+    // While the super admin's session lasts.
+    let database = connect(&platform.tenant_database(&tenant.slug).await).await.unwrap();
     clock.advance(TimeDelta::days(29));
     let body = json!({ "refresh_token": gone.refresh });
     let renewed = Tokens::from(&platform.post("/api/v1/auth/refresh", "", body).await.expect(StatusCode::OK));
@@ -154,7 +156,6 @@ async fn a_visitor_goes_with_all_that_was_said_when_its_time_is_over() {
     let body = json!({ "refresh_token": renewed.refresh });
     assert_eq!(platform.post("/api/v1/auth/refresh", "", body).await.status, StatusCode::UNAUTHORIZED);
     visitor(&platform, &tenant.slug).await;
-    let database = connect(&platform.tenant_database(&tenant.slug).await).await.unwrap();
     let count = async |sql: &str| database.query_one(sql, &[]).await.unwrap().get::<_, i64>(0);
     assert_eq!(count("SELECT count(*) FROM client_users WHERE role = 'visitor'").await, 1);
     assert_eq!(count("SELECT count(*) FROM chat_messages").await, 0);

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use crate::connections::{Tenant, provision};
 use crate::upstream::{self, Books, OUTPUT_TOKENS};
-use crate::{Bench, connect, report};
+use crate::{Bench, connect, report, start_model};
 
 /// A tenant with a key for programs.
 struct Caller {
@@ -291,8 +291,8 @@ async fn compare(bench: &Bench, callers: &[Caller], books: &Books) -> Result<()>
 
 /// The full pipeline with a model that takes half a second: many connections over some tenants.
 pub(crate) async fn pipeline(bench: &Bench, tenants: usize, clients: usize, seconds: u64) -> Result<()> {
-    let (model, _) = upstream::start()?;
-    let callers = Arc::new(callers(bench, tenants, &model, "counted-500").await?);
+    let model = start_model(0)?;
+    let callers = Arc::new(callers(bench, tenants, &model, "slow-500").await?);
     let time = Duration::from_secs(seconds);
     let (began, failed) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
     let workers = (0..clients).map(|number| {

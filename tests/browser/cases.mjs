@@ -117,7 +117,7 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     await ask(page, "slow and stopped");
     await until("some of it", async () => /word2/.test(await lastAnswer(page).textContent()));
     await page.locator("#stop").click();
-    await page.getByText("You stopped this answer.").waitFor();
+    await page.getByText("You stopped this answer.").first().waitFor();
     await settled(page);
     assert.doesNotMatch(await lastAnswer(page).textContent(), /word40/);
     const token = await stack.userToken(tenants.dental);
@@ -294,7 +294,7 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     await page.keyboard.press("Enter");
     await until("some of it", async () => (await answers(page).count()) === 1 && /word2/.test(await lastAnswer(page).textContent()));
     await page.keyboard.press("Escape");
-    await page.getByText("You stopped this answer.").waitFor();
+    await page.getByText("You stopped this answer.").first().waitFor();
     await settled(page);
     await page.keyboard.type("say Hello");
     await page.keyboard.press("Enter");
@@ -508,7 +508,7 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     const other = await open(await context(), at(tenants.outdoor));
     await ask(other, "say another visitor");
     await settled(other);
-    assert.equal(await other.locator(".session").count(), 1, "a visitor sees its own conversations");
+    await until("a visitor sees its own conversations", async () => (await other.locator(".session").count()) === 1);
     other.clean();
     // Signing in leaves the visitor behind.
     await page.locator("#open-sign-in").click();
@@ -571,6 +571,7 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     assert.equal(denied, "SecurityError", "this browser blocks what third parties store");
     assert.deepEqual(await made.cookies(stack.url), [], "no cookie at all");
     // The short-lived token is over: the frame renews it with what it has in memory.
+    await button.click();
     await frame.locator("#question").fill("say And on");
     await page.clock.install();
     await page.clock.fastForward(16 * 60 * 1000);
@@ -578,7 +579,6 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     await frame.locator(".actions").nth(1).waitFor();
     assert.deepEqual(problems, []);
     // A user signs in there as well.
-    await button.click();
     await frame.locator("#open-history").click();
     await frame.locator("#open-sign-in").click();
     await frame.locator("#email").fill(tenants.outdoor.user.email);

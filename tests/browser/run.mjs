@@ -1,5 +1,5 @@
 // Runs the cases of cases.mjs, each in a browser context of its own; see scripts/test-browser.
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -29,8 +29,13 @@ try {
   stack = await Stack.start({ program: process.env.SERVER, databaseUrl: process.env.DATABASE_URL, log });
   // A sandbox of Chromium's own is not to be had for root, which containers mostly are.
   browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
-  // One that is not as if in private, where browsers block more.
-  const lasting = () => chromium.launchPersistentContext(mkdtempSync(join(home, "profile-")), { executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+  // One that lets frames of other sites store something, which this browser's own setting does not.
+  const lasting = () => {
+    const profile = mkdtempSync(join(home, "profile-"));
+    mkdirSync(join(profile, "Default"));
+    writeFileSync(join(profile, "Default", "Preferences"), JSON.stringify({ profile: { cookie_controls_mode: 0, block_third_party_cookies: false } }));
+    return chromium.launchPersistentContext(profile, { executablePath: process.env.CHROMIUM, args: ["--no-sandbox"] });
+  };
   const world = { stack, model, pictures, log, lasting };
   for (const [name, run] of cases(world)) {
     if (wanted.length > 0 && !name.startsWith("set up") && !wanted.some((part) => name.includes(part))) continue;

@@ -128,8 +128,16 @@ export class Session {
   }
 
   /** A frame's refresh token works once, and coming twice looks like theft: frames of one browser take turns. */
-  #inTurn(work) {
-    return this.#embedded && navigator.locks ? navigator.locks.request(this.#key("refresh"), work) : work();
+  async #inTurn(work) {
+    if (!this.#embedded || !navigator.locks) return work();
+    let begun = false;
+    try {
+      return await navigator.locks.request(this.#key("refresh"), () => { begun = true; return work(); });
+    } catch (error) {
+      if (begun) throw error;
+      // A frame that may store nothing may take no lock either, and has no token that another frame could use.
+      return work();
+    }
   }
 
   async #refresh() {

@@ -111,6 +111,25 @@ pub struct Branding {
     pub image_origins: Vec<String>,
 }
 
+#[cfg(test)]
+impl Branding {
+    /// One for tests that need any.
+    pub(crate) fn sample() -> Self {
+        Self {
+            assistant_name: "Nora".to_owned(),
+            primary_color: "#102030".to_owned(),
+            logo_url: None,
+            language: "en".to_owned(),
+            voice: "brief".to_owned(),
+            font: "system".to_owned(),
+            suggestions: vec![],
+            notice: String::new(),
+            privacy_url: None,
+            image_origins: vec![],
+        }
+    }
+}
+
 /// Chatting without an account. Off unless somebody turns it on: visitors ask at the client's cost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Validate, ToSchema)]
 #[serde(default)]

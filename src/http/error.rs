@@ -163,6 +163,11 @@ impl ApiError {
         self.more.detail.as_deref()
     }
 
+    /// Headers beyond those that every error has.
+    pub fn more_headers(&self) -> &HeaderMap {
+        &self.more.headers
+    }
+
     /// When to try again.
     pub fn wait(&self) -> Option<Duration> {
         self.more.retry_after

@@ -34,13 +34,18 @@ pub(super) fn terms<'a>(state: &'a AppState, record: &'a TenantRecord) -> Terms<
     state.limits.plans().terms(&record.plan, &record.limits)
 }
 
-/// Admits a request, or says why not.
-pub(super) async fn admit(state: &AppState, record: &TenantRecord, asker: Asker) -> Result<Admission, LimitsError> {
+/// Admits a request of a tenant with these terms, or says why not.
+pub(super) async fn admit(
+    state: &AppState,
+    record: &TenantRecord,
+    terms: &Terms<'_>,
+    asker: Asker,
+) -> Result<Admission, LimitsError> {
     let (user, api_key) = match asker {
         Asker::User(id) => (Some(id), None),
         Asker::ApiKey(id) => (None, Some(id)),
     };
-    state.limits.admit(&Subject { tenant: record.id, user, api_key }, &terms(state, record)).await
+    state.limits.admit(&Subject { tenant: record.id, user, api_key }, terms).await
 }
 
 /// How a limit stands, for the headers of an answer.
@@ -69,7 +74,7 @@ fn seconds(milliseconds: u128) -> String {
 }
 
 /// The headers of a refusal, beside `Retry-After`.
-pub(super) fn refusal_headers(error: &LimitsError) -> HeaderMap {
+fn refusal_headers(error: &LimitsError) -> HeaderMap {
     let mut headers = HeaderMap::new();
     match error {
         LimitsError::RateLimited(refusal) => {

@@ -1,12 +1,14 @@
 //! Quotas of calendar months: reservations out of what this server was given, settled once they were answered.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use sqlx::PgPool;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -233,13 +235,8 @@ impl Quotas {
                 Verdict::Unknown => return Err(LimitsError::Unavailable { retry_after: COME_BACK }),
                 Verdict::Ask => {}
             }
-            let left = PATIENCE.saturating_sub(since.elapsed());
-            if left.is_zero() {
-                return Err(LimitsError::Unavailable { retry_after: COME_BACK });
-            }
             let _waiting = Waiting::new(&quota);
-            self.ask([key]);
-            let _ = timeout(left, ended).await;
+            self.wait(key, since, ended).await?;
         }
     }
 
@@ -300,30 +297,37 @@ impl Quotas {
                     return Err(LimitsError::Unavailable { retry_after: COME_BACK });
                 }
             }
-            let left = PATIENCE.saturating_sub(since.elapsed());
-            if left.is_zero() {
-                return Err(LimitsError::Unavailable { retry_after: COME_BACK });
-            }
-            self.ask([key]);
-            let _ = timeout(left, ended).await;
+            self.wait(key, since, ended).await?;
         }
     }
 
-    fn ask(self: &Arc<Self>, keys: impl IntoIterator<Item = QuotaKey>) {
-        if !self.rounds.ask(keys) {
-            return;
+    /// Has a round be about this, and waits for its end as long as whoever asks since then has patience.
+    async fn wait(
+        self: &Arc<Self>,
+        key: QuotaKey,
+        since: Instant,
+        ended: Pin<&mut Notified<'_>>,
+    ) -> Result<(), LimitsError> {
+        let left = PATIENCE.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            return Err(LimitsError::Unavailable { retry_after: COME_BACK });
         }
-        let quotas = Arc::clone(self);
-        tokio::spawn(async move {
-            let working = quotas.rounds.working();
-            loop {
-                let keys = quotas.rounds.next();
-                if keys.is_empty() {
-                    return working.done();
-                }
-                quotas.round(&keys).await;
-            }
-        });
+        self.ask([key]);
+        let _ = timeout(left, ended).await;
+        Ok(())
+    }
+
+    fn ask(self: &Arc<Self>, keys: impl IntoIterator<Item = QuotaKey>) {
+        if self.rounds.ask(keys) {
+            let quotas = Arc::clone(self);
+            tokio::spawn(async move {
+                let round = |keys: Vec<QuotaKey>| {
+                    let quotas = &quotas;
+                    async move { quotas.round(&keys).await }
+                };
+                quotas.rounds.work(round).await;
+            });
+        }
     }
 
     async fn round(&self, keys: &[QuotaKey]) {

@@ -197,20 +197,16 @@ impl Rates {
 
     /// Has the store be asked about these.
     fn ask(self: &Arc<Self>, keys: impl IntoIterator<Item = LimitKey>) {
-        if !self.rounds.ask(keys) {
-            return;
+        if self.rounds.ask(keys) {
+            let rates = Arc::clone(self);
+            tokio::spawn(async move {
+                let round = |keys: Vec<LimitKey>| {
+                    let rates = &rates;
+                    async move { rates.round(&keys).await }
+                };
+                rates.rounds.work(round).await;
+            });
         }
-        let rates = Arc::clone(self);
-        tokio::spawn(async move {
-            let working = rates.rounds.working();
-            loop {
-                let keys = rates.rounds.next();
-                if keys.is_empty() {
-                    return working.done();
-                }
-                rates.round(&keys).await;
-            }
-        });
     }
 
     /// Somebody wants what others have free of this limit.

@@ -33,7 +33,7 @@ impl<K: Copy + Eq + Hash> Rounds<K> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has these be part of the next round. Whether the caller has to start it: with [`Self::next`] until there is none.
+    /// Has these be part of the next round. Whether the caller has to see to it: with [`Self::work`], in a task.
     pub(super) fn ask(&self, keys: impl IntoIterator<Item = K>) -> bool {
         // Something may be dropped when nothing runs any more.
         if Handle::try_current().is_err() {
@@ -44,8 +44,21 @@ impl<K: Copy + Eq + Hash> Rounds<K> {
         !state.asked.is_empty() && !std::mem::replace(&mut state.running, true)
     }
 
+    /// Carries out one round after the other, until nothing is asked for any more. If it breaks off, the next who asks
+    /// starts another.
+    pub(super) async fn work<F: Future<Output = ()>>(&self, round: impl Fn(Vec<K>) -> F) {
+        let working = Working { rounds: self, done: false };
+        loop {
+            let keys = self.next();
+            if keys.is_empty() {
+                return working.done();
+            }
+            round(keys).await;
+        }
+    }
+
     /// What the next round is about; nothing once all was asked for.
-    pub(super) fn next(&self) -> Vec<K> {
+    fn next(&self) -> Vec<K> {
         let mut state = self.state();
         let batch: Vec<K> = state.asked.iter().copied().take(BATCH).collect();
         for key in &batch {
@@ -55,22 +68,17 @@ impl<K: Copy + Eq + Hash> Rounds<K> {
         state.running = !batch.is_empty();
         batch
     }
-
-    /// For the task that is at work: if it breaks off, the next who asks starts another.
-    pub(super) fn working(&self) -> Working<'_, K> {
-        Working { rounds: self, done: false }
-    }
 }
 
 /// A task that is at work.
-pub(super) struct Working<'a, K: Copy + Eq + Hash> {
+struct Working<'a, K: Copy + Eq + Hash> {
     rounds: &'a Rounds<K>,
     done: bool,
 }
 
 impl<K: Copy + Eq + Hash> Working<'_, K> {
     /// There was nothing left to do, and somebody else may be at work by now.
-    pub(super) fn done(mut self) {
+    fn done(mut self) {
         self.done = true;
     }
 }

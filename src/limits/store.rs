@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use sqlx::PgPool;
 use sqlx::types::Json;
+use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::LimitsError;
@@ -86,6 +86,22 @@ pub(super) async fn leave(pool: &PgPool, id: Uuid) -> Result<(), sqlx::Error> {
     Ok(())
 }
 
+/// The accounts that are there of these, locked until the transaction ends. In one order, so that two servers wait for
+/// each other in one direction only.
+async fn lock_accounts(
+    connection: &mut PgConnection,
+    keys: &[String],
+) -> Result<HashMap<String, serde_json::Value>, sqlx::Error> {
+    let rows = sqlx::query!(
+        r#"SELECT key, account AS "account: Json<serde_json::Value>" FROM limit_accounts WHERE key = ANY ($1)
+         ORDER BY key FOR UPDATE"#,
+        keys
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.key, row.account.0)).collect())
+}
+
 /// Lets each account be settled while nobody else can change it, all in one transaction. Whoever asks next waits for
 /// that, so what is read is never older than what was written, whatever became of an answer.
 pub(super) async fn exchange<A, R>(
@@ -99,16 +115,7 @@ where
 {
     let mut transaction = pool.begin().await?;
     let names: Vec<String> = keys.iter().map(|(key, _)| key.clone()).collect();
-    let mut found: HashMap<String, serde_json::Value> = HashMap::new();
-    // In one order, so that two servers wait for each other in one direction only.
-    let rows = sqlx::query!(
-        r#"SELECT key, account AS "account: Json<serde_json::Value>" FROM limit_accounts WHERE key = ANY ($1)
-         ORDER BY key FOR UPDATE"#,
-        &names
-    )
-    .fetch_all(&mut *transaction)
-    .await?;
-    found.extend(rows.into_iter().map(|row| (row.key, row.account.0)));
+    let mut found = lock_accounts(&mut transaction, &names).await?;
     let mut missing: Vec<(String, Uuid)> = keys.iter().filter(|(key, _)| !found.contains_key(key)).cloned().collect();
     if !missing.is_empty() {
         missing.sort_unstable();
@@ -123,14 +130,7 @@ where
         .execute(&mut *transaction)
         .await?;
         // Another server may have made it a moment ago.
-        let rows = sqlx::query!(
-            r#"SELECT key, account AS "account: Json<serde_json::Value>" FROM limit_accounts WHERE key = ANY ($1)
-             ORDER BY key FOR UPDATE"#,
-            &new
-        )
-        .fetch_all(&mut *transaction)
-        .await?;
-        found.extend(rows.into_iter().map(|row| (row.key, row.account.0)));
+        found.extend(lock_accounts(&mut transaction, &new).await?);
     }
     let (mut results, mut accounts) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
     for (index, (key, _)) in keys.iter().enumerate() {

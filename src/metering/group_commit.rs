@@ -162,14 +162,9 @@ impl<S: Sink> GroupCommit<S> {
     /// Notes something about what was begun, sooner or later. Nobody hears what becomes of it.
     pub(super) fn note(&self, key: S::Key, row: S::Row) {
         let Ok(handle) = Handle::try_current() else { return };
-        let idle = {
-            let mut state = self.shared.lock();
-            state.notes.insert(key, row);
-            !std::mem::replace(&mut state.writing, true)
-        };
-        if idle {
-            self.shared.tasks.spawn_on(Arc::clone(&self.shared).write_all(), &handle);
-        }
+        let mut state = self.shared.lock();
+        state.notes.insert(key, row);
+        self.start(state, &handle);
     }
 
     fn push(&self, entry: Entry<S>) {
@@ -179,18 +174,22 @@ impl<S: Sink> GroupCommit<S> {
     fn push_all<const N: usize>(&self, entries: [Entry<S>; N]) {
         // Something may be dropped when nothing runs any more.
         let Ok(handle) = Handle::try_current() else { return };
-        let idle = {
-            let mut state = self.shared.lock();
-            if state.waiting.len() + N > MOST_WAITING {
-                drop(state);
-                tracing::error!(tenant_id = %self.shared.tenant, "too many calls wait to be settled; one is left open");
-                return;
-            }
-            state.waiting.extend(entries);
-            !std::mem::replace(&mut state.writing, true)
-        };
+        let mut state = self.shared.lock();
+        if state.waiting.len() + N > MOST_WAITING {
+            drop(state);
+            tracing::error!(tenant_id = %self.shared.tenant, "too many calls wait to be settled; one is left open");
+            return;
+        }
+        state.waiting.extend(entries);
+        self.start(state, &handle);
+    }
+
+    /// Sees to it that a task is at work, now that there is something to write.
+    fn start(&self, mut state: MutexGuard<'_, State<S>>, handle: &Handle) {
+        let idle = !std::mem::replace(&mut state.writing, true);
+        drop(state);
         if idle {
-            self.shared.tasks.spawn_on(Arc::clone(&self.shared).write_all(), &handle);
+            self.shared.tasks.spawn_on(Arc::clone(&self.shared).write_all(), handle);
         }
     }
 

@@ -229,16 +229,11 @@ mod tests {
             error_message: String::new(),
             degraded_message: String::new(),
             branding: Branding {
-                assistant_name: "Nora".to_owned(),
                 primary_color: "#1d7a6b".to_owned(),
-                logo_url: None,
                 language: "de-CH".to_owned(),
                 voice: "canary-of-the-voice".to_owned(),
                 font: "serif".to_owned(),
-                suggestions: vec![],
-                notice: String::new(),
-                privacy_url: None,
-                image_origins: vec![],
+                ..Branding::sample()
             },
             visitors: VisitorSettings::default(),
             widget: WidgetSettings { allowed_origins: vec!["https://shop.example".to_owned()] },

@@ -144,20 +144,11 @@ impl ProviderClient {
         self.post_within(self.timeouts.first_byte, url, headers, body).await
     }
 
-    /// The same for an answer that comes in one piece.
+    /// The same with so long from sending to the response headers, for each attempt.
     ///
     /// # Errors
     /// The same.
-    pub(super) async fn post_for_whole(
-        &self,
-        url: &Url,
-        headers: &HeaderMap,
-        body: Bytes,
-    ) -> Result<Response, ProviderError> {
-        self.post_within(self.timeouts.whole_answer, url, headers, body).await
-    }
-
-    async fn post_within(
+    pub(super) async fn post_within(
         &self,
         limit: Duration,
         url: &Url,

@@ -62,15 +62,12 @@ impl OpenAiCompatible {
         let url = target.chat(&request.model)?;
         let known = self.quirks.of(&request.model);
         let mut quirk = known;
+        let timeouts = self.client.timeouts();
+        let limit = if request.whole { timeouts.whole_answer } else { timeouts.first_byte };
         loop {
             let body = WireRequest::new(request, target.completion_limit, quirk)?;
             let body = serde_json::to_vec(&body).map_err(|error| ProviderError::BadRequest(error.into()))?;
-            let body = Bytes::from(body);
-            let answered = match request.whole {
-                true => self.client.post_for_whole(&url, &target.headers, body).await,
-                false => self.client.post(&url, &target.headers, body).await,
-            };
-            match answered {
+            match self.client.post_within(limit, &url, &target.headers, Bytes::from(body)).await {
                 Ok(response) => {
                     self.quirks.prove(request, known, quirk);
                     return stream::events(&self.client, response, ChatCompletion).await;

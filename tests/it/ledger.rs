@@ -470,6 +470,8 @@ async fn a_tenant_that_nobody_uses_is_settled_by_the_periodic_task() {
                SELECT gen_random_uuid(), 'completion', gen_random_uuid(), 'openai_compatible', 'main', 'm', 'm', 'own',
                    'started', 7, now() - age FROM unnest('{10 seconds, 40 seconds}'::interval[]) age";
     ledger.batch_execute(sql).await.unwrap();
+    // The platform's own server may have swept it before there was anything to find.
+    platform.platform_client().await.execute("DELETE FROM tenant_uses", &[]).await.unwrap();
     let database = Some(platform.database.clone());
     let fresh = Platform::start_with(Options { database, ..Options::default() }).await;
     let task = freehold::scheduled::TASKS.iter().find(|task| task.name == "settle_abandoned_calls").unwrap();
@@ -483,6 +485,18 @@ async fn a_tenant_that_nobody_uses_is_settled_by_the_periodic_task() {
     assert!(!fresh.state.directory.knows_tenant(tenant.id.to_string().parse().unwrap()));
 }
 
+/// A call for embeddings of the model `vectors`, for nobody in particular.
+fn of_vectors(db: TenantDb) -> CallContext {
+    CallContext {
+        db,
+        user_id: None,
+        api_key_id: None,
+        kind: CallKind::Embedding,
+        model: "vectors".to_owned(),
+        permit: Permit::default(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn embeddings_have_rows_and_fall_back_too() {
     let platform = Platform::start().await;
@@ -493,14 +507,7 @@ async fn embeddings_have_rows_and_fall_back_too() {
     platform.put_model(&tenant, "main", "vectors", "instant", json!({})).await;
     let azure = json!({ "provider": "azure_openai", "base_url": fake.url(""), "api_key": KEY });
     platform.put_model(&tenant, "azure", "vectors", "deployed", azure).await;
-    let context = CallContext {
-        db,
-        user_id: None,
-        api_key_id: None,
-        kind: CallKind::Embedding,
-        model: "vectors".to_owned(),
-        permit: Permit::default(),
-    };
+    let context = of_vectors(db);
     let request =
         EmbeddingRequest { input: vec!["ab".to_owned(), "c".to_owned()], dimensions: Some(2), ..Default::default() };
     let made = platform.state.chat.embed(context, request).await.unwrap();
@@ -526,14 +533,7 @@ async fn more_texts_than_a_provider_takes_at_once_are_a_row_for_each_call() {
     platform.put_model(&tenant, "vertex", "vectors", "text-embedding-005", vertex).await;
     let input: Vec<String> = (0..130).map(|n| "x".repeat(n % 7 + 1)).collect();
     let expected: Vec<_> = input.iter().map(String::len).collect();
-    let context = CallContext {
-        db,
-        user_id: None,
-        api_key_id: None,
-        kind: CallKind::Embedding,
-        model: "vectors".to_owned(),
-        permit: Permit::default(),
-    };
+    let context = of_vectors(db);
     let request = EmbeddingRequest { input, ..EmbeddingRequest::default() };
     let made = platform.state.chat.embed(context, request).await.unwrap();
     let lengths: Vec<_> = made.embeddings.vectors.iter().map(|vector| vector[0] as usize).collect();

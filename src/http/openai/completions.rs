@@ -62,11 +62,12 @@ pub async fn create(
     drop(body);
     let Asked { model, request, stream, include_usage } = request::chat(asked)?;
     let record = key.db.record();
-    limits::terms(&state, record).require("api")?;
+    let plan = limits::terms(&state, record);
+    plan.require("api")?;
     if has_images(&request) {
-        limits::terms(&state, record).require("vision")?;
+        plan.require("vision")?;
     }
-    let Admission { rate, permit, .. } = limits::admit(&state, record, Asker::ApiKey(key.id())).await?;
+    let Admission { rate, permit, .. } = limits::admit(&state, record, &plan, Asker::ApiKey(key.id())).await?;
     let created = state.clock.now().timestamp();
     let (api_key_id, kind) = (Some(key.id()), CallKind::Completion);
     let call = CallContext { db: key.db, user_id: None, api_key_id, kind, model: model.clone(), permit };

@@ -56,10 +56,11 @@ pub async fn create(
     }
     let input = request::inputs(asked.input)?;
     let request = providers::EmbeddingRequest { model: String::new(), input, dimensions: asked.dimensions };
-    let terms = limits::terms(&state, key.db.record());
-    terms.require("api")?;
-    terms.require("embeddings")?;
-    let admission = limits::admit(&state, key.db.record(), Asker::ApiKey(key.id())).await?;
+    let record = key.db.record();
+    let plan = limits::terms(&state, record);
+    plan.require("api")?;
+    plan.require("embeddings")?;
+    let admission = limits::admit(&state, record, &plan, Asker::ApiKey(key.id())).await?;
     let (api_key_id, kind, permit) = (Some(key.id()), CallKind::Embedding, admission.permit);
     let call = CallContext { db: key.db, user_id: None, api_key_id, kind, model: model.clone(), permit };
     let answer = state.chat.embed(call, request).await.map_err(|error| OpenAiError::of_chat(error, &model))?;

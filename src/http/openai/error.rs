@@ -13,7 +13,7 @@ use crate::api::api_keys::ApiKeyScope;
 use crate::api::openai::{ErrorBody, ErrorObject, RefusedBody};
 use crate::chat::{CallError, ChatError};
 use crate::http::error::ApiError;
-use crate::http::limits::{RETRY_AFTER_MS, SHOULD_RETRY, refusal_headers};
+use crate::http::limits::{RETRY_AFTER_MS, SHOULD_RETRY};
 use crate::limits::LimitsError;
 use crate::providers::ProviderError;
 
@@ -174,19 +174,18 @@ impl From<ApiError> for OpenAiError {
         };
         // OpenAI's clients repeat conflicts at once, which mends none of ours.
         let conflict = status == StatusCode::CONFLICT;
-        let translated = Self::new(status, error.code(), message).retry_after(retry_after);
+        let mut translated = Self::new(status, error.code(), message).retry_after(retry_after);
+        translated.0.headers = error.more_headers().clone();
         if conflict { translated.hopeless() } else { translated }
     }
 }
 
 impl From<LimitsError> for OpenAiError {
     fn from(error: LimitsError) -> Self {
-        let headers = refusal_headers(&error);
         let is_quota = matches!(error, LimitsError::QuotaExceeded { .. });
-        let mut translated = Self::from(ApiError::from(error));
-        translated.0.headers = headers;
+        let translated = Self::from(ApiError::from(error));
         // What OpenAI says of an account that is used up.
-        if is_quota { translated.kind("insufficient_quota").hopeless() } else { translated }
+        if is_quota { translated.kind("insufficient_quota") } else { translated }
     }
 }
 

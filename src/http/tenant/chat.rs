@@ -54,7 +54,8 @@ pub async fn chat(
         let visitors = state.pages.visitor_limits(caller.db.record().slug.as_str()).await?;
         state.tokens.count_question(&caller, visitors).await?;
     }
-    let admission = limits::admit(&state, caller.db.record(), Asker::User(caller.user_id)).await?;
+    let (record, asker) = (caller.db.record(), Asker::User(caller.user_id));
+    let admission = limits::admit(&state, record, &limits::terms(&state, record), asker).await?;
     let question = Question {
         text: request.message,
         session_id: request.session_id.map(ChatSessionId::from_uuid),

@@ -215,7 +215,7 @@ mod tests {
     use std::io::Read as _;
 
     use super::*;
-    use crate::api::tenant::{Branding, WidgetSettings};
+    use crate::api::tenant::{Branding, RoutingSettings, WidgetSettings};
 
     fn settings() -> Settings {
         Settings {
@@ -237,6 +237,8 @@ mod tests {
             },
             visitors: VisitorSettings::default(),
             widget: WidgetSettings { allowed_origins: vec!["https://shop.example".to_owned()] },
+            assistants: vec![],
+            routing: RoutingSettings::default(),
             features: BTreeMap::new(),
         }
     }

@@ -183,7 +183,7 @@ impl AppState {
             Arc::clone(&clock),
         );
         let plans = Arc::new(Plans::load(config.templates_dir.as_deref())?);
-        let limits = Limits::new(pool.clone(), config.redis_url.as_ref(), plans, Arc::clone(&clock))
+        let limits = Limits::new(pool.clone(), config.redis_url.as_ref(), Arc::clone(&plans), Arc::clone(&clock))
             .context("REDIS_URL cannot be used")?;
         let tasks = TaskTracker::new();
         let prices = Prices::load(config.templates_dir.as_deref())?;
@@ -289,6 +289,7 @@ impl AppState {
                 provider_client,
                 shared_models.clone(),
                 ledger,
+                plans,
                 Arc::clone(&databases),
                 Arc::clone(&clock),
                 tasks.clone(),

@@ -27,6 +27,7 @@ mod gateways;
 mod limits;
 mod provisioning;
 mod rotation;
+mod routing;
 mod suspension;
 mod upstream;
 
@@ -148,6 +149,8 @@ enum What {
     },
     /// Limits over three replicas.
     Limits(limits::Options),
+    /// Questions over three assistants, by rule and by a model.
+    Routing(routing::Options),
     /// A tenant is suspended under load: time until the last answer of two servers.
     Suspension {
         /// How often.
@@ -190,6 +193,7 @@ async fn main() -> Result<()> {
         What::Chat { seconds } => chat::run(&bench, Duration::from_secs(seconds)).await,
         What::Credentials { tenants, clients } => rotation::credentials(&bench, tenants, clients).await,
         What::Limits(options) => limits::run(&bench, &options).await,
+        What::Routing(options) => routing::run(&bench, &options).await,
         What::Suspension { rounds, clients } => suspension::run(&bench, rounds, clients).await,
         What::MasterKey { values } => rotation::master_key(&mut bench, values).await,
     };

@@ -4,6 +4,7 @@
 //! answered, and no feature or service may take or return them: a handler translates.
 
 pub mod api_keys;
+pub mod assistants;
 pub mod backup;
 pub mod connections;
 pub mod database;

@@ -7,6 +7,8 @@ use garde::Validate;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::assistants::{self, AssistantSettings, RoutingSettings, StrictRouting};
+
 /// The typefaces there are.
 pub const FONTS: [&str; 5] = ["system", "humanist", "serif", "rounded", "slab"];
 
@@ -64,6 +66,14 @@ pub struct Settings {
     #[garde(dive)]
     #[serde(default)]
     pub widget: WidgetSettings,
+    /// The client's assistants, 20 at most. Without any, what stands above answers.
+    #[garde(length(max = 20), dive, custom(assistants::together))]
+    #[serde(default)]
+    pub assistants: Vec<AssistantSettings>,
+    /// Which of them a question comes to that names none.
+    #[garde(dive)]
+    #[serde(default)]
+    pub routing: RoutingSettings,
     /// Switches by name, for example `{"data_questions": false}`.
     #[garde(custom(feature_names))]
     pub features: BTreeMap<String, bool>,
@@ -184,6 +194,10 @@ struct StrictFields {
     visitors: VisitorSettings,
     #[serde(default, with = "StrictWidget")]
     widget: WidgetSettings,
+    #[serde(default, deserialize_with = "assistants::strict_list")]
+    assistants: Vec<AssistantSettings>,
+    #[serde(default, with = "StrictRouting")]
+    routing: RoutingSettings,
     features: BTreeMap<String, bool>,
 }
 
@@ -331,6 +345,12 @@ pub struct UpdateConfigRequest {
     /// Replaces what holds for the widget as a whole.
     #[serde(default, deserialize_with = "strict_widget", skip_serializing_if = "Option::is_none")]
     pub widget: Option<WidgetSettings>,
+    /// Replaces the assistants as a whole.
+    #[serde(default, deserialize_with = "assistants::strict_list_given", skip_serializing_if = "Option::is_none")]
+    pub assistants: Option<Vec<AssistantSettings>>,
+    /// Replaces the routing as a whole.
+    #[serde(default, deserialize_with = "assistants::strict_routing_given", skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RoutingSettings>,
     /// Sets these switches; others stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<BTreeMap<String, bool>>,

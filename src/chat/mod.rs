@@ -6,6 +6,7 @@
 //! in the tenant's own database: nothing here takes a tenant's id, a [`crate::access::TenantCaller`] carries the
 //! database that its token proved.
 
+mod assistants;
 mod breaker;
 mod cache;
 mod candidates;
@@ -17,6 +18,7 @@ mod model_call;
 mod pipeline;
 mod prompt;
 mod recovery;
+mod routing;
 pub mod streams;
 pub mod tenant_store;
 mod turn;
@@ -33,7 +35,7 @@ use crate::api::platform::TenantState;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::ids::{ChatSessionId, TenantId};
-use crate::limits::Permit;
+use crate::limits::{Permit, Plans};
 use crate::metering::Ledger;
 use crate::providers::ProviderClient;
 use crate::shared_models::SharedModels;
@@ -53,6 +55,8 @@ pub struct Chat {
     tasks: TaskTracker,
     give_up: CancellationToken,
     ledger: Ledger,
+    /// What tenants' plans have.
+    plans: Arc<Plans>,
     /// Knows which servers run.
     databases: Arc<TenantDatabases>,
     cache: Arc<cache::Cache>,
@@ -82,6 +86,7 @@ impl Chat {
         providers: ProviderClient,
         shared: SharedModels,
         ledger: Ledger,
+        plans: Arc<Plans>,
         databases: Arc<TenantDatabases>,
         clock: SharedClock,
         tasks: TaskTracker,
@@ -89,7 +94,7 @@ impl Chat {
     ) -> Self {
         let cache = Arc::new(cache::Cache::new(providers, shared));
         let (looks, under_way, parts, listeners) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        Self { clock, tasks, give_up, ledger, databases, cache, looks, under_way, parts, listeners }
+        Self { clock, tasks, give_up, ledger, plans, databases, cache, looks, under_way, parts, listeners }
     }
 
     /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for
@@ -126,6 +131,8 @@ pub struct Question {
     pub session_id: Option<ChatSessionId>,
     /// The model to ask; the tenant's default if `None`.
     pub model: Option<String>,
+    /// The assistant to ask; the one that it comes to if `None`.
+    pub assistant: Option<String>,
     /// What it has reserved of the tenant's quota: used if there is an answer, else given back.
     pub permit: Permit,
     /// What is left of that then; none if there is no limit.
@@ -153,6 +160,19 @@ pub enum ChatError {
     /// The model asked for is not one that the tenant's users may use, or that an AI key offers.
     #[error("this model may not be used")]
     ModelNotAllowed,
+    /// There is no assistant of the name that is asked for.
+    #[error("no such assistant")]
+    AssistantUnknown,
+    /// The question is one for an assistant that needs what the tenant's plan has not got.
+    #[error("the plan does not have the feature that the assistant needs")]
+    AssistantNotInPlan {
+        /// The assistant.
+        assistant: String,
+        /// What it needs.
+        feature: &'static str,
+        /// The tenant's plan.
+        plan: String,
+    },
     /// No AI key offers any of the models that users may use.
     #[error("no AI key offers a model that may be used")]
     NoModel,

@@ -14,15 +14,18 @@ use crate::metering::{End, EndedCall, OpenCall};
 use crate::tenant_db::{Client, GenericClient as _, Transaction};
 
 /// No row if the conversation is not the user's; one without a message if it is and nothing in it can be shown to a
-/// model. How far back it goes is read from the settings here, so that they need not be known before.
+/// model. How far back it goes is read from the settings here, so that they need not be known before. Each row also has the
+/// assistant of the last answer, whatever became of that.
 const HISTORY: &str = "\
-    SELECT m.role, m.content FROM chat_sessions s LEFT JOIN LATERAL (
+    SELECT m.role, m.content, a.assistant FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT id, role, content FROM chat_messages
         WHERE session_id = s.id AND state IN ('complete', 'interrupted', 'stopped') AND content <> ''
             AND NOT degraded
         ORDER BY id DESC
         LIMIT (SELECT (settings->>'history_length')::int FROM live_configurations ORDER BY version DESC LIMIT 1)
-    ) m ON true
+    ) m ON true LEFT JOIN LATERAL (
+        SELECT assistant FROM chat_messages WHERE session_id = s.id AND role = 'assistant' ORDER BY id DESC LIMIT 1
+    ) a ON true
     WHERE s.id = $1 AND s.user_id = $2 ORDER BY m.id";
 
 /// A conversation with its first question, the row of the answer and that of the model's call, if there is one: one
@@ -36,11 +39,11 @@ const BEGIN_CONVERSATION: &str = "\
         SELECT $9::uuid, 'chat', $2, $7::uuid, $10, $11, $12, $8::text, $13, $14, 'started', $15, $4
         FROM session WHERE $9::uuid IS NOT NULL
     )
-    INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at)
-    SELECT m.id, s.id, m.role, m.content, m.state, m.model, m.queries_remaining, $4
-    FROM session s, (VALUES ($5::uuid, 'user', $6::text, 'complete', NULL, NULL),
-                            ($7::uuid, 'assistant', '', 'generating', $8::text, $16::bigint))
-                    m (id, role, content, state, model, queries_remaining)";
+    INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, assistant, created_at)
+    SELECT m.id, s.id, m.role, m.content, m.state, m.model, m.queries_remaining, m.assistant, $4
+    FROM session s, (VALUES ($5::uuid, 'user', $6::text, 'complete', NULL, NULL, NULL),
+                            ($7::uuid, 'assistant', '', 'generating', $8::text, $16::bigint, $17::text))
+                    m (id, role, content, state, model, queries_remaining, assistant)";
 
 /// The same in a conversation that is there. Inserts nothing if it was deleted meanwhile.
 const CONTINUE_CONVERSATION: &str = "\
@@ -52,11 +55,11 @@ const CONTINUE_CONVERSATION: &str = "\
         SELECT $8::uuid, 'chat', $2, $6::uuid, $9, $10, $11, $7::text, $12, $13, 'started', $14, $3
         FROM session WHERE $8::uuid IS NOT NULL
     )
-    INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at)
-    SELECT m.id, s.id, m.role, m.content, m.state, m.model, m.queries_remaining, $3
-    FROM session s, (VALUES ($4::uuid, 'user', $5::text, 'complete', NULL, NULL),
-                            ($6::uuid, 'assistant', '', 'generating', $7::text, $15::bigint))
-                    m (id, role, content, state, model, queries_remaining)";
+    INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, assistant, created_at)
+    SELECT m.id, s.id, m.role, m.content, m.state, m.model, m.queries_remaining, m.assistant, $3
+    FROM session s, (VALUES ($4::uuid, 'user', $5::text, 'complete', NULL, NULL, NULL),
+                            ($6::uuid, 'assistant', '', 'generating', $7::text, $15::bigint, $16::text))
+                    m (id, role, content, state, model, queries_remaining, assistant)";
 
 /// The end of an answer. What differs comes behind the call.
 macro_rules! finish {
@@ -117,8 +120,8 @@ const LIST_CONVERSATIONS: &str = "\
 
 /// No row if the conversation is not the user's; one without a message if there are no more.
 const LIST_MESSAGES: &str = "\
-    SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.input_tokens, m.output_tokens, m.usage_reported,
-        m.degraded, m.created_at, f.rating, f.comment
+    SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.assistant, m.input_tokens, m.output_tokens,
+        m.usage_reported, m.degraded, m.created_at, f.rating, f.comment
     FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT * FROM chat_messages WHERE session_id = s.id AND ($3::uuid IS NULL OR id > $3) ORDER BY id LIMIT $4
     ) m ON true LEFT JOIN message_feedback f ON f.message_id = m.id
@@ -146,24 +149,28 @@ pub(super) async fn is_active(client: &Client, caller: &TenantCaller) -> Result<
     Ok(client.query_opt(&statement, &[&caller.user_id, &caller.family_id]).await?.is_some())
 }
 
-/// What was said last in a conversation, oldest first; `None` if it is not the user's.
-pub(super) async fn history(
-    client: &Client,
-    session: ChatSessionId,
-    user: UserId,
-) -> Result<Option<Vec<Spoken>>, Error> {
+/// What is known of a conversation before it goes on.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// What was said last, oldest first.
+    pub(super) spoken: Vec<Spoken>,
+    /// The assistant of the last answer.
+    pub(super) assistant: Option<String>,
+}
+
+/// A conversation; `None` if it is not the user's.
+pub(super) async fn history(client: &Client, session: ChatSessionId, user: UserId) -> Result<Option<History>, Error> {
     let statement = client.prepare_cached(HISTORY).await?;
     let rows = client.query(&statement, &[&session, &user]).await?;
-    if rows.is_empty() {
-        return Ok(None);
-    }
+    let Some(first) = rows.first() else { return Ok(None) };
+    let assistant = first.try_get(2)?;
     let mut spoken = Vec::with_capacity(rows.len());
     for row in rows {
         if let Some(who) = row.try_get::<_, Option<&str>>(0)? {
             spoken.push(Spoken { role: role(who), content: row.try_get(1)? });
         }
     }
-    Ok(Some(spoken))
+    Ok(Some(History { spoken, assistant }))
 }
 
 /// Stores a question, the row of its answer and that of the call. `false` if the conversation is not the user's any more.
@@ -200,6 +207,7 @@ pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>
                         &billed_to,
                         &estimate,
                         &remaining,
+                        &turn.assistant,
                     ],
                 )
                 .await?
@@ -225,6 +233,7 @@ pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>
                         &billed_to,
                         &estimate,
                         &remaining,
+                        &turn.assistant,
                     ],
                 )
                 .await?
@@ -338,6 +347,7 @@ pub(super) async fn list_messages(
             state: state(row.try_get("state")?),
             error_code: row.try_get("error_code")?,
             model: row.try_get("model")?,
+            assistant: row.try_get("assistant")?,
             usage: usage(&row)?,
             degraded: row.try_get::<_, Option<bool>>("degraded")?.unwrap_or_default(),
             created_at: row.try_get("created_at")?,

@@ -15,6 +15,7 @@
 mod access;
 mod api_keys;
 mod architecture;
+mod assistants;
 mod backup;
 mod chat;
 mod cli;

@@ -98,10 +98,11 @@ fn frame(frames: &mut BytesMut, number: u64, event: AnswerEvent<'_>, session_id:
     match event {
         AnswerEvent::Started => data(frames, Some("started"), &ChatStarted { session_id, message_id }),
         AnswerEvent::Delta(content) => data(frames, None, &Delta { content }),
-        AnswerEvent::Ended(AnswerEnd::Done { model, usage, stopped, degraded, queries_remaining }) => {
-            let (model, usage, stopped, degraded) = (model.clone(), *usage, *stopped, *degraded);
-            let queries_remaining = *queries_remaining;
-            let done = ChatDone { session_id, message_id, model, usage, stopped, degraded, queries_remaining };
+        AnswerEvent::Ended(AnswerEnd::Done { model, assistant, usage, stopped, degraded, queries_remaining }) => {
+            let (model, assistant) = (model.clone(), assistant.clone());
+            let (usage, stopped, degraded, queries_remaining) = (*usage, *stopped, *degraded, *queries_remaining);
+            let done =
+                ChatDone { session_id, message_id, model, assistant, usage, stopped, degraded, queries_remaining };
             data(frames, Some("done"), &done);
         }
         AnswerEvent::Ended(end) => {
@@ -134,8 +135,14 @@ mod tests {
         let (session, message) = (ChatSessionId::new(), MessageId::new());
         let mut frames = BytesMut::new();
         let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        let done =
-            AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false, queries_remaining: None };
+        let done = AnswerEnd::Done {
+            model: "m".to_owned(),
+            assistant: None,
+            usage,
+            stopped: false,
+            degraded: false,
+            queries_remaining: None,
+        };
         let events =
             [AnswerEvent::Started, AnswerEvent::Delta("a\n\"b\""), AnswerEvent::Ended(&done), AnswerEvent::Mark];
         for (number, event) in (0..).zip(events) {

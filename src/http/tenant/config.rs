@@ -56,6 +56,8 @@ pub async fn update(
         branding: request.branding,
         visitors: request.visitors,
         widget: request.widget,
+        assistants: request.assistants,
+        routing: request.routing,
         features: request.features,
     };
     let changed = configuration::update(&caller.db, expected, &change, caller.user_id, state.clock.now()).await;

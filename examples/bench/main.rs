@@ -33,11 +33,11 @@ mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use futures::StreamExt;
 use reqwest::Client;
@@ -473,13 +473,14 @@ async fn repeat(
     time: Duration,
 ) -> Result<(Vec<Duration>, Duration)> {
     let failed = Arc::new(AtomicUsize::new(0));
+    let why = Arc::new(OnceLock::new());
     let started = Instant::now();
     let next = Arc::new(AtomicUsize::new(0));
     // Their bodies are in memory, so they can be cloned.
     let requests: Arc<[reqwest::Request]> = requests.iter().filter_map(reqwest::Request::try_clone).collect();
     let workers = (0..clients).map(|_| {
         let (client, requests) = (client.clone(), Arc::clone(&requests));
-        let (next, failed) = (Arc::clone(&next), Arc::clone(&failed));
+        let (next, failed, why) = (Arc::clone(&next), Arc::clone(&failed), Arc::clone(&why));
         tokio::spawn(async move {
             let mut times = Vec::new();
             while started.elapsed() < time {
@@ -489,7 +490,10 @@ async fn repeat(
                 let whole = async { client.execute(request).await?.error_for_status()?.bytes().await };
                 match whole.await {
                     Ok(_) => times.push(began.elapsed()),
-                    Err(_) => _ = failed.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        why.get_or_init(|| anyhow::Error::from(error));
+                    }
                 }
             }
             times
@@ -497,6 +501,8 @@ async fn repeat(
     });
     let times = futures::future::try_join_all(workers).await?.concat();
     let failed = failed.load(Ordering::Relaxed);
-    ensure!(failed == 0, "{failed} requests failed");
+    if let Some(why) = why.get() {
+        bail!("{failed} of {} requests failed, one of them: {why:#}", failed + times.len());
+    }
     Ok((times, started.elapsed()))
 }

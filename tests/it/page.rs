@@ -162,6 +162,16 @@ async fn a_visitor_goes_with_all_that_was_said_when_its_time_is_over() {
     assert_eq!(count("SELECT count(*) FROM visitor_counts WHERE subject <> 'visitors'").await, 0);
     // What it cost stays in the ledger.
     assert_eq!(count("SELECT count(*) FROM model_calls").await, 1);
+    // Where no other visitor comes, a periodic task sees to it. It looks at tenants that it has not looked at lately.
+    let task = freehold::scheduled::TASKS.iter().find(|task| task.name == "settle_abandoned_calls").unwrap();
+    let sweep = async || {
+        platform.platform_client().await.execute("DELETE FROM tenant_uses", &[]).await.unwrap();
+        (task.run)(platform.state.clone()).await.unwrap();
+        count("SELECT count(*) FROM client_users WHERE role = 'visitor'").await
+    };
+    assert_eq!(sweep().await, 1, "its time is not over");
+    clock.advance(TimeDelta::days(31));
+    assert_eq!(sweep().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -250,7 +250,7 @@ fn near_misses() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn pieces_make_no_difference(text in near_misses(), sizes in proptest::collection::vec(1_usize..9, 1..20)) {

@@ -322,6 +322,8 @@ impl Numbers {
         match (first.joint, self.before.hint) {
             (Joint::None, hint) => hint,
             (Joint::Space, Hint::Other) => Hint::Other,
+            // The number of a parcel, say, in groups of letters and digits.
+            (Joint::Space, Hint::Attached) if self.before.letter => Hint::Attached,
             (Joint::Space, _) => Hint::None,
             _ => Hint::Attached,
         }

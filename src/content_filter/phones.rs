@@ -157,8 +157,8 @@ fn domestic(groups: &[Group]) -> Option<usize> {
                 (10..=11).contains(only) || (*only == 12 && LONGER.iter().any(|code| first.digits.starts_with(code)));
             (usual && !first.digits.starts_with("01234") && !first.attached_behind).then_some(1)
         }
-        // Pairs are five in France, and any number of them anything.
-        pairs if pairs.iter().all(|size| *size == 2) => longest(groups, 10, 10).filter(|_| pairs.len() == 5),
+        // Pairs are five in France, and more of them anything.
+        [2, 2, 2, 2, 2, rest @ ..] => longest(groups, 10, 10).filter(|_| rest.first() != Some(&2)),
         _ => longest(groups, 9, 12).filter(|count| *count > 1 || first.digits.len() >= 10),
     }
 }

@@ -82,6 +82,12 @@ pub async fn examine(state: &AppState, scope: Scope) -> DoctorReport {
             "put a proxy with TLS in front and set FREEHOLD_PUBLIC_URL to its https address",
         );
     }
+    match state.limits.examine_redis().await {
+        None => {}
+        Some(Ok(())) => findings.ok("Redis", "it answers"),
+        // Requests are admitted all the same, each server by the part that it holds.
+        Some(Err(fault)) => findings.warning("Redis", fault.to_string(), fault.remedy()),
+    }
     let url = &state.config.platform_database_url;
     let report = check(state, url, Purpose::Platform, state.config.platform_pool_size).await;
     findings.database("platform database", &report);

@@ -16,6 +16,7 @@ pub mod chat;
 pub mod clock;
 pub mod config;
 pub mod configuration;
+pub mod content_filter;
 pub mod database_check;
 pub mod doctor;
 pub mod fleet;

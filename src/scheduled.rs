@@ -102,16 +102,13 @@ pub static TASKS: &[Task<AppState>] = &[
         period: TimeDelta::hours(1),
         run: |state| Box::pin(async move { Ok(state.rotator.forget_retired_signing_keys().await.map(drop)?) }),
     },
-    Task {
-        name: "settle_abandoned_calls",
-        period: TimeDelta::hours(1),
-        run: |state| Box::pin(settle_abandoned_calls(state)),
-    },
+    Task { name: "settle_abandoned_calls", period: TimeDelta::hours(1), run: |state| Box::pin(sweep_tenants(state)) },
 ];
 
-/// Settles what dead servers left in the databases of tenants for which calls were made since they were last swept. Those
-/// that are used settle their own meanwhile; one that is away is looked at the next time. Nobody connects to the others.
-async fn settle_abandoned_calls(state: AppState) -> anyhow::Result<()> {
+/// Settles what dead servers left in the databases of tenants for which calls were made since they were last swept, and
+/// removes visitors there whose time is over. Those that are used settle their own meanwhile; one that is away is looked
+/// at the next time. Nobody connects to the others.
+async fn sweep_tenants(state: AppState) -> anyhow::Result<()> {
     let mut after = None;
     loop {
         let tenants = state.databases.to_sweep(after, PAGE).await?;
@@ -119,7 +116,7 @@ async fn settle_abandoned_calls(state: AppState) -> anyhow::Result<()> {
         after = Some(*last);
         let sweeps = tenants.into_iter().map(|(tenant, at)| {
             let state = &state;
-            async move { settle_abandoned(state, tenant).await.then_some((tenant, at)) }
+            async move { sweep(state, tenant).await.then_some((tenant, at)) }
         });
         let swept: Vec<_> = futures::stream::iter(sweeps).buffer_unordered(AT_ONCE).collect().await;
         let swept: Vec<_> = swept.into_iter().flatten().collect();
@@ -131,14 +128,20 @@ async fn settle_abandoned_calls(state: AppState) -> anyhow::Result<()> {
 }
 
 /// Whether it was looked at.
-async fn settle_abandoned(state: &AppState, tenant: TenantId) -> bool {
+async fn sweep(state: &AppState, tenant: TenantId) -> bool {
     let known = state.directory.knows_tenant(tenant);
     let looked = async {
         let Some(record) = state.directory.by_id(tenant).await? else { return Ok(false) };
-        state.chat.settle_abandoned_unused(&state.databases.open(record)?).await.map(|_| true)
+        let db = state.databases.open(record)?;
+        state.chat.settle_abandoned_unused(&db).await?;
+        let removed = state.tokens.remove_expired_visitors(&db).await?;
+        if removed > 0 {
+            tracing::debug!(tenant_id = %tenant, removed, "remove visitors whose time is over");
+        }
+        anyhow::Ok(true)
     };
     let looked = looked.await.unwrap_or_else(|error| {
-        tracing::debug!(tenant_id = %tenant, causes = causes(&error), "look for calls of dead servers");
+        tracing::debug!(tenant_id = %tenant, causes = causes(error.as_ref()), "sweep a tenant's database");
         false
     });
     // The whole fleet's records and keys would otherwise stay in this server's memory.

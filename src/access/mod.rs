@@ -29,7 +29,7 @@ pub use invites::{Invite, InviteRequest, NewInvite, end_credentials, insert_invi
 pub use lookups::Lookups;
 pub use roles::{
     AiChat, AiKeysRead, AiKeysWrite, ApiKeysRead, ApiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn,
-    DatabaseManage, PERMISSIONS, Permission, Permissions, UsageRead, UsersRead, UsersWrite,
+    DatabaseManage, FeedbackRead, PERMISSIONS, Permission, Permissions, UsageRead, UsersRead, UsersWrite,
 };
 pub use sign_in::SignedIn;
 pub use super_admins::{Created, NewSession, Session, SuperAdminSession, SuperAdmins};

@@ -52,6 +52,8 @@ permissions! {
     UsageRead = "usage:read",
     /// See and delete one's own conversations.
     ConversationsOwn = "conversations:own",
+    /// See what users think of their answers, with the beginning of what they asked and were told.
+    FeedbackRead = "feedback:read",
 }
 
 /// What somebody may do. An entry is a permission's name, `area:*` for all of an area, or `*` for everything; nothing

@@ -7,6 +7,7 @@ pub mod api_keys;
 pub mod assistants;
 pub mod backup;
 pub mod connections;
+pub mod content_filter;
 pub mod database;
 pub mod doctor;
 pub mod fleet;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::assistants::{self, AssistantSettings, RoutingSettings, StrictRouting};
+use super::content_filter::{self, ContentFilterSettings, StrictContentFilter};
 
 /// The typefaces there are.
 pub const FONTS: [&str; 5] = ["system", "humanist", "serif", "rounded", "slab"];
@@ -74,6 +75,10 @@ pub struct Settings {
     #[garde(dive)]
     #[serde(default)]
     pub routing: RoutingSettings,
+    /// What is masked in answers.
+    #[garde(dive)]
+    #[serde(default)]
+    pub content_filter: ContentFilterSettings,
     /// Switches by name, for example `{"data_questions": false}`.
     #[garde(custom(feature_names))]
     pub features: BTreeMap<String, bool>,
@@ -198,6 +203,8 @@ struct StrictFields {
     assistants: Vec<AssistantSettings>,
     #[serde(default, with = "StrictRouting")]
     routing: RoutingSettings,
+    #[serde(default, with = "StrictContentFilter")]
+    content_filter: ContentFilterSettings,
     features: BTreeMap<String, bool>,
 }
 
@@ -351,6 +358,9 @@ pub struct UpdateConfigRequest {
     /// Replaces the routing as a whole.
     #[serde(default, deserialize_with = "assistants::strict_routing_given", skip_serializing_if = "Option::is_none")]
     pub routing: Option<RoutingSettings>,
+    /// Replaces what is masked in answers as a whole.
+    #[serde(default, deserialize_with = "content_filter::strict", skip_serializing_if = "Option::is_none")]
+    pub content_filter: Option<ContentFilterSettings>,
     /// Sets these switches; others stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<BTreeMap<String, bool>>,

@@ -496,6 +496,36 @@ pub struct FeedbackRequest {
     pub comment: Option<String>,
 }
 
+/// What a user thought of an answer, for the client's admins. Whose it is stays out of it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RatedAnswer {
+    /// The answer's id.
+    #[schema(value_type = String, format = Uuid)]
+    pub message_id: Uuid,
+    /// Whether it helped.
+    pub rating: Rating,
+    /// In the user's words.
+    pub comment: Option<String>,
+    /// The beginning of the question, 300 characters at most; absent if it is not there any more.
+    pub question: Option<String>,
+    /// The beginning of the answer, 300 characters at most.
+    pub answer: String,
+    /// The model that answered.
+    pub model: Option<String>,
+    /// When the user last said it.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// A page of what users think.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RatedAnswerPage {
+    /// The newest answer first.
+    pub items: Vec<RatedAnswer>,
+    /// The `cursor` of the next page; absent on the last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_cursor: Option<String>,
+}
+
 /// A page of messages.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct ChatMessagePage {

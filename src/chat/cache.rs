@@ -19,7 +19,7 @@ use super::candidates::{Models, OpenKey};
 use super::context::{ChatContext, FRESH};
 use crate::api::platform::AiMode;
 use crate::configuration::tenant_store::{AiKeyRow, StoredSettings};
-use crate::configuration::{ConfigurationError, open_key};
+use crate::configuration::{ConfigurationError, content_filter, open_key};
 use crate::ids::TenantId;
 use crate::metering::BilledTo;
 use crate::providers::{self, ProviderClient};
@@ -122,13 +122,16 @@ impl Cache {
             known.read_at.store(self.milliseconds(), Ordering::Relaxed);
             return Ok(Arc::clone(&known.context));
         }
-        let (settings, assistants) = match &before {
+        let (settings, assistants, filter) = match &before {
             Some(known) if known.version == version => {
-                (Arc::clone(&known.context.settings), Arc::clone(&known.context.assistants))
+                let context = &known.context;
+                (Arc::clone(&context.settings), Arc::clone(&context.assistants), context.filter.clone())
             }
             _ => {
                 let settings = Arc::new(stored.parse()?);
-                (Arc::clone(&settings), Arc::new(Assistants::new(settings)))
+                // One that cannot be made is no reason to go without.
+                let filter = content_filter(&settings.content_filter).map_err(|_| ConfigurationError::Unreadable)?;
+                (Arc::clone(&settings), Arc::new(Assistants::new(settings)), filter)
             }
         };
         let keys = match mode {
@@ -140,7 +143,7 @@ impl Cache {
             true => Models::new(&settings.models, &keys),
             false => Models::new(&settings.models, &[keys.as_slice(), lent_keys.as_slice()].concat()),
         };
-        let context = Arc::new(ChatContext::new(settings, models, assistants));
+        let context = Arc::new(ChatContext::new(settings, models, assistants, filter));
         let read_at = AtomicU64::new(self.milliseconds());
         let known = Known { version, rows, keys, lent, lent_keys, mode, context: Arc::clone(&context), read_at };
         insert(&self.tenants, record.id, Arc::new(known));

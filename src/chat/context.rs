@@ -11,6 +11,7 @@ use super::{Chat, ChatError};
 use crate::api::tenant::{AssistantSettings, Settings};
 use crate::configuration::ConfigurationError;
 use crate::configuration::tenant_store as configuration_store;
+use crate::content_filter::{ContentFilter, Masking};
 use crate::ids::TenantId;
 use crate::limits::Terms;
 use crate::tenant_db::{Client, TenantDb, TenantRecord};
@@ -24,6 +25,8 @@ pub struct ChatContext {
     pub settings: Arc<Settings>,
     models: Models,
     pub(super) assistants: Arc<Assistants>,
+    /// What its answers go through, if anything is to be masked in them.
+    pub(super) filter: Option<Arc<ContentFilter>>,
 }
 
 impl std::fmt::Debug for ChatContext {
@@ -33,8 +36,18 @@ impl std::fmt::Debug for ChatContext {
 }
 
 impl ChatContext {
-    pub(super) fn new(settings: Arc<Settings>, models: Models, assistants: Arc<Assistants>) -> Self {
-        Self { settings, models, assistants }
+    pub(super) fn new(
+        settings: Arc<Settings>,
+        models: Models,
+        assistants: Arc<Assistants>,
+        filter: Option<Arc<ContentFilter>>,
+    ) -> Self {
+        Self { settings, models, assistants, filter }
+    }
+
+    /// For one answer, from its beginning on.
+    pub(super) fn masking(&self) -> Option<Masking> {
+        self.filter.clone().map(Masking::new)
     }
 
     /// The models that may be asked for, by name, in order.

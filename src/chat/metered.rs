@@ -1,5 +1,6 @@
 //! Calls for programs: nothing is kept of them but their rows in the ledger.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use super::candidates::Candidate;
 use super::model_call::{self, CallError, Counted, ModelCall, Purpose};
 use super::under_way::UnderWay;
 use super::{Chat, ChatError};
+use crate::content_filter::{ContentFilter, Masking};
 use crate::ids::{ApiKeyId, ModelCallId, UserId};
 use crate::limits::Permit;
 use crate::metering::{CallKind, OpenCall, Outcome, Settling};
@@ -61,6 +63,7 @@ pub struct MeteredStream {
     first: Option<ChatEvent>,
     stop: BoxFuture<'static, CallError>,
     phase: Phase,
+    masked: Option<Masked>,
     _mark: UnderWay,
 }
 
@@ -68,6 +71,39 @@ enum Phase {
     Speaking,
     Settling(Join<Settling, Counted>, Result<ChatEvent, CallError>),
     Over,
+}
+
+/// Text and thinking on their way through the tenant's filter, each a text of its own. What a program's tools are called
+/// with is not for reading, and goes through unaltered.
+struct Masked {
+    text: Masking,
+    reasoning: Masking,
+    /// What the filter held, when the answer is over.
+    rest: VecDeque<ChatEvent>,
+}
+
+impl Masked {
+    fn new(filter: Arc<ContentFilter>) -> Self {
+        Self { text: Masking::new(Arc::clone(&filter)), reasoning: Masking::new(filter), rest: VecDeque::new() }
+    }
+
+    /// What may be passed on of an event, if anything.
+    fn pass(&mut self, event: ChatEvent) -> Option<ChatEvent> {
+        let event = match event {
+            ChatEvent::Delta(text) => ChatEvent::Delta(self.text.push(&text)),
+            ChatEvent::Reasoning(text) => ChatEvent::Reasoning(self.reasoning.push(&text)),
+            ChatEvent::ToolCall(_) | ChatEvent::Finished { .. } => event,
+        };
+        let empty = matches!(&event, ChatEvent::Delta(text) | ChatEvent::Reasoning(text) if text.is_empty());
+        (!empty).then_some(event)
+    }
+
+    /// The answer is over, well or not.
+    fn finish(&mut self) {
+        let rest = [ChatEvent::Reasoning(self.reasoning.finish()), ChatEvent::Delta(self.text.finish())];
+        let any = |event: &ChatEvent| matches!(event, ChatEvent::Delta(text) | ChatEvent::Reasoning(text) if !text.is_empty());
+        self.rest.extend(rest.into_iter().filter(any));
+    }
 }
 
 impl fmt::Debug for MeteredStream {
@@ -95,7 +131,10 @@ impl Chat {
     /// See [`ChatError`]; nothing was delivered then.
     pub async fn complete(&self, context: CallContext, request: ChatRequest) -> Result<MeteredStream, ChatError> {
         let prompt_characters = model_call::length(&request);
-        let chosen = self.context(&context.db).await?.choose(Some(&context.model))?;
+        let configured = self.context(&context.db).await?;
+        let chosen = configured.choose(Some(&context.model))?;
+        let masked = configured.filter.clone().map(Masked::new);
+        drop(configured);
         let mut call = self.metered(context, chosen, prompt_characters, Some(request)).await?;
         let (mark, mut stop) = self.watch(&call);
         let first = tokio::select! {
@@ -117,6 +156,7 @@ impl Chat {
             first: Some(first),
             stop,
             phase: Phase::Speaking,
+            masked,
             _mark: mark,
         })
     }
@@ -245,6 +285,9 @@ impl Chat {
 impl MeteredStream {
     /// Settles the call; what is told last waits for that.
     fn end(&mut self, outcome: &Outcome, last: impl FnOnce(Option<Usage>) -> Result<ChatEvent, CallError>) {
+        if let Some(masked) = &mut self.masked {
+            masked.finish();
+        }
         self.phase = match self.call.end(outcome) {
             Some(ended) => {
                 let last = last(ended.end().usage);
@@ -266,6 +309,9 @@ impl Stream for MeteredStream {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
+            if let Some(event) = this.masked.as_mut().and_then(|masked| masked.rest.pop_front()) {
+                return Poll::Ready(Some(Ok(event)));
+            }
             match &mut this.phase {
                 Phase::Over => return Poll::Ready(None),
                 Phase::Settling(settling, _) => {
@@ -300,7 +346,14 @@ impl Stream for MeteredStream {
                 Ok(ChatEvent::Finished { usage, finish_reason }) => {
                     this.end(&Outcome::succeeded(usage), |usage| Ok(ChatEvent::Finished { usage, finish_reason }));
                 }
-                Ok(event) => return Poll::Ready(Some(Ok(event))),
+                Ok(event) => match &mut this.masked {
+                    None => return Poll::Ready(Some(Ok(event))),
+                    Some(masked) => {
+                        if let Some(event) = masked.pass(event) {
+                            return Poll::Ready(Some(Ok(event)));
+                        }
+                    }
+                },
                 Err(error) => this.fail(error.into()),
             }
         }

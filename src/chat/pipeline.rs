@@ -34,6 +34,7 @@ use super::{Chat, ChatError, Question, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
+use crate::content_filter::Masking;
 use crate::ids::{ChatSessionId, MessageId};
 use crate::metering::{CallKind, CallState, EndedCall, Outcome};
 use crate::providers::{ChatEvent, ChatRequest, Usage};
@@ -71,6 +72,8 @@ struct Turn {
     /// None if every AI key that offers the model is left alone.
     call: Option<ModelCall>,
     settings: Arc<Settings>,
+    /// What the answer goes through before anybody sees it and before it is stored, if anything is to be masked.
+    masking: Option<Masking>,
 }
 
 impl Chat {
@@ -158,7 +161,8 @@ impl Chat {
         };
         let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
         let call = call.map(|call| call.with_permit(question.permit));
-        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings };
+        let turn =
+            Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings, masking: context.masking() };
         Ok((turn, client))
     }
 }
@@ -194,16 +198,20 @@ impl Turn {
         if refused {
             return;
         }
-        let Self { chat, db, mut call, settings, begin } = self;
+        let Self { chat, db, mut call, settings, begin, mut masking } = self;
         let started = Instant::now();
         let parted = chat.parts.enter(&db, message_id, &log, &interruption);
         let end = match &mut call {
             Some(call) => {
                 call.note_written();
-                speak(call, &log, ANSWER_DEADLINE, (&chat.give_up, &interruption)).await
+                speak(call, (&*log, &mut masking), ANSWER_DEADLINE, (&chat.give_up, &interruption)).await
             }
             None => Err(Failure::AllDown),
         };
+        // However it ended: what was held back is told as far as nothing in it is to be masked.
+        if let Some(rest) = masking.map(|mut masking| masking.finish()).filter(|rest| !rest.is_empty()) {
+            log.push(&rest);
+        }
         let (content, delta_lengths) = log.content();
         let (usage, failure) = match end {
             Ok(usage) if content.is_empty() => (usage, Some(Failure::Empty)),
@@ -316,12 +324,12 @@ fn degraded(settings: &Settings) -> &str {
 /// Lets the model speak into the log. Returns how it ended.
 async fn speak(
     call: &mut ModelCall,
-    log: &EventLog,
+    (log, masking): (&EventLog, &mut Option<Masking>),
     deadline: Duration,
     (give_up, interruption): (&CancellationToken, &Interruption),
 ) -> Result<Option<Usage>, Failure> {
     tokio::select! {
-        end = timeout(deadline, collect(call, log)) => end.unwrap_or(Err(Failure::Deadline)),
+        end = timeout(deadline, collect(call, log, masking)) => end.unwrap_or(Err(Failure::Deadline)),
         () = give_up.cancelled() => Err(Failure::Stopping),
         cause = interruption.interrupted() => Err(match cause {
             Cause::TenantClosed(code) => Failure::Closed(code),
@@ -330,7 +338,11 @@ async fn speak(
     }
 }
 
-async fn collect(call: &mut ModelCall, log: &EventLog) -> Result<Option<Usage>, Failure> {
+async fn collect(
+    call: &mut ModelCall,
+    log: &EventLog,
+    masking: &mut Option<Masking>,
+) -> Result<Option<Usage>, Failure> {
     let mut length = 0;
     loop {
         match call.next().await? {
@@ -341,6 +353,10 @@ async fn collect(call: &mut ModelCall, log: &EventLog) -> Result<Option<Usage>, 
                 if length > MAX_ANSWER {
                     return Err(Failure::TooLarge);
                 }
+                let delta = match masking {
+                    Some(masking) => masking.push(&delta),
+                    None => delta,
+                };
                 if !delta.is_empty() {
                     log.push(&delta);
                 }

@@ -75,6 +75,7 @@ pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::api::content_filter::ContentFilterSettings;
     use crate::api::tenant::{Branding, RoutingSettings, VisitorSettings, WidgetSettings};
 
     pub(in crate::chat) fn settings() -> Settings {
@@ -93,6 +94,7 @@ pub(super) mod tests {
             widget: WidgetSettings::default(),
             assistants: vec![],
             routing: RoutingSettings::default(),
+            content_filter: ContentFilterSettings::default(),
             features: BTreeMap::new(),
         }
     }

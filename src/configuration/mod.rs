@@ -6,6 +6,7 @@
 mod ai_keys;
 mod aliases;
 mod assistants;
+mod filter;
 mod sealing;
 mod settings;
 pub mod tenant_store;
@@ -13,6 +14,7 @@ pub mod tenant_store;
 use thiserror::Error;
 
 pub use ai_keys::{AiKey, AiKeys, KeyTest, NewAiKey, check as check_ai_key, open_key, try_key};
+pub use filter::content_filter;
 pub use sealing::{Reseal, SealingFence, hold_sealing};
 pub use settings::{SettingsChange, SettingsVersion, check as check_settings, insert_first, read, update};
 

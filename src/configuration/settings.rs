@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use garde::Validate;
 
-use super::{ConfigurationError, assistants, tenant_store};
+use super::{ConfigurationError, assistants, content_filter, tenant_store};
+use crate::api::content_filter::ContentFilterSettings;
 use crate::api::tenant::{AssistantSettings, Branding, RoutingSettings, Settings, VisitorSettings, WidgetSettings};
 use crate::ids::UserId;
 use crate::tenant_db::{GenericClient, TenantDb};
@@ -55,6 +56,8 @@ pub struct SettingsChange {
     pub assistants: Option<Vec<AssistantSettings>>,
     /// Replaces the routing as a whole.
     pub routing: Option<RoutingSettings>,
+    /// Replaces what is masked in answers as a whole.
+    pub content_filter: Option<ContentFilterSettings>,
     /// Sets these switches; others stay.
     pub features: Option<BTreeMap<String, bool>>,
 }
@@ -81,6 +84,7 @@ impl SettingsChange {
             widget: self.widget.as_ref().unwrap_or(&settings.widget).clone(),
             assistants: self.assistants.as_ref().unwrap_or(&settings.assistants).clone(),
             routing: self.routing.as_ref().unwrap_or(&settings.routing).clone(),
+            content_filter: self.content_filter.as_ref().unwrap_or(&settings.content_filter).clone(),
             features,
         }
     }
@@ -154,6 +158,7 @@ pub fn check(settings: &Settings) -> Result<(), ConfigurationError> {
     if settings.temperature.is_some_and(f32::is_nan) {
         return Err(ConfigurationError::Refused { field: "temperature", message: "must be a number".into() });
     }
+    content_filter(&settings.content_filter)?;
     // Postgres stores no NUL in a text, and would refuse the whole change without saying where it is.
     let texts = [
         ("system_prompt", &settings.system_prompt),
@@ -192,6 +197,7 @@ pub(super) mod tests {
             widget: WidgetSettings::default(),
             assistants: vec![],
             routing: RoutingSettings::default(),
+            content_filter: ContentFilterSettings::default(),
             features: BTreeMap::from([("data_questions".to_owned(), false)]),
         }
     }

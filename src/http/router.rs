@@ -118,6 +118,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(tenant::sessions::messages))
         // /api/v1/messages/{message_id}/feedback
         .routes(routes!(tenant::feedback::put, tenant::feedback::delete))
+        .routes(routes!(tenant::feedback::list))
         // /v1/...: OpenAI's API
         .merge(openai::routes())
 }

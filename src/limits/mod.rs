@@ -94,6 +94,7 @@ use uuid::Uuid;
 use self::members::{BEAT, Membership};
 use self::quotas::{Quotas, Reservation};
 use self::rates::{Rates, TICK};
+pub use self::redis_store::RedisFault;
 use self::redis_store::RedisStore;
 use crate::clock::SharedClock;
 use crate::ids::{ApiKeyId, TenantId, UserId};
@@ -305,6 +306,11 @@ impl Limits {
         let rates = Arc::new(Rates::new(pool.clone(), Arc::clone(&members), redis));
         let quotas = Arc::new(Quotas::new(pool.clone(), Arc::clone(&members)));
         Ok(Self { pool, clock, plans, members, rates, quotas })
+    }
+
+    /// What is wrong with the Redis that rates are kept in; none if they are not kept in one.
+    pub async fn examine_redis(&self) -> Option<Result<(), RedisFault>> {
+        self.rates.examine_redis().await
     }
 
     /// What clients can be sold.

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::members::Membership;
 use super::rate_account::{Ask, RateAccount, Settled};
 use super::rate_state::{COME_BACK, RateState, Verdict};
-use super::redis_store::RedisStore;
+use super::redis_store::{RedisFault, RedisStore};
 use super::rounds::Rounds;
 use super::window::Use;
 use super::{LimitKey, LimitsError, Rate, store};
@@ -103,6 +103,14 @@ impl Rates {
         let store = redis.map_or(Store::Postgres, Store::Redis);
         let (keys, rounds) = (DashMap::new(), Rounds::default());
         Self { started: Instant::now(), pool, store, members, keys, rounds }
+    }
+
+    /// What Redis says of itself; none if there is none.
+    pub(super) async fn examine_redis(&self) -> Option<Result<(), RedisFault>> {
+        match &self.store {
+            Store::Redis(redis) => Some(redis.examine().await),
+            Store::Postgres => None,
+        }
     }
 
     fn now(&self) -> u64 {

@@ -51,6 +51,57 @@ impl std::fmt::Debug for RedisStore {
     }
 }
 
+/// Why Redis cannot keep accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RedisFault {
+    /// Nobody answers, or not in time.
+    #[error("nobody answers at its address")]
+    Unreachable,
+    /// The user or password is refused, or one is missing.
+    #[error("it refuses the user or password")]
+    Unauthenticated,
+    /// The user may not run scripts or read the keys.
+    #[error("its user may not run scripts on the keys `{{freehold}}:…`")]
+    NotPermitted,
+    /// It copies another one, and takes no writes.
+    #[error("it is a replica, which takes no writes")]
+    Copy,
+    /// Anything else.
+    #[error("it answered with an error")]
+    Refused,
+}
+
+impl RedisFault {
+    fn of(error: &redis::RedisError) -> Self {
+        match error.code() {
+            Some("NOAUTH" | "WRONGPASS") => return Self::Unauthenticated,
+            Some("NOPERM") => return Self::NotPermitted,
+            _ => {}
+        }
+        match error.kind() {
+            redis::ErrorKind::AuthenticationFailed => Self::Unauthenticated,
+            redis::ErrorKind::Io => Self::Unreachable,
+            _ if error.is_timeout() || error.is_connection_dropped() => Self::Unreachable,
+            _ => Self::Refused,
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            Self::Unreachable => {
+                "check that it runs, the host and port in REDIS_URL, firewalls, and `rediss://` if it wants TLS"
+            }
+            Self::Unauthenticated => "check user and password in REDIS_URL, as in redis://USER:PASSWORD@HOST",
+            Self::NotPermitted => {
+                "let its user run: ACL SETUSER <user> ~{freehold}:* +mget +get +set +eval +evalsha +script +ping"
+            }
+            Self::Copy => "let REDIS_URL lead to the primary",
+            Self::Refused => "see its log; any Redis from version 5 on, or Valkey, will do",
+        }
+    }
+}
+
 /// What is wrong with a URL is said without quoting it, for it may hold a password.
 fn client(url: &SecretString) -> Result<Client, &'static str> {
     Client::open(url.expose_secret()).map_err(|_| "it must be a URL `redis://…` or, with TLS, `rediss://…`")
@@ -69,6 +120,24 @@ impl RedisStore {
         let connection = ConnectionManager::new_lazy_with_config(client, config)
             .map_err(|error| anyhow::anyhow!("prepare Redis: {:?}", error.kind()))?;
         Ok(Self { connection, swap: Script::new(SWAP) })
+    }
+
+    /// Whether it answers and runs scripts, and that it is no copy, which takes no writes.
+    ///
+    /// # Errors
+    /// What is wrong. It may quote the address, never the password.
+    pub(super) async fn examine(&self) -> Result<(), RedisFault> {
+        let mut connection = self.connection.clone();
+        let script = Script::new("return redis.call('GET', KEYS[1])");
+        let key = format!("{PREFIX}doctor");
+        let got: Result<Option<String>, _> = script.key(key).invoke_async(&mut connection).await;
+        got.map_err(|error| RedisFault::of(&error))?;
+        // An account may be barred from asking; then nothing is known of it.
+        let asked: Result<String, _> = redis::cmd("INFO").arg("replication").query_async(&mut connection).await;
+        match asked {
+            Ok(text) if text.lines().any(|line| line.trim() == "role:slave") => Err(RedisFault::Copy),
+            _ => Ok(()),
+        }
     }
 
     /// As [`super::store::exchange`]: `settle` may be called several times, and what it said last counts.

@@ -218,6 +218,7 @@ mod tests {
     use std::io::Read as _;
 
     use super::*;
+    use crate::api::content_filter::ContentFilterSettings;
     use crate::api::tenant::{Branding, RoutingSettings, WidgetSettings};
 
     fn settings() -> Settings {
@@ -242,6 +243,7 @@ mod tests {
             widget: WidgetSettings { allowed_origins: vec!["https://shop.example".to_owned()] },
             assistants: vec![],
             routing: RoutingSettings::default(),
+            content_filter: ContentFilterSettings::default(),
             features: BTreeMap::new(),
         }
     }

@@ -35,6 +35,7 @@ const LEVELS: &[(u8, &[&str])] = &[
             "schedule",
             "postgres_programs",
             "database_check",
+            "content_filter",
         ],
     ),
     (

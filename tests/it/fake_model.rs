@@ -7,6 +7,7 @@
 //! | model | behaviour |
 //! |---|---|
 //! | `echo` | repeats the last user message, a word an event |
+//! | `pieces-<n>`, `pieces-<n>-cut` | repeats the last user message, `n` characters an event; the connection drops behind it |
 //! | `instant` | a fixed answer; as a stream with usage it is 31 events, the first a role and the last `[DONE]` |
 //! | `slow-<ms>` | waits, then as `instant` |
 //! | `says-<text>` | that text |
@@ -320,6 +321,14 @@ async fn behave(asked: &Asked, presence: &Presence) -> Answer {
     }
     if let Some(text) = model.strip_prefix("says-") {
         return Words::new(asked, text).answer();
+    }
+    if let Some(rest) = model.strip_prefix("pieces-") {
+        let (size, ending) = rest.strip_suffix("-cut").map_or((rest, Ending::Clean), |size| (size, Ending::Cut));
+        let mut words = Words::new(asked, "");
+        let text: Vec<char> = asked.last_user_message().chars().collect();
+        words.words = text.chunks(size.parse().unwrap_or(1).max(1)).map(|piece| piece.iter().collect()).collect();
+        words.broken = matches!(ending, Ending::Cut);
+        return words.answer_with(Duration::ZERO, ending);
     }
     if let Some(rest) = model.strip_prefix("error-") {
         let (status, after) = rest.split_once("-after-").map_or((rest, None), |(status, after)| (status, Some(after)));

@@ -409,3 +409,24 @@ async fn without_limits_nothing_is_counted() {
     let count = "SELECT count(*) FROM limit_accounts";
     assert_eq!(client.query_one(count, &[]).await.unwrap().get::<_, i64>(0), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_says_what_is_wrong_with_redis_and_not_the_password() {
+    let examine = async |url: &str| {
+        let platform = Platform::start_with(Options { settings: &[("REDIS_URL", url)], ..Options::default() }).await;
+        let report = platform.get("/platform/v1/doctor", &platform.token).await.expect(StatusCode::OK);
+        assert!(!report.to_string().contains("canary-password"), "{report}");
+        let finding = report["findings"].as_array().unwrap().iter().find(|found| found["check"] == "Redis").cloned();
+        finding.unwrap()
+    };
+    // A port that nobody listens on.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let away = examine(&format!("redis://user:canary-password@127.0.0.1:{free}")).await;
+    assert_eq!((&away["level"], &away["seen"]), (&json!("warning"), &json!("nobody answers at its address")));
+    assert!(away["remedy"].as_str().unwrap().contains("REDIS_URL"), "{away}");
+    let Some(redis) = redis().await else { return };
+    let well = examine(&redis.url).await;
+    assert_eq!((&well["level"], &well["seen"]), (&json!("ok"), &json!("it answers")));
+    let wrong = examine(&redis.url.replace("redis://", "redis://:canary-password@")).await;
+    assert_eq!((&wrong["level"], &wrong["seen"]), (&json!("warning"), &json!("it refuses the user or password")));
+}

@@ -22,6 +22,7 @@ mod cli;
 mod clusters;
 mod configuration;
 mod connections;
+mod content_filter;
 mod database_check;
 mod dev_stack;
 mod fake_model;

@@ -162,6 +162,16 @@ async fn a_visitor_goes_with_all_that_was_said_when_its_time_is_over() {
     assert_eq!(count("SELECT count(*) FROM visitor_counts WHERE subject <> 'visitors'").await, 0);
     // What it cost stays in the ledger.
     assert_eq!(count("SELECT count(*) FROM model_calls").await, 1);
+    // Where no other visitor comes, a periodic task sees to it. It looks at tenants that it has not looked at lately.
+    let task = freehold::scheduled::TASKS.iter().find(|task| task.name == "settle_abandoned_calls").unwrap();
+    let sweep = async || {
+        platform.platform_client().await.execute("DELETE FROM tenant_uses", &[]).await.unwrap();
+        (task.run)(platform.state.clone()).await.unwrap();
+        count("SELECT count(*) FROM client_users WHERE role = 'visitor'").await
+    };
+    assert_eq!(sweep().await, 1, "its time is not over");
+    clock.advance(TimeDelta::days(31));
+    assert_eq!(sweep().await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -346,4 +356,43 @@ async fn feedback_is_the_askers_own() {
         assert_eq!(gone.status, StatusCode::NO_CONTENT);
     }
     assert!(messages().await[1]["feedback"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn admins_read_what_users_think_and_not_who_they_are() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("page-thoughts").await;
+    let question = format!("What is {}?", "x".repeat(400));
+    let mut answers = Vec::new();
+    for (text, rating, comment) in
+        [("one?", "up", None), ("two?", "down", Some("Too short.")), (&question, "down", Some("Wrong."))]
+    {
+        let answer = ask(&platform, &tenant.user.access, text).await.expect(StatusCode::OK);
+        let path = format!("/api/v1/messages/{}/feedback", answer["message_id"].as_str().unwrap());
+        let body = json!({ "rating": rating, "comment": comment });
+        platform.send(Method::PUT, &path, &tenant.user.access, Some(body)).await.expect_success();
+        answers.push(answer);
+    }
+    let list = async |query: &str| {
+        platform.get(&format!("/api/v1/feedback{query}"), &tenant.admin.access).await.expect(StatusCode::OK)
+    };
+    let all = list("").await;
+    let items = all["items"].as_array().unwrap();
+    assert_eq!((items.len(), all.get("next_cursor")), (3, None));
+    let seen: Vec<_> = items.iter().map(|item| (&item["message_id"], &item["rating"], &item["comment"])).collect();
+    assert_eq!(seen[0], (&answers[2]["message_id"], &json!("down"), &json!("Wrong.")));
+    assert_eq!(seen[2], (&answers[0]["message_id"], &json!("up"), &Value::Null));
+    assert_eq!(items[0]["question"], question.chars().take(300).collect::<String>());
+    assert_eq!((&items[1]["question"], &items[1]["answer"]), (&json!("two?"), &answers[1]["content"]));
+    assert!(!all.to_string().contains(&tenant.user_id) && !all.to_string().contains(&tenant.user_email), "{all}");
+
+    let page = list("?rating=down&limit=1").await;
+    assert_eq!(page["items"][0]["message_id"], answers[2]["message_id"]);
+    let page = list(&format!("?rating=down&limit=1&cursor={}", page["next_cursor"].as_str().unwrap())).await;
+    assert_eq!((&page["items"][0]["message_id"], page.get("next_cursor")), (&answers[1]["message_id"], None));
+    let refused = platform.get("/api/v1/feedback?rating=sideways", &tenant.admin.access).await;
+    assert!(refused.status.is_client_error(), "{}", refused.text);
+    // Users have no business with it.
+    let user = platform.get("/api/v1/feedback", &tenant.user.access).await;
+    assert_eq!(user.status, StatusCode::FORBIDDEN);
 }

@@ -21,11 +21,15 @@ use super::tenant_store::StoredUser;
 use super::{AccessError, SignedIn, TenantCaller, Tokens};
 use crate::api::tenant::Role;
 use crate::ids::UserId;
+use crate::tenant_db::TenantDb;
 
 /// New visitors of an hour are at least so many, however few questions a day may be asked.
 const FEWEST_ARRIVALS: u32 = 20;
 /// The most visitors that are removed when another one comes. More than one, so that there are ever fewer.
 const REMOVED_AT_ONCE: i64 = 20;
+/// How many are removed in one transaction while nobody comes, and in how many of these at most at a time.
+const REMOVED_TOGETHER: i64 = 100;
+const REMOVED_TIMES: usize = 20;
 /// How long counts are kept.
 const COUNTS_KEPT: TimeDelta = TimeDelta::days(2);
 
@@ -66,6 +70,32 @@ impl Tokens {
         }
         transaction.commit().await?;
         Ok(session.tokens)
+    }
+
+    /// Removes visitors whose time is over, where no other visitor comes and does it. What is too much for one time is left
+    /// for the next. The connection is not kept for anybody. Returns how many were removed.
+    ///
+    /// # Errors
+    /// If the tenant's database fails; what was removed by then stays removed.
+    pub async fn remove_expired_visitors(&self, db: &TenantDb) -> Result<u64, AccessError> {
+        let mut connection = client(db).await?;
+        let now = self.clock.now();
+        let removing = async {
+            let mut removed = 0;
+            for _ in 0..REMOVED_TIMES {
+                let transaction = connection.transaction().await?;
+                let some = tenant_store::remove_expired(&transaction, now, now - COUNTS_KEPT, REMOVED_TOGETHER).await?;
+                transaction.commit().await?;
+                removed += some;
+                if some == 0 {
+                    break;
+                }
+            }
+            Ok::<_, AccessError>(removed)
+        };
+        let removed = removing.await;
+        connection.discard();
+        removed
     }
 
     /// Counts a question of a visitor's, before it is asked. Does nothing for others.

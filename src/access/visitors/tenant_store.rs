@@ -54,16 +54,16 @@ pub(super) async fn insert(
     Ok(())
 }
 
-/// Removes some visitors whose time is over, and counts of long ago.
+/// Removes some visitors whose time is over, and counts of long ago. Returns how many visitors it were.
 pub(super) async fn remove_expired(
     transaction: &Transaction<'_>,
     now: DateTime<Utc>,
     counts_before: DateTime<Utc>,
     limit: i64,
-) -> Result<(), Error> {
+) -> Result<u64, Error> {
     let statement = transaction.prepare_cached(REMOVE_EXPIRED).await?;
-    transaction.execute(&statement, &[&now, &limit]).await?;
+    let removed = transaction.execute(&statement, &[&now, &limit]).await?;
     let statement = transaction.prepare_cached(REMOVE_COUNTS).await?;
     transaction.execute(&statement, &[&counts_before]).await?;
-    Ok(())
+    Ok(removed)
 }

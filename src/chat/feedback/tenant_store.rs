@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use tokio_postgres::{Error, Row};
 
+use super::RatedAnswer;
 use crate::api::tenant::{MessageFeedback, Rating};
 use crate::ids::{MessageId, UserId};
 use crate::tenant_db::{Client, GenericClient as _};
@@ -25,8 +26,18 @@ const DELETE: &str = "\
     )
     SELECT FROM answer";
 
+/// Of both texts the beginning: enough to see what it was about. Messages' ids are in the order in which they were said.
+const LIST: &str = "\
+    SELECT f.message_id, f.rating, f.comment, f.updated_at, m.model, left(m.content, 300) AS answer, (
+        SELECT left(q.content, 300) FROM chat_messages q
+        WHERE q.session_id = m.session_id AND q.role = 'user' AND q.id < m.id ORDER BY q.id DESC LIMIT 1
+    ) AS question
+    FROM message_feedback f JOIN chat_messages m ON m.id = f.message_id
+    WHERE ($1::uuid IS NULL OR f.message_id < $1) AND ($2::text IS NULL OR f.rating = $2)
+    ORDER BY f.message_id DESC LIMIT $3";
+
 /// Every statement, for a test that prepares them all against the schema.
-pub const STATEMENTS: &[&str] = &[PUT, DELETE];
+pub const STATEMENTS: &[&str] = &[PUT, DELETE, LIST];
 
 /// Stores feedback. `false` if there is no such answer of the user's.
 pub(super) async fn put(
@@ -45,6 +56,30 @@ pub(super) async fn put(
 pub(super) async fn delete(client: &Client, message: MessageId, user: UserId) -> Result<bool, Error> {
     let statement = client.prepare_cached(DELETE).await?;
     Ok(client.query_opt(&statement, &[&message, &user]).await?.is_some())
+}
+
+/// Feedback with what it is about, the newest answer first.
+pub(super) async fn list(
+    client: &Client,
+    rating: Option<Rating>,
+    before: Option<MessageId>,
+    limit: i64,
+) -> Result<Vec<RatedAnswer>, Error> {
+    let statement = client.prepare_cached(LIST).await?;
+    let rows = client.query(&statement, &[&before, &rating.map(rating_name), &limit]).await?;
+    let mut answers = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let Some(feedback) = read(row)? else { continue };
+        answers.push(RatedAnswer {
+            message_id: row.try_get("message_id")?,
+            feedback,
+            question: row.try_get("question")?,
+            answer: row.try_get("answer")?,
+            model: row.try_get("model")?,
+            updated_at: row.try_get("updated_at")?,
+        });
+    }
+    Ok(answers)
 }
 
 /// The feedback of a row that joins it, if there is any.

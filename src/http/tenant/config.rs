@@ -58,6 +58,7 @@ pub async fn update(
         widget: request.widget,
         assistants: request.assistants,
         routing: request.routing,
+        content_filter: request.content_filter,
         features: request.features,
     };
     let changed = configuration::update(&caller.db, expected, &change, caller.user_id, state.clock.now()).await;

@@ -1,0 +1,146 @@
+//! Finds e-mail addresses: a name, an `@`, and a domain that ends in letters.
+
+use std::collections::VecDeque;
+
+use super::{Kind, Span, characters};
+
+/// The longest name before the `@`.
+const MOST_LOCAL: usize = 64;
+/// The longest domain.
+const MOST_DOMAIN: usize = 253;
+/// What names of files end in, and no domain does: `icon@2x.png`.
+const FILES: &[&str] = &[
+    "png", "jpg", "jpeg", "gif", "webp", "svg", "js", "ts", "jsx", "tsx", "css", "scss", "html", "json", "yaml", "yml",
+    "toml", "xml", "txt", "pdf", "exe", "dll", "tar", "gz", "tgz", "whl",
+];
+
+#[derive(Debug, Default)]
+pub(super) struct Emails {
+    /// The characters in a row, up to here, that a name may consist of, and where each begins.
+    local: VecDeque<(usize, char)>,
+    /// Where the address before the last `@` begins, and whether that is a name that nobody has.
+    address: Option<(usize, bool)>,
+    /// What came since the `@`: characters, and where each ends.
+    domain: Vec<(usize, char)>,
+    invisible: u32,
+    now: usize,
+}
+
+impl Emails {
+    /// All that begins before is known.
+    pub(super) fn undecided(&self) -> usize {
+        let local = self.local.front().map(|(at, _)| *at);
+        self.address.map(|(at, _)| at).or(local).unwrap_or(self.now)
+    }
+
+    pub(super) fn step(&mut self, at: usize, c: char, spans: &mut Vec<Span>) {
+        let end = at + c.len_utf8();
+        self.now = end;
+        let Some(c) = characters::fold(c) else {
+            self.invisible += 1;
+            if self.invisible > characters::MOST_INVISIBLE {
+                self.over(' ', spans);
+                self.local.clear();
+            }
+            return;
+        };
+        self.invisible = 0;
+        let of_domain = c.is_alphanumeric() || c == '-' || c == '.';
+        if self.address.is_some() {
+            if of_domain && self.domain.len() < MOST_DOMAIN {
+                self.domain.push((end, c));
+            } else {
+                self.over(c, spans);
+            }
+        }
+        if c == '@' {
+            if let Some((start, _)) = self.local.front().copied()
+                && self.local.back().is_some_and(|(_, c)| *c != '.')
+            {
+                // Not an address of anybody's, but of every repository on some servers.
+                let is_git = self.local.iter().map(|(_, c)| *c).eq("git".chars());
+                self.address = Some((start, is_git));
+            }
+            self.local.clear();
+        } else if c.is_alphanumeric() || (!self.local.is_empty() && "._%+-'~\\".contains(c)) {
+            // What Markdown escapes belongs to a name; of other escapes it is what comes behind them.
+            if c != '_' && self.local.back().is_some_and(|(_, c)| *c == '\\') {
+                self.local.clear();
+                if !c.is_alphanumeric() {
+                    return;
+                }
+            }
+            if self.local.len() == MOST_LOCAL {
+                self.local.pop_front();
+            }
+            self.local.push_back((at, c));
+        } else {
+            self.local.clear();
+        }
+    }
+
+    pub(super) fn finish(&mut self, spans: &mut Vec<Span>) {
+        self.over(' ', spans);
+        self.local.clear();
+    }
+
+    /// The domain is over, `next` is behind it.
+    fn over(&mut self, next: char, spans: &mut Vec<Span>) {
+        let Some((start, is_git)) = self.address.take() else { return };
+        let domain = std::mem::take(&mut self.domain);
+        if is_git && next == ':' {
+            return;
+        }
+        if let Some(length) = domain_length(&domain)
+            && let Some((end, _)) = domain.get(length.saturating_sub(1))
+        {
+            spans.push(Span { start, end: *end, kind: Kind::Email });
+        }
+    }
+}
+
+/// How many of the characters, at most, are a domain.
+fn domain_length(characters: &[(usize, char)]) -> Option<usize> {
+    let (mut labels, mut found, mut at) = (0, None, 0);
+    for label in characters.split(|(_, c)| *c == '.') {
+        let hyphens = label.iter().rev().take_while(|(_, c)| *c == '-').count();
+        let bare = label.get(..label.len() - hyphens).unwrap_or_default();
+        if bare.first().is_none_or(|(_, c)| *c == '-') {
+            break;
+        }
+        let text: String = bare.iter().flat_map(|(_, c)| c.to_lowercase()).collect();
+        let letters = text.starts_with("xn--") || text.chars().all(char::is_alphabetic);
+        if labels > 0 && letters && text.chars().count() >= 2 {
+            found = Some((at + bare.len(), text));
+        }
+        if hyphens > 0 {
+            break;
+        }
+        labels += 1;
+        at += label.len() + 1;
+    }
+    found.filter(|(_, top)| !FILES.contains(&top.as_str())).map(|(length, _)| length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domain(text: &str) -> Option<String> {
+        let characters: Vec<_> = text.chars().enumerate().collect();
+        domain_length(&characters).map(|length| text.chars().take(length).collect())
+    }
+
+    #[test]
+    fn a_domain_ends_in_letters() {
+        assert_eq!(domain("example.com").as_deref(), Some("example.com"));
+        assert_eq!(domain("mail.example.co.uk.").as_deref(), Some("mail.example.co.uk"));
+        assert_eq!(domain("example.com-").as_deref(), Some("example.com"));
+        assert_eq!(domain("example.com.2024").as_deref(), Some("example.com"));
+        assert_eq!(domain("münchen.example").as_deref(), Some("münchen.example"));
+        assert_eq!(domain("example.xn--p1ai").as_deref(), Some("example.xn--p1ai"));
+        for text in ["localhost", "", ".com", "18.2.0", "2x.png", "a..com", "-a.com", "w.T"] {
+            assert_eq!(domain(text), None, "{text}");
+        }
+    }
+}

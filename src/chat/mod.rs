@@ -11,6 +11,7 @@ mod cache;
 mod candidates;
 mod context;
 mod conversations;
+mod duplicates;
 pub mod feedback;
 mod metered;
 mod model_call;
@@ -57,6 +58,8 @@ pub struct Chat {
     databases: Arc<TenantDatabases>,
     cache: Arc<cache::Cache>,
     looks: Arc<recovery::Looks>,
+    /// The questions that are being answered here, for those who ask the same meanwhile.
+    duplicates: Arc<duplicates::Duplicates>,
     /// The answers that this process is working on.
     under_way: Arc<under_way::AnswersUnderWay>,
     /// Writes them down meanwhile.
@@ -89,7 +92,8 @@ impl Chat {
     ) -> Self {
         let cache = Arc::new(cache::Cache::new(providers, shared));
         let (looks, under_way, parts, listeners) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        Self { clock, tasks, give_up, ledger, databases, cache, looks, under_way, parts, listeners }
+        let duplicates = Arc::default();
+        Self { clock, tasks, give_up, ledger, databases, cache, looks, duplicates, under_way, parts, listeners }
     }
 
     /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for

@@ -21,6 +21,7 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::duplicates::{self, Asked, Mark, Stored};
 use super::model_call::{self, ModelCall, Purpose};
 use super::prompt::{self, Spoken};
 use super::streams::event_log::{EventLog, LastWord};
@@ -60,6 +61,9 @@ const NOT_STORED: &str = "answer_not_stored";
 /// How long one attempt may take. A statement that needs one round trip and takes this long will not come back.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whether a question was stored; if not, the answer that another server is giving it, or why not.
+type NotHere = Result<Option<MessageId>, ChatError>;
+
 /// All that answering a question needs, ready before anything is stored.
 struct Turn {
     chat: Chat,
@@ -71,27 +75,28 @@ struct Turn {
 }
 
 impl Chat {
-    /// Stores a question and starts its answer, which goes on whether or not anybody listens. Returns once the
-    /// question is stored and before the model has said anything. Dropping the listener does not stop the answer.
+    /// Stores a question that nobody else is asking here, and starts its answer; see [`Chat::ask`]. The mark is kept until
+    /// the answer is over.
     ///
     /// # Errors
     /// See [`ChatError`]; nothing is stored then.
-    pub async fn ask(&self, caller: &TenantCaller, question: Question) -> Result<Listener, ChatError> {
+    pub(super) async fn ask_first(
+        &self,
+        caller: &TenantCaller,
+        question: Question,
+        mark: Mark,
+    ) -> Result<Asked, ChatError> {
         let (turn, client) = self.prepare(caller, question).await?;
         let log = EventLog::new(turn.begin.session_id, turn.begin.answer_id);
         let listener = Listener::new(Arc::clone(&log), None);
         let (begun, stored) = oneshot::channel();
-        self.tasks.spawn(turn.run(client, begun, log).in_current_span());
-        stored.await.map_err(|_| ChatError::TaskLost)??;
-        Ok(listener)
+        self.tasks.spawn(turn.run(client, begun, log, mark).in_current_span());
+        let elsewhere = stored.await.map_err(|_| ChatError::TaskLost)??;
+        Ok(elsewhere.map_or_else(|| Asked::Begun(listener), Asked::Elsewhere))
     }
 
     async fn prepare(&self, caller: &TenantCaller, question: Question) -> Result<(Turn, Client), ChatError> {
-        // Postgres stores no NUL in a text.
-        let text = question.text.replace('\0', "");
-        if text.trim().is_empty() {
-            return Err(ChatError::Empty);
-        }
+        let text = question.text;
         let client = caller.db.client().await?;
         let history = async {
             match question.session_id {
@@ -149,18 +154,20 @@ impl Chat {
 }
 
 impl Turn {
-    async fn run(mut self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, log: Arc<EventLog>) {
+    async fn run(mut self, client: Client, begun: oneshot::Sender<NotHere>, log: Arc<EventLog>, mark: Mark) {
         let message_id = self.begin.answer_id;
         let record = self.db.record();
         let owner = Owner { tenant: record.id, user: self.begin.user_id, revision: record.revision() };
         let (_running, interruption) = self.chat.under_way.enter(message_id, owner, &log);
         let _last_word = LastWord(Arc::clone(&log));
-        let stored = tenant_store::begin(&client, &self.begin, self.call.as_mut().map(ModelCall::open)).await;
+        let call = self.call.as_mut().map(ModelCall::open);
+        let stored = duplicates::store(&client, &self.chat.under_way, mark.key(), &self.begin, call).await;
         // No connection is held while the model speaks.
         drop(client);
         let stored = match stored {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(ChatError::NotFound),
+            Ok(Stored::Begun) => Ok(None),
+            Ok(Stored::Elsewhere(message_id)) => Ok(Some(message_id)),
+            Ok(Stored::NoConversation) => Err(ChatError::NotFound),
             // The user was deleted since the look at the account.
             Err(error) if error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION) => Err(ChatError::NotInForce),
             Err(error) => {
@@ -173,10 +180,13 @@ impl Turn {
                 Err(error.into())
             }
         };
-        let refused = stored.is_err();
+        let is_begun = matches!(stored, Ok(None));
+        if is_begun {
+            mark.begun(&log, &interruption);
+        }
         // Whoever asked may have left already: what is stored is answered all the same.
         let _ = begun.send(stored);
-        if refused {
+        if !is_begun {
             return;
         }
         let Self { chat, db, mut call, settings, begin } = self;

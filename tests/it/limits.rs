@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -63,8 +64,11 @@ async fn servers(count: usize, redis: Option<&str>) -> Vec<Platform> {
     servers
 }
 
+/// Asks something that was not asked before: the same question at once would be one.
 async fn ask(server: &Platform, tenant: &Tenant) -> Answer {
-    server.post("/api/v1/chat", &tenant.user.access, json!({ "message": "hello", "model": "instant" })).await
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let message = format!("hello {}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    server.post("/api/v1/chat", &tenant.user.access, json!({ "message": message, "model": "instant" })).await
 }
 
 async fn api_key(server: &Platform, tenant: &Tenant) -> String {

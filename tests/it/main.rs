@@ -23,6 +23,7 @@ mod configuration;
 mod connections;
 mod database_check;
 mod dev_stack;
+mod duplicates;
 mod fake_model;
 mod fake_providers;
 mod fleet_audit;

@@ -140,7 +140,7 @@ impl EventLog {
     }
 
     /// Whether nothing will come any more.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(in crate::chat) fn has_ended(&self) -> bool {
         self.state().end.is_some()
     }
 

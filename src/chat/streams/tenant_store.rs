@@ -37,13 +37,14 @@ const ANSWER: &str = "\
     ) p ON true
     WHERE m.id = $1 AND s.user_id = $2 AND m.role = 'assistant'";
 
-/// One row if the answer is the user's, whether or not it can still be stopped.
+/// One row if the answer is the user's, whether or not it can still be stopped. Nobody who asks the same from now on joins
+/// it.
 const REQUEST_STOP: &str = "\
     WITH answer AS (
         SELECT m.id FROM chat_messages m JOIN chat_sessions s ON s.id = m.session_id
         WHERE m.id = $1 AND s.user_id = $2 AND m.role = 'assistant'
     ), asked AS (
-        UPDATE chat_messages m SET stop_requested_at = $3 FROM answer a
+        UPDATE chat_messages m SET stop_requested_at = $3, in_flight_key = NULL FROM answer a
         WHERE m.id = a.id AND m.state = 'generating' AND m.stop_requested_at IS NULL
     )
     SELECT id FROM answer";

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{ApiKeys, SuperAdmins, Tokens, Users};
+use crate::answer_cache::AnswerCache;
 use crate::backups::{BackupServices, Backups};
 use crate::chat::Chat;
 use crate::clock::SharedClock;
@@ -185,6 +186,8 @@ impl AppState {
         let plans = Arc::new(Plans::load(config.templates_dir.as_deref())?);
         let limits = Limits::new(pool.clone(), config.redis_url.as_ref(), plans, Arc::clone(&clock))
             .context("REDIS_URL cannot be used")?;
+        let answers = AnswerCache::new(config.answer_cache_bytes, config.redis_url.as_ref(), Arc::clone(&clock))
+            .context("REDIS_URL cannot be used")?;
         let tasks = TaskTracker::new();
         let prices = Prices::load(config.templates_dir.as_deref())?;
         let ledger = Ledger::new(databases.server_id(), prices, Arc::clone(&clock), tasks.clone());
@@ -293,7 +296,8 @@ impl AppState {
                 Arc::clone(&clock),
                 tasks.clone(),
                 give_up.clone(),
-            ),
+            )
+            .with_answers(answers),
             pages: Pages::new(Arc::clone(&directory), Arc::clone(&databases)).context("prepare the chat pages")?,
             engine: Arc::new(engine),
             limits,

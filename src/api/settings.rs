@@ -7,6 +7,8 @@ use garde::Validate;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::answer_cache::{AnswerCacheSettings, StrictAnswerCache, strict_answer_cache};
+
 /// The typefaces there are.
 pub const FONTS: [&str; 5] = ["system", "humanist", "serif", "rounded", "slab"];
 
@@ -64,6 +66,10 @@ pub struct Settings {
     #[garde(dive)]
     #[serde(default)]
     pub widget: WidgetSettings,
+    /// Giving answers again without asking a model.
+    #[garde(dive)]
+    #[serde(default)]
+    pub answer_cache: AnswerCacheSettings,
     /// Switches by name, for example `{"data_questions": false}`.
     #[garde(custom(feature_names))]
     pub features: BTreeMap<String, bool>,
@@ -184,6 +190,8 @@ struct StrictFields {
     visitors: VisitorSettings,
     #[serde(default, with = "StrictWidget")]
     widget: WidgetSettings,
+    #[serde(default, with = "StrictAnswerCache")]
+    answer_cache: AnswerCacheSettings,
     features: BTreeMap<String, bool>,
 }
 
@@ -331,6 +339,9 @@ pub struct UpdateConfigRequest {
     /// Replaces what holds for the widget as a whole.
     #[serde(default, deserialize_with = "strict_widget", skip_serializing_if = "Option::is_none")]
     pub widget: Option<WidgetSettings>,
+    /// Replaces what holds for answers that are given again as a whole.
+    #[serde(default, deserialize_with = "strict_answer_cache", skip_serializing_if = "Option::is_none")]
+    pub answer_cache: Option<AnswerCacheSettings>,
     /// Sets these switches; others stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<BTreeMap<String, bool>>,

@@ -21,6 +21,8 @@ pub struct ChatContext {
     /// The settings.
     pub settings: Arc<Settings>,
     models: Models,
+    /// Differs as soon as any of it, or a key, was changed.
+    pub(super) version: [u8; 32],
 }
 
 impl std::fmt::Debug for ChatContext {
@@ -30,8 +32,8 @@ impl std::fmt::Debug for ChatContext {
 }
 
 impl ChatContext {
-    pub(super) fn new(settings: Arc<Settings>, models: Models) -> Self {
-        Self { settings, models }
+    pub(super) fn new(settings: Arc<Settings>, models: Models, version: [u8; 32]) -> Self {
+        Self { settings, models, version }
     }
 
     /// The models that may be asked for, by name, in order.

@@ -11,10 +11,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use dashmap::{DashMap, Entry};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 use tokio_postgres::Error;
 
+use super::fingerprint::Fingerprint;
 use super::streams::Listener;
 use super::streams::event_log::EventLog;
 use super::tenant_store::Begun;
@@ -47,40 +47,13 @@ impl QuestionKey {
     fn new(tenant: TenantId, user: UserId, question: &Question) -> Self {
         let session = question.session_id.map(|session| session.as_uuid());
         let model = question.model.as_deref();
-        let mut parts = Parts::new("freehold question");
-        parts.add(tenant.as_uuid().as_bytes());
-        parts.add(user.as_uuid().as_bytes());
-        parts.add_optional(session.as_ref().map(|session| session.as_bytes().as_slice()));
-        parts.add_optional(model.map(str::as_bytes));
-        parts.add(question.text.as_bytes());
-        Self(parts.hash())
-    }
-}
-
-/// Parts that are hashed, each behind its length, so that no two lists of parts give the same bytes.
-pub(super) struct Parts(Sha256);
-
-impl Parts {
-    /// `purpose` tells hashes of different things apart.
-    pub(super) fn new(purpose: &str) -> Self {
-        let mut parts = Self(Sha256::new());
-        parts.add(purpose.as_bytes());
-        parts
-    }
-
-    pub(super) fn add(&mut self, part: &[u8]) {
-        self.0.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-        self.0.update(part);
-    }
-
-    /// One that may not be there, which is not the same as an empty one.
-    pub(super) fn add_optional(&mut self, part: Option<&[u8]>) {
-        self.add(&[u8::from(part.is_some())]);
-        self.add(part.unwrap_or_default());
-    }
-
-    pub(super) fn hash(self) -> [u8; 32] {
-        self.0.finalize().into()
+        let mut key = Fingerprint::new("freehold question");
+        key.add(tenant.as_uuid().as_bytes());
+        key.add(user.as_uuid().as_bytes());
+        key.add_optional(session.as_ref().map(|session| session.as_bytes().as_slice()));
+        key.add_optional(model.map(str::as_bytes));
+        key.add(question.text.as_bytes());
+        Self(key.hash())
     }
 }
 
@@ -181,7 +154,7 @@ async fn joined(mut question: watch::Receiver<State>) -> Option<Arc<EventLog>> {
 }
 
 /// What became of a question that was the first of its kind here.
-pub(super) enum Asked {
+pub(super) enum FirstAsked {
     /// It is stored, and its answer has begun.
     Begun(Listener),
     /// Another server is answering it already; nothing was stored.
@@ -206,8 +179,8 @@ impl Chat {
             let answer = match self.duplicates.enter(key) {
                 Entered::First(mark) => {
                     return match self.ask_first(caller, question, mark).await? {
-                        Asked::Begun(listener) => Ok(listener),
-                        Asked::Elsewhere(message_id) => self.events(caller, message_id, None).await,
+                        FirstAsked::Begun(listener) => Ok(listener),
+                        FirstAsked::Elsewhere(message_id) => self.events(caller, message_id, None).await,
                     };
                 }
                 Entered::Later(answer) => answer,

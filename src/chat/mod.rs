@@ -13,6 +13,8 @@ mod context;
 mod conversations;
 mod duplicates;
 pub mod feedback;
+mod fingerprint;
+pub mod kept_answers;
 mod metered;
 mod model_call;
 mod pipeline;
@@ -30,6 +32,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::answer_cache::AnswerCache;
 use crate::api::platform::TenantState;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
@@ -60,6 +63,8 @@ pub struct Chat {
     looks: Arc<recovery::Looks>,
     /// The questions that are being answered here, for those who ask the same meanwhile.
     duplicates: Arc<duplicates::Duplicates>,
+    /// Answers that are given again, where a tenant wants that.
+    answers: Arc<AnswerCache>,
     /// The answers that this process is working on.
     under_way: Arc<under_way::AnswersUnderWay>,
     /// Writes them down meanwhile.
@@ -92,12 +97,31 @@ impl Chat {
     ) -> Self {
         let cache = Arc::new(cache::Cache::new(providers, shared));
         let (looks, under_way, parts, listeners) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        let duplicates = Arc::default();
-        Self { clock, tasks, give_up, ledger, databases, cache, looks, duplicates, under_way, parts, listeners }
+        let answers = Arc::new(AnswerCache::in_memory(0, Arc::clone(&clock)));
+        Self {
+            clock,
+            tasks,
+            give_up,
+            ledger,
+            databases,
+            cache,
+            looks,
+            duplicates: Arc::default(),
+            answers,
+            under_way,
+            parts,
+            listeners,
+        }
+    }
+
+    /// With a place for answers that are given again; without it none are.
+    #[must_use]
+    pub fn with_answers(self, answers: AnswerCache) -> Self {
+        Self { answers: Arc::new(answers), ..self }
     }
 
     /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for
-    /// nobody may be billed for more of them, and what is known of its settings and keys is forgotten.
+    /// nobody may be billed for more of them, and what is known of its settings, keys and answers is forgotten.
     pub fn follow(&self, tenant: TenantId, record: Option<&TenantRecord>) {
         let [suspended, deleting, other] = CLOSED;
         match record {
@@ -118,6 +142,7 @@ impl Chat {
             }
         }
         self.cache.forget(tenant);
+        self.answers.forget(tenant);
     }
 }
 

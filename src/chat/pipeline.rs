@@ -21,7 +21,8 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::duplicates::{self, Asked, Mark, Stored};
+use super::duplicates::{self, FirstAsked, Mark, Stored};
+use super::kept_answers::{Hit, Keeping};
 use super::model_call::{self, ModelCall, Purpose};
 use super::prompt::{self, Spoken};
 use super::streams::event_log::{EventLog, LastWord};
@@ -62,7 +63,7 @@ const NOT_STORED: &str = "answer_not_stored";
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether a question was stored; if not, the answer that another server is giving it, or why not.
-type NotHere = Result<Option<MessageId>, ChatError>;
+pub(super) type NotHere = Result<Option<MessageId>, ChatError>;
 
 /// All that answering a question needs, ready before anything is stored.
 struct Turn {
@@ -72,6 +73,10 @@ struct Turn {
     /// None if every AI key that offers the model is left alone.
     call: Option<ModelCall>,
     settings: Arc<Settings>,
+    /// How the answer is kept for the next who asks this; none if it is not.
+    keeping: Option<Keeping>,
+    /// One that is kept already: no model is called.
+    hit: Option<Hit>,
 }
 
 impl Chat {
@@ -85,14 +90,19 @@ impl Chat {
         caller: &TenantCaller,
         question: Question,
         mark: Mark,
-    ) -> Result<Asked, ChatError> {
-        let (turn, client) = self.prepare(caller, question).await?;
+    ) -> Result<FirstAsked, ChatError> {
+        let (mut turn, client) = self.prepare(caller, question).await?;
         let log = EventLog::new(turn.begin.session_id, turn.begin.answer_id);
         let listener = Listener::new(Arc::clone(&log), None);
         let (begun, stored) = oneshot::channel();
-        self.tasks.spawn(turn.run(client, begun, log, mark).in_current_span());
+        match turn.hit.take() {
+            Some(hit) => {
+                self.tasks.spawn(hit.tell(self.clone(), client, turn.begin, begun, log, mark).in_current_span())
+            }
+            None => self.tasks.spawn(turn.run(client, begun, log, mark).in_current_span()),
+        };
         let elsewhere = stored.await.map_err(|_| ChatError::TaskLost)??;
-        Ok(elsewhere.map_or_else(|| Asked::Begun(listener), Asked::Elsewhere))
+        Ok(elsewhere.map_or_else(|| FirstAsked::Begun(listener), FirstAsked::Elsewhere))
     }
 
     async fn prepare(&self, caller: &TenantCaller, question: Question) -> Result<(Turn, Client), ChatError> {
@@ -146,9 +156,19 @@ impl Chat {
             model,
             prompt_characters: model_call::length(&request),
         };
-        let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
-        let call = call.map(|call| call.with_permit(question.permit));
-        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings };
+        let keeping = Keeping::new(&context, caller, &candidates, &request);
+        let found = match &keeping {
+            Some(keeping) => keeping.find(self, caller.db.record(), question.permit).await,
+            None => Err(question.permit),
+        };
+        let (hit, call) = match found {
+            Ok(hit) => (Some(hit), None),
+            Err(permit) => {
+                let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
+                (None, call.map(|call| call.with_permit(permit)))
+            }
+        };
+        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings, keeping, hit };
         Ok((turn, client))
     }
 }
@@ -168,8 +188,6 @@ impl Turn {
             Ok(Stored::Begun) => Ok(None),
             Ok(Stored::Elsewhere(message_id)) => Ok(Some(message_id)),
             Ok(Stored::NoConversation) => Err(ChatError::NotFound),
-            // The user was deleted since the look at the account.
-            Err(error) if error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION) => Err(ChatError::NotInForce),
             Err(error) => {
                 // Nobody knows whether the call's row is there, and the call will not be made.
                 if error.code().is_none()
@@ -177,7 +195,7 @@ impl Turn {
                 {
                     drop(call.end(&Outcome::ended(CallState::Failed, "not_started")));
                 }
-                Err(error.into())
+                Err(refused(error))
             }
         };
         let is_begun = matches!(stored, Ok(None));
@@ -189,7 +207,7 @@ impl Turn {
         if !is_begun {
             return;
         }
-        let Self { chat, db, mut call, settings, begin } = self;
+        let Self { chat, db, mut call, settings, begin, keeping, hit: _ } = self;
         let started = Instant::now();
         let parted = chat.parts.enter(&db, message_id, &log, &interruption);
         let end = match &mut call {
@@ -216,6 +234,7 @@ impl Turn {
             error_code: failure.as_ref().map(Failure::code),
             usage,
         };
+        let answered_by = call.as_ref().map(|call| Arc::clone(call.target()));
         let (ended, counted) = match call {
             Some(mut call) => (call.end(&outcome), call.counted()),
             None => (None, None.into()),
@@ -266,6 +285,10 @@ impl Turn {
             // The call is settled though its conversation may be gone. Otherwise the ledger goes on trying.
             finished.call.take().into_iter().for_each(EndedCall::stored);
         }
+        if let (Ok(()), Some(keeping)) = (&stored, keeping) {
+            // Before the end is told: whoever asks again after that is given it.
+            keeping.keep(&chat, db.record(), answered_by.as_deref(), &finished);
+        }
         let end = match stored {
             Ok(()) => match (finished.error_code, finished.usage) {
                 (code, Some(usage)) if code.is_none() || finished.degraded => {
@@ -275,6 +298,7 @@ impl Turn {
                         usage,
                         stopped,
                         degraded: finished.degraded,
+                        from_cache: false,
                         queries_remaining,
                     }
                 }
@@ -288,6 +312,13 @@ impl Turn {
         };
         log.end(end);
     }
+}
+
+/// Why a question could not be stored.
+pub(super) fn refused(error: tokio_postgres::Error) -> ChatError {
+    // The user was deleted since the look at the account.
+    let is_gone = error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION);
+    if is_gone { ChatError::NotInForce } else { error.into() }
 }
 
 fn failed(code: &'static str, settings: &Settings) -> AnswerEnd {

@@ -69,6 +69,7 @@ pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::api::answer_cache::AnswerCacheSettings;
     use crate::api::tenant::{Branding, VisitorSettings, WidgetSettings};
 
     pub(in crate::chat) fn settings() -> Settings {
@@ -85,6 +86,7 @@ pub(super) mod tests {
             branding: Branding { voice: "warm and brief".to_owned(), ..Branding::sample() },
             visitors: VisitorSettings::default(),
             widget: WidgetSettings::default(),
+            answer_cache: AnswerCacheSettings::default(),
             features: BTreeMap::new(),
         }
     }

@@ -135,7 +135,7 @@ const LIST_CONVERSATIONS: &str = "\
 /// No row if the conversation is not the user's; one without a message if there are no more.
 const LIST_MESSAGES: &str = "\
     SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.input_tokens, m.output_tokens, m.usage_reported,
-        m.degraded, m.created_at, f.rating, f.comment
+        m.degraded, m.from_cache, m.created_at, f.rating, f.comment
     FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT * FROM chat_messages WHERE session_id = s.id AND ($3::uuid IS NULL OR id > $3) ORDER BY id LIMIT $4
     ) m ON true LEFT JOIN message_feedback f ON f.message_id = m.id
@@ -386,6 +386,7 @@ pub(super) async fn list_messages(
             model: row.try_get("model")?,
             usage: usage(&row)?,
             degraded: row.try_get::<_, Option<bool>>("degraded")?.unwrap_or_default(),
+            from_cache: row.try_get::<_, Option<bool>>("from_cache")?.unwrap_or_default(),
             created_at: row.try_get("created_at")?,
             feedback: feedback_store::read(&row)?,
         });

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use garde::Validate;
 
 use super::{ConfigurationError, tenant_store};
+use crate::api::answer_cache::AnswerCacheSettings;
 use crate::api::tenant::{Branding, Settings, VisitorSettings, WidgetSettings};
 use crate::ids::UserId;
 use crate::tenant_db::{GenericClient, TenantDb};
@@ -51,6 +52,8 @@ pub struct SettingsChange {
     pub visitors: Option<VisitorSettings>,
     /// Replaces what holds for the widget as a whole.
     pub widget: Option<WidgetSettings>,
+    /// Replaces what holds for answers that are given again as a whole.
+    pub answer_cache: Option<AnswerCacheSettings>,
     /// Sets these switches; others stay.
     pub features: Option<BTreeMap<String, bool>>,
 }
@@ -75,6 +78,7 @@ impl SettingsChange {
             branding: self.branding.as_ref().unwrap_or(&settings.branding).clone(),
             visitors: self.visitors.as_ref().unwrap_or(&settings.visitors).clone(),
             widget: self.widget.as_ref().unwrap_or(&settings.widget).clone(),
+            answer_cache: self.answer_cache.as_ref().unwrap_or(&settings.answer_cache).clone(),
             features,
         }
     }
@@ -179,6 +183,7 @@ mod tests {
             branding: Branding::sample(),
             visitors: VisitorSettings::default(),
             widget: WidgetSettings::default(),
+            answer_cache: AnswerCacheSettings::default(),
             features: BTreeMap::from([("data_questions".to_owned(), false)]),
         }
     }

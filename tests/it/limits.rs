@@ -14,9 +14,9 @@ use crate::machine_postgres::not_tested;
 use crate::proxy::{Line, Proxy};
 
 /// A Redis of this test's own, in memory.
-struct Redis {
+pub struct Redis {
     process: Child,
-    url: String,
+    pub url: String,
     _directory: tempfile::TempDir,
 }
 
@@ -28,7 +28,7 @@ impl Drop for Redis {
 }
 
 /// Starts `redis-server` or `valkey-server`, if the machine has one.
-async fn redis() -> Option<Redis> {
+pub async fn redis() -> Option<Redis> {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let directory = tempfile::tempdir().unwrap();
     let command = |program: &str| {

@@ -13,6 +13,7 @@
 )]
 
 mod access;
+mod answer_cache;
 mod api_keys;
 mod architecture;
 mod backup;

@@ -44,6 +44,8 @@ pub enum AnswerEnd {
         stopped: bool,
         /// Whether no model gave it: all of them were down, and it is the tenant's own message instead.
         degraded: bool,
+        /// Whether it was kept from an earlier question, and no model was asked.
+        from_cache: bool,
         /// What was left of the tenant's quota when it was begun; none if there is no limit.
         queries_remaining: Option<u64>,
     },
@@ -119,7 +121,7 @@ impl EventLog {
     }
 
     /// Appends what was written down of the answer, as far as it is not here yet.
-    pub(super) fn fill(&self, deltas: &Deltas) {
+    pub(in crate::chat) fn fill(&self, deltas: &Deltas) {
         {
             let mut state = self.state();
             for (number, delta) in (deltas.first_event..).zip(split(&deltas.content, deltas.lengths.as_deref())) {
@@ -375,7 +377,8 @@ mod tests {
 
     fn done() -> AnswerEnd {
         let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false, queries_remaining: None }
+        let model = "m".to_owned();
+        AnswerEnd::Done { model, usage, stopped: false, degraded: false, from_cache: false, queries_remaining: None }
     }
 
     fn failed() -> AnswerEnd {

@@ -94,6 +94,7 @@ impl Chat {
                 usage: answer.usage.unwrap_or(Usage { input_tokens: 0, output_tokens: 0, reported: false }),
                 stopped: answer.state == MessageState::Stopped,
                 degraded: answer.degraded,
+                from_cache: answer.from_cache,
                 queries_remaining: answer.queries_remaining,
             },
             // Whoever made it always says why; somebody who found it abandoned does not know the tenant's words.

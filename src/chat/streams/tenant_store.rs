@@ -26,7 +26,7 @@ const WRITE_PARTS: &str = "\
 /// An answer of the user's, with the deltas from a number on while it is being generated, and all once it is not.
 const ANSWER: &str = "\
     SELECT m.session_id, m.state, m.error_code, m.error_message, m.model, m.input_tokens, m.output_tokens,
-        m.usage_reported, m.degraded, m.queries_remaining, m.created_at, p.first_event,
+        m.usage_reported, m.degraded, m.from_cache, m.queries_remaining, m.created_at, p.first_event,
         CASE WHEN m.state = 'generating' THEN p.content ELSE m.content END AS content,
         CASE WHEN m.state = 'generating' THEN p.delta_lengths ELSE m.delta_lengths END AS delta_lengths
     FROM chat_messages m JOIN chat_sessions s ON s.id = m.session_id
@@ -62,6 +62,7 @@ pub(super) struct StoredAnswer {
     pub(super) model: Option<String>,
     pub(super) usage: Option<Usage>,
     pub(super) degraded: bool,
+    pub(super) from_cache: bool,
     pub(super) queries_remaining: Option<u64>,
     pub(super) created_at: DateTime<Utc>,
     pub(super) deltas: Deltas,
@@ -106,6 +107,7 @@ pub(super) async fn answer(
         model: row.try_get("model")?,
         usage: usage(&row)?,
         degraded: row.try_get("degraded")?,
+        from_cache: row.try_get("from_cache")?,
         queries_remaining: row
             .try_get::<_, Option<i64>>("queries_remaining")?
             .and_then(|count| u64::try_from(count).ok()),

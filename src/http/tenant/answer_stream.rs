@@ -98,10 +98,11 @@ fn frame(frames: &mut BytesMut, number: u64, event: AnswerEvent<'_>, session_id:
     match event {
         AnswerEvent::Started => data(frames, Some("started"), &ChatStarted { session_id, message_id }),
         AnswerEvent::Delta(content) => data(frames, None, &Delta { content }),
-        AnswerEvent::Ended(AnswerEnd::Done { model, usage, stopped, degraded, queries_remaining }) => {
+        AnswerEvent::Ended(AnswerEnd::Done { model, usage, stopped, degraded, from_cache, queries_remaining }) => {
             let (model, usage, stopped, degraded) = (model.clone(), *usage, *stopped, *degraded);
-            let queries_remaining = *queries_remaining;
-            let done = ChatDone { session_id, message_id, model, usage, stopped, degraded, queries_remaining };
+            let (from_cache, queries_remaining) = (*from_cache, *queries_remaining);
+            let done =
+                ChatDone { session_id, message_id, model, usage, stopped, degraded, from_cache, queries_remaining };
             data(frames, Some("done"), &done);
         }
         AnswerEvent::Ended(end) => {
@@ -134,8 +135,14 @@ mod tests {
         let (session, message) = (ChatSessionId::new(), MessageId::new());
         let mut frames = BytesMut::new();
         let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        let done =
-            AnswerEnd::Done { model: "m".to_owned(), usage, stopped: false, degraded: false, queries_remaining: None };
+        let done = AnswerEnd::Done {
+            model: "m".to_owned(),
+            usage,
+            stopped: false,
+            degraded: false,
+            from_cache: false,
+            queries_remaining: None,
+        };
         let events =
             [AnswerEvent::Started, AnswerEvent::Delta("a\n\"b\""), AnswerEvent::Ended(&done), AnswerEvent::Mark];
         for (number, event) in (0..).zip(events) {
@@ -145,7 +152,7 @@ mod tests {
             "id: 0\nevent: started\ndata: {{\"session_id\":\"{session}\",\"message_id\":\"{message}\"}}\n\n\
              id: 1\ndata: {{\"content\":\"a\\n\\\"b\\\"\"}}\n\n\
              id: 2\nevent: done\ndata: {{\"session_id\":\"{session}\",\"message_id\":\"{message}\",\"model\":\"m\",\
-             \"usage\":{{\"input_tokens\":1,\"output_tokens\":2,\"reported\":true}},\"degraded\":false,\"queries_remaining\":null}}\n\n\
+             \"usage\":{{\"input_tokens\":1,\"output_tokens\":2,\"reported\":true}},\"degraded\":false,\"from_cache\":false,\"queries_remaining\":null}}\n\n\
              id: 3\ndata: [DONE]\n\n"
         );
         assert_eq!(String::from_utf8(frames.to_vec()).unwrap(), expected);

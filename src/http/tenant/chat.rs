@@ -70,8 +70,18 @@ pub async fn chat(
 async fn whole(listener: Listener) -> ApiResult<ChatResponse> {
     let (session_id, message_id) = (listener.session_id().as_uuid(), listener.message_id().as_uuid());
     match listener.whole().await {
-        (content, AnswerEnd::Done { model, usage, stopped, degraded, queries_remaining }) => {
-            Ok(ChatResponse { session_id, message_id, content, model, usage, stopped, degraded, queries_remaining })
+        (content, AnswerEnd::Done { model, usage, stopped, degraded, from_cache, queries_remaining }) => {
+            Ok(ChatResponse {
+                session_id,
+                message_id,
+                content,
+                model,
+                usage,
+                stopped,
+                degraded,
+                from_cache,
+                queries_remaining,
+            })
         }
         (_, AnswerEnd::Failed { code, message }) => {
             // The tenant went out of service meanwhile: as for any other request of its users from now on.

@@ -56,6 +56,7 @@ pub async fn update(
         branding: request.branding,
         visitors: request.visitors,
         widget: request.widget,
+        answer_cache: request.answer_cache,
         features: request.features,
     };
     let changed = configuration::update(&caller.db, expected, &change, caller.user_id, state.clock.now()).await;

@@ -69,6 +69,7 @@ pub async fn messages(
             model: found.model,
             usage: found.usage,
             degraded: found.degraded,
+            from_cache: found.from_cache,
             created_at: found.created_at,
             feedback: found.feedback,
         })

@@ -11,6 +11,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use dashmap::{DashMap, Entry};
+use futures::future;
 use tokio::sync::watch;
 use tokio_postgres::Error;
 
@@ -147,10 +148,10 @@ impl Duplicates {
 }
 
 /// Waits until the question that somebody else asks is stored, and returns its answer; `None` if it was not.
-async fn joined(mut question: watch::Receiver<State>) -> Option<Arc<EventLog>> {
+async fn joined(mut question: watch::Receiver<State>) -> Option<(Arc<EventLog>, Interruption)> {
     let state = question.wait_for(|state| !matches!(state, State::Beginning)).await.ok()?;
-    let State::Begun(log, _) = &*state else { return None };
-    Some(Arc::clone(log))
+    let State::Begun(log, interruption) = &*state else { return None };
+    Some((Arc::clone(log), interruption.clone()))
 }
 
 /// What became of a question that was the first of its kind here.
@@ -186,13 +187,24 @@ impl Chat {
                 Entered::Later(answer) => answer,
             };
             // If whoever was first has left, or could not store it, the next in line tries.
-            let Some(log) = joined(answer).await else { continue };
-            // The first one's account was looked at; this one may have come with another sign-in.
+            let Some((log, interruption)) = joined(answer).await else { continue };
             let client = caller.db.client().await?;
-            if !tenant_store::is_active(&client, caller).await? {
+            let listener = Listener::new(log, None);
+            // The first one's account was looked at; this one may have come with another sign-in. And the answer may have
+            // been stopped at another server, of which its own hears within a second.
+            let (active, stopped) = future::try_join(
+                tenant_store::is_active(&client, caller),
+                tenant_store::stop_requested(&client, listener.message_id()),
+            )
+            .await?;
+            if !active {
                 return Err(ChatError::NotInForce);
             }
-            return Ok(Listener::new(log, None));
+            if stopped {
+                interruption.stop();
+                continue;
+            }
+            return Ok(listener);
         }
     }
 }
@@ -299,8 +311,8 @@ mod tests {
         mark.begun(&log, &Interruption::default());
         let Entered::Later(late) = duplicates.enter(key) else { panic!("it is being answered") };
         drop(mark);
-        assert!(Arc::ptr_eq(&joined(waiting).await.unwrap(), &log));
-        assert!(Arc::ptr_eq(&joined(late).await.unwrap(), &log));
+        assert!(Arc::ptr_eq(&joined(waiting).await.unwrap().0, &log));
+        assert!(Arc::ptr_eq(&joined(late).await.unwrap().0, &log));
         assert!(duplicates.questions.is_empty());
     }
 

@@ -229,7 +229,9 @@ async fn a_stopped_answer_is_joined_by_nobody() {
     };
     // Joined as long as it goes on, at either server; and no more from the moment it is stopped, at its own or at the other.
     let mut known = BTreeSet::new();
-    for (asked, stopped_at) in [(&first, &first), (&first, &second), (&second, &first)] {
+    let rounds =
+        [(&first, &first, &first), (&first, &first, &second), (&first, &second, &first), (&first, &second, &second)];
+    for (asked, stopped_at, next_at) in rounds {
         let (id, _listening) = begin(asked).await;
         assert!(known.insert(id.clone()), "it was stopped");
         for platform in [&first, &second] {
@@ -238,11 +240,11 @@ async fn a_stopped_answer_is_joined_by_nobody() {
         let path = format!("/api/v1/chat/{id}/stop");
         let stopped = stopped_at.send(Method::POST, &path, &token, None).await;
         assert_eq!(stopped.status, StatusCode::NO_CONTENT);
-        let (next, _listening) = begin(stopped_at).await;
+        let (next, _listening) = begin(next_at).await;
         assert_ne!(next, id);
         known.insert(next.clone());
         let path = format!("/api/v1/chat/{next}/stop");
-        assert_eq!(stopped_at.send(Method::POST, &path, &token, None).await.status, StatusCode::NO_CONTENT);
+        assert_eq!(next_at.send(Method::POST, &path, &token, None).await.status, StatusCode::NO_CONTENT);
         // Until both are on record.
         let database = connect(&first.tenant_database(&tenant.slug).await).await.unwrap();
         for _ in 0..100 {

@@ -184,7 +184,7 @@ impl AppState {
             Arc::clone(&clock),
         );
         let plans = Arc::new(Plans::load(config.templates_dir.as_deref())?);
-        let limits = Limits::new(pool.clone(), config.redis_url.as_ref(), plans, Arc::clone(&clock))
+        let limits = Limits::new(pool.clone(), config.redis_url.as_ref(), Arc::clone(&plans), Arc::clone(&clock))
             .context("REDIS_URL cannot be used")?;
         let answers = AnswerCache::new(config.answer_cache_bytes, config.redis_url.as_ref(), Arc::clone(&clock))
             .context("REDIS_URL cannot be used")?;
@@ -292,6 +292,7 @@ impl AppState {
                 provider_client,
                 shared_models.clone(),
                 ledger,
+                plans,
                 Arc::clone(&databases),
                 Arc::clone(&clock),
                 tasks.clone(),

@@ -3,14 +3,18 @@
 //! All speak to the same fake model, and all are asked the same by the same clients, one after the other.
 
 use std::collections::HashMap;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use reqwest::Request;
 use serde_json::{Value, json};
 
 use crate::connections::provision;
 use crate::{Bench, repeat, resident_mib, start_model};
+
+/// How long measurements wait for each tenant's first connections.
+const EACH_TENANT: Duration = Duration::from_millis(20);
 
 /// What can be chosen.
 #[derive(clap::Args)]
@@ -27,6 +31,10 @@ pub(crate) struct Options {
     /// Where the fake model listens; any free port if 0.
     #[arg(long, default_value_t = 0)]
     model_port: u16,
+    /// The processors that clients and model use from now on, as `taskset` takes them. What was started before, server and
+    /// Postgres, stays where it is.
+    #[arg(long)]
+    processors: Option<String>,
 }
 
 /// One way to the model.
@@ -56,6 +64,12 @@ impl Way {
 
 /// Runs it.
 pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
+    if let Some(processors) = &options.processors {
+        let mut taskset = Command::new("taskset");
+        taskset.args(["--all-tasks", "--cpu-list", "--pid", processors]).arg(std::process::id().to_string());
+        let moved = taskset.output().context("start taskset")?;
+        ensure!(moved.status.success(), "taskset: {}", String::from_utf8_lossy(&moved.stderr));
+    }
     let model = start_model(options.model_port)?;
     let tenants = provision(bench, options.tenants).await?;
     let mut ways = vec![Way {
@@ -108,9 +122,10 @@ pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
                         })
                         .collect::<Result<_>>()?;
                 }
-                // Warm: connections, prepared statements, just-in-time compilers.
+                // Warm: connections of each tenant, prepared statements, just-in-time compilers.
+                let warm = Duration::from_secs(2).max(EACH_TENANT * u32::try_from(requests.len())?);
                 let measured = async {
-                    repeat(&bench.client, &requests, clients, Duration::from_secs(2)).await?;
+                    repeat(&bench.client, &requests, clients.max(4), warm).await?;
                     repeat(&bench.client, &requests, clients, time).await
                 };
                 let (mut times, wall) = match measured.await {

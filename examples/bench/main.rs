@@ -28,16 +28,17 @@ mod gateways;
 mod limits;
 mod provisioning;
 mod rotation;
+mod routing;
 mod suspension;
 mod upstream;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 use futures::StreamExt;
 use reqwest::Client;
@@ -151,6 +152,8 @@ enum What {
     Answers(answers::Options),
     /// Limits over three replicas.
     Limits(limits::Options),
+    /// Questions over three assistants, by rule and by a model.
+    Routing(routing::Options),
     /// A tenant is suspended under load: time until the last answer of two servers.
     Suspension {
         /// How often.
@@ -199,6 +202,7 @@ async fn main() -> Result<()> {
         What::Credentials { tenants, clients } => rotation::credentials(&bench, tenants, clients).await,
         What::Answers(options) => answers::run(&bench, &options).await,
         What::Limits(options) => limits::run(&bench, &options).await,
+        What::Routing(options) => routing::run(&bench, &options).await,
         What::Suspension { rounds, clients } => suspension::run(&bench, rounds, clients).await,
         What::MasterKey { values } => rotation::master_key(&mut bench, values).await,
     };
@@ -481,13 +485,14 @@ async fn repeat(
     time: Duration,
 ) -> Result<(Vec<Duration>, Duration)> {
     let failed = Arc::new(AtomicUsize::new(0));
+    let why = Arc::new(OnceLock::new());
     let started = Instant::now();
     let next = Arc::new(AtomicUsize::new(0));
     // Their bodies are in memory, so they can be cloned.
     let requests: Arc<[reqwest::Request]> = requests.iter().filter_map(reqwest::Request::try_clone).collect();
     let workers = (0..clients).map(|_| {
         let (client, requests) = (client.clone(), Arc::clone(&requests));
-        let (next, failed) = (Arc::clone(&next), Arc::clone(&failed));
+        let (next, failed, why) = (Arc::clone(&next), Arc::clone(&failed), Arc::clone(&why));
         tokio::spawn(async move {
             let mut times = Vec::new();
             while started.elapsed() < time {
@@ -497,7 +502,10 @@ async fn repeat(
                 let whole = async { client.execute(request).await?.error_for_status()?.bytes().await };
                 match whole.await {
                     Ok(_) => times.push(began.elapsed()),
-                    Err(_) => _ = failed.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        why.get_or_init(|| anyhow::Error::from(error));
+                    }
                 }
             }
             times
@@ -505,6 +513,8 @@ async fn repeat(
     });
     let times = futures::future::try_join_all(workers).await?.concat();
     let failed = failed.load(Ordering::Relaxed);
-    ensure!(failed == 0, "{failed} requests failed");
+    if let Some(why) = why.get() {
+        bail!("{failed} of {} requests failed, one of them: {why:#}", failed + times.len());
+    }
     Ok((times, started.elapsed()))
 }

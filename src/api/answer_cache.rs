@@ -1,5 +1,7 @@
 //! Settings of the answer cache.
 
+use std::collections::BTreeMap;
+
 use garde::Validate;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -18,11 +20,23 @@ pub struct AnswerCacheSettings {
     /// How long, 5 to 60 minutes.
     #[garde(range(min = 5, max = 60))]
     pub minutes: u32,
+    /// The same for answers of single assistants, by their names.
+    #[garde(length(max = 20), inner(range(min = 5, max = 60)))]
+    pub minutes_by_assistant: BTreeMap<String, u32>,
+}
+
+impl AnswerCacheSettings {
+    /// How long an answer of an assistant is given again, or one of none in particular.
+    #[must_use]
+    pub fn minutes_of(&self, assistant: Option<&str>) -> u32 {
+        let own = assistant.and_then(|name| self.minutes_by_assistant.get(name));
+        own.copied().unwrap_or(self.minutes)
+    }
 }
 
 impl Default for AnswerCacheSettings {
     fn default() -> Self {
-        Self { enabled: false, scope: AnswerScope::User, minutes: 15 }
+        Self { enabled: false, scope: AnswerScope::User, minutes: 15, minutes_by_assistant: BTreeMap::new() }
     }
 }
 
@@ -44,6 +58,7 @@ pub(super) struct StrictAnswerCache {
     enabled: bool,
     scope: AnswerScope,
     minutes: u32,
+    minutes_by_assistant: BTreeMap<String, u32>,
 }
 
 pub(super) fn strict_answer_cache<'de, D: Deserializer<'de>>(
@@ -66,6 +81,11 @@ mod tests {
         for (minutes, fits) in [(4, false), (5, true), (60, true), (61, false)] {
             let settings = AnswerCacheSettings { minutes, ..AnswerCacheSettings::default() };
             assert_eq!(settings.validate().is_ok(), fits, "{minutes}");
+            let minutes_by_assistant = BTreeMap::from([("orders".to_owned(), minutes)]);
+            let settings = AnswerCacheSettings { minutes_by_assistant, ..AnswerCacheSettings::default() };
+            assert_eq!(settings.validate().is_ok(), fits, "{minutes}");
+            assert_eq!([settings.minutes_of(Some("orders")), settings.minutes_of(Some("b"))], [minutes, 15]);
+            assert_eq!(settings.minutes_of(None), 15);
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod answer_cache;
 pub mod api_keys;
+pub mod assistants;
 pub mod backup;
 pub mod connections;
 pub mod database;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::answer_cache::{AnswerCacheSettings, StrictAnswerCache, strict_answer_cache};
+use super::assistants::{self, AssistantSettings, RoutingSettings, StrictRouting};
 
 /// The typefaces there are.
 pub const FONTS: [&str; 5] = ["system", "humanist", "serif", "rounded", "slab"];
@@ -70,6 +71,14 @@ pub struct Settings {
     #[garde(dive)]
     #[serde(default)]
     pub answer_cache: AnswerCacheSettings,
+    /// The client's assistants, 20 at most. Without any, what stands above answers.
+    #[garde(length(max = 20), dive, custom(assistants::together))]
+    #[serde(default)]
+    pub assistants: Vec<AssistantSettings>,
+    /// Which of them a question comes to that names none.
+    #[garde(dive)]
+    #[serde(default)]
+    pub routing: RoutingSettings,
     /// Switches by name, for example `{"data_questions": false}`.
     #[garde(custom(feature_names))]
     pub features: BTreeMap<String, bool>,
@@ -192,6 +201,10 @@ struct StrictFields {
     widget: WidgetSettings,
     #[serde(default, with = "StrictAnswerCache")]
     answer_cache: AnswerCacheSettings,
+    #[serde(default, deserialize_with = "assistants::strict_list")]
+    assistants: Vec<AssistantSettings>,
+    #[serde(default, with = "StrictRouting")]
+    routing: RoutingSettings,
     features: BTreeMap<String, bool>,
 }
 
@@ -342,6 +355,12 @@ pub struct UpdateConfigRequest {
     /// Replaces what holds for answers that are given again as a whole.
     #[serde(default, deserialize_with = "strict_answer_cache", skip_serializing_if = "Option::is_none")]
     pub answer_cache: Option<AnswerCacheSettings>,
+    /// Replaces the assistants as a whole.
+    #[serde(default, deserialize_with = "assistants::strict_list_given", skip_serializing_if = "Option::is_none")]
+    pub assistants: Option<Vec<AssistantSettings>>,
+    /// Replaces the routing as a whole.
+    #[serde(default, deserialize_with = "assistants::strict_routing_given", skip_serializing_if = "Option::is_none")]
+    pub routing: Option<RoutingSettings>,
     /// Sets these switches; others stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<BTreeMap<String, bool>>,

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+pub use super::assistants::{AssistantSettings, RoutingBy, RoutingSettings};
 pub use super::settings::{
     Branding, Config, Settings, StrictSettings, UpdateConfigRequest, VisitorSettings, WidgetSettings,
 };
@@ -284,6 +285,9 @@ pub struct ChatRequest {
     /// One of the tenant's models; the default one when left out.
     #[serde(default)]
     pub model: Option<String>,
+    /// The name of one of the tenant's assistants; the settings' `routing` says which when left out.
+    #[serde(default)]
+    pub assistant: Option<String>,
     /// `true` for server-sent events.
     #[serde(default)]
     pub stream: bool,
@@ -300,6 +304,9 @@ pub struct ChatResponse {
     pub content: String,
     /// The model that answered.
     pub model: String,
+    /// The assistant that answered; absent if it was none in particular.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assistant: Option<String>,
     /// What the answer cost, in tokens.
     pub usage: Usage,
     /// Whether its user had it stopped: what had arrived is all there is.
@@ -334,6 +341,9 @@ pub struct ChatDone {
     pub message_id: Uuid,
     /// The model that answered.
     pub model: String,
+    /// The assistant that answered; absent if it was none in particular.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assistant: Option<String>,
     /// What the answer cost, in tokens.
     pub usage: Usage,
     /// Whether its user had it stopped: what had arrived is all there is.
@@ -445,6 +455,9 @@ pub struct ChatMessage {
     pub error_code: Option<String>,
     /// The model that answered.
     pub model: Option<String>,
+    /// The assistant that answered; absent if it was none in particular.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assistant: Option<String>,
     /// What it cost, for answers.
     pub usage: Option<Usage>,
     /// Whether no model gave it: none could be reached, and it is the client's own message instead.

@@ -20,7 +20,7 @@ pub enum UsageGroupBy {
     User,
     /// The API key.
     ApiKey,
-    /// The kind: `chat`, `completion` or `embedding`.
+    /// The kind: `chat`, `completion`, `embedding` or `routing`.
     Kind,
 }
 
@@ -139,7 +139,7 @@ pub struct ModelCallPage {
 pub struct ModelCall {
     /// Its id.
     pub id: Uuid,
-    /// `chat`, `completion` or `embedding`.
+    /// `chat`, `completion`, `embedding`, or `routing`: finding out which assistant a question belongs to.
     pub kind: String,
     /// The user it was made for.
     pub user_id: Option<Uuid>,

@@ -14,6 +14,7 @@ use chrono::{DateTime, Utc};
 use dashmap::DashMap;
 
 use super::ChatError;
+use super::assistants::Assistants;
 use super::breaker::Breaker;
 use super::candidates::{Models, OpenKey};
 use super::context::{ChatContext, FRESH};
@@ -123,9 +124,14 @@ impl Cache {
             known.read_at.store(self.milliseconds(), Ordering::Relaxed);
             return Ok(Arc::clone(&known.context));
         }
-        let settings = match &before {
-            Some(known) if known.version == version => Arc::clone(&known.context.settings),
-            _ => Arc::new(stored.parse()?),
+        let (settings, assistants) = match &before {
+            Some(known) if known.version == version => {
+                (Arc::clone(&known.context.settings), Arc::clone(&known.context.assistants))
+            }
+            _ => {
+                let settings = Arc::new(stored.parse()?);
+                (Arc::clone(&settings), Arc::new(Assistants::new(settings)))
+            }
         };
         let keys = match mode {
             AiMode::Own | AiMode::OwnThenShared => self.keys(record, &rows, before.as_deref())?,
@@ -136,7 +142,8 @@ impl Cache {
             true => Models::new(&settings.models, &keys),
             false => Models::new(&settings.models, &[keys.as_slice(), lent_keys.as_slice()].concat()),
         };
-        let context = Arc::new(ChatContext::new(settings, models, version_of(version, &rows, lent.as_deref())));
+        let version_of_all = version_of(version, &rows, lent.as_deref());
+        let context = Arc::new(ChatContext::new(settings, models, assistants, version_of_all));
         let read_at = AtomicU64::new(self.milliseconds());
         let known = Known { version, rows, keys, lent, lent_keys, mode, context: Arc::clone(&context), read_at };
         insert(&self.tenants, record.id, Arc::new(known));

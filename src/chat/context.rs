@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use futures::future;
 
+use super::assistants::Assistants;
 use super::candidates::{Candidate, ModelEntry, Models};
 use super::{Chat, ChatError};
-use crate::api::tenant::Settings;
+use crate::api::tenant::{AssistantSettings, Settings};
 use crate::configuration::ConfigurationError;
 use crate::configuration::tenant_store as configuration_store;
 use crate::ids::TenantId;
+use crate::limits::Terms;
 use crate::tenant_db::{Client, TenantDb, TenantRecord};
 
 /// How old what is used without being read again may be.
@@ -21,6 +23,7 @@ pub struct ChatContext {
     /// The settings.
     pub settings: Arc<Settings>,
     models: Models,
+    pub(super) assistants: Arc<Assistants>,
     /// Differs as soon as any of it, or a key, was changed.
     pub(super) version: [u8; 32],
 }
@@ -32,8 +35,8 @@ impl std::fmt::Debug for ChatContext {
 }
 
 impl ChatContext {
-    pub(super) fn new(settings: Arc<Settings>, models: Models, version: [u8; 32]) -> Self {
-        Self { settings, models, version }
+    pub(super) fn new(settings: Arc<Settings>, models: Models, assistants: Arc<Assistants>, version: [u8; 32]) -> Self {
+        Self { settings, models, assistants, version }
     }
 
     /// The models that may be asked for, by name, in order.
@@ -46,9 +49,36 @@ impl ChatContext {
         self.models.entry(name)
     }
 
+    /// The assistants that a tenant with these terms may ask, in order.
+    pub fn assistants<'a>(&'a self, terms: &'a Terms<'_>) -> impl Iterator<Item = &'a AssistantSettings> {
+        self.assistants.allowed(terms)
+    }
+
+    /// Whether there is an assistant of this name.
+    pub fn has_assistant(&self, name: &str) -> bool {
+        self.assistants.find(name).is_some()
+    }
+
     /// Whether a model may be asked for.
     pub fn offers(&self, name: &str) -> bool {
         self.model(name).is_some()
+    }
+
+    /// The name and the keys for a question: those of the model that is asked for, or the assistant's, or the default ones.
+    pub(super) fn choose_for(
+        &self,
+        requested: Option<&str>,
+        assistant: Option<&AssistantSettings>,
+    ) -> Result<(Arc<str>, Arc<[Candidate]>), ChatError> {
+        let own = assistant.and_then(|assistant| assistant.model.as_deref());
+        match (requested, own) {
+            (None, Some(own)) => self.choose(Some(own)).map_err(|error| match error {
+                // Whoever asks has chosen nothing that they could choose otherwise.
+                ChatError::ModelNotAllowed => ChatError::NoModel,
+                error => error,
+            }),
+            (requested, _) => self.choose(requested),
+        }
     }
 
     /// The name and the keys for a question; the default ones if no model is asked for.

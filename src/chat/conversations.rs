@@ -39,6 +39,8 @@ pub struct Message {
     pub error_code: Option<String>,
     /// The model that answered.
     pub model: Option<String>,
+    /// The assistant that answered; none if it was none in particular.
+    pub assistant: Option<String>,
     /// What it cost, for answers.
     pub usage: Option<Usage>,
     /// Whether no model gave it: it is the tenant's own message instead.
@@ -124,6 +126,7 @@ mod tests {
             state,
             error_code: None,
             model: None,
+            assistant: None,
             usage: None,
             degraded: false,
             from_cache: false,

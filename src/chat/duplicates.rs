@@ -1,6 +1,7 @@
 //! The same question asked again while its answer is on its way: whoever clicks twice gets one answer, twice.
 //!
-//! Questions are the same if the same user asks the same words of the same model in the same conversation, or in a new one.
+//! Questions are the same if the same user asks the same words of the same model and assistant in the same conversation, or
+//! in a new one.
 //! Whoever comes first asks; the others are told the same events: the same conversation and answer, one row, one call of a
 //! model, one of the quota. In one server they meet here, in memory, before anything is stored, so that clicks at once
 //! cannot slip through together. Over servers the answer's row carries the key under a unique index while it is being
@@ -53,6 +54,7 @@ impl QuestionKey {
         key.add(user.as_uuid().as_bytes());
         key.add_optional(session.as_ref().map(|session| session.as_bytes().as_slice()));
         key.add_optional(model.map(str::as_bytes));
+        key.add_optional(question.assistant.as_deref().map(str::as_bytes));
         key.add(question.text.as_bytes());
         Self(key.hash())
     }
@@ -264,6 +266,7 @@ mod tests {
             text: text.to_owned(),
             session_id: session,
             model,
+            assistant: None,
             permit: Permit::default(),
             queries_remaining: None,
         }
@@ -285,6 +288,8 @@ mod tests {
         let (tenant, user, session) = (TenantId::new(), UserId::new(), ChatSessionId::new());
         let same = || QuestionKey::new(tenant, user, &question("hello", Some(session), Some("m")));
         assert!(same() == same());
+        let to_an_assistant =
+            Question { assistant: Some("a".to_owned()), ..question("hello", Some(session), Some("m")) };
         let others = [
             QuestionKey::new(TenantId::new(), user, &question("hello", Some(session), Some("m"))),
             QuestionKey::new(tenant, UserId::new(), &question("hello", Some(session), Some("m"))),
@@ -295,6 +300,7 @@ mod tests {
             QuestionKey::new(tenant, user, &question("hello ", Some(session), Some("m"))),
             // The same letters, divided otherwise.
             QuestionKey::new(tenant, user, &question("mhello", Some(session), Some(""))),
+            QuestionKey::new(tenant, user, &to_an_assistant),
         ];
         for (number, other) in others.iter().enumerate() {
             assert!(*other != same(), "{number}");

@@ -6,6 +6,7 @@
 //! in the tenant's own database: nothing here takes a tenant's id, a [`crate::access::TenantCaller`] carries the
 //! database that its token proved.
 
+mod assistants;
 mod breaker;
 mod cache;
 mod candidates;
@@ -20,6 +21,7 @@ mod model_call;
 mod pipeline;
 mod prompt;
 mod recovery;
+mod routing;
 pub mod streams;
 pub mod tenant_store;
 mod turn;
@@ -37,7 +39,7 @@ use crate::api::platform::TenantState;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
 use crate::ids::{ChatSessionId, TenantId};
-use crate::limits::Permit;
+use crate::limits::{Permit, Plans};
 use crate::metering::Ledger;
 use crate::providers::ProviderClient;
 use crate::shared_models::SharedModels;
@@ -57,6 +59,8 @@ pub struct Chat {
     tasks: TaskTracker,
     give_up: CancellationToken,
     ledger: Ledger,
+    /// What tenants' plans have.
+    plans: Arc<Plans>,
     /// Knows which servers run.
     databases: Arc<TenantDatabases>,
     cache: Arc<cache::Cache>,
@@ -90,6 +94,7 @@ impl Chat {
         providers: ProviderClient,
         shared: SharedModels,
         ledger: Ledger,
+        plans: Arc<Plans>,
         databases: Arc<TenantDatabases>,
         clock: SharedClock,
         tasks: TaskTracker,
@@ -103,6 +108,7 @@ impl Chat {
             tasks,
             give_up,
             ledger,
+            plans,
             databases,
             cache,
             looks,
@@ -155,6 +161,8 @@ pub struct Question {
     pub session_id: Option<ChatSessionId>,
     /// The model to ask; the tenant's default if `None`.
     pub model: Option<String>,
+    /// The assistant to ask; the one that it comes to if `None`.
+    pub assistant: Option<String>,
     /// What it has reserved of the tenant's quota: used if there is an answer, else given back.
     pub permit: Permit,
     /// What is left of that then; none if there is no limit.
@@ -182,6 +190,19 @@ pub enum ChatError {
     /// The model asked for is not one that the tenant's users may use, or that an AI key offers.
     #[error("this model may not be used")]
     ModelNotAllowed,
+    /// There is no assistant of the name that is asked for.
+    #[error("no such assistant")]
+    AssistantUnknown,
+    /// The question is one for an assistant that needs what the tenant's plan has not got.
+    #[error("the plan does not have the feature that the assistant needs")]
+    AssistantNotInPlan {
+        /// The assistant.
+        assistant: String,
+        /// What it needs.
+        feature: &'static str,
+        /// The tenant's plan.
+        plan: String,
+    },
     /// No AI key offers any of the models that users may use.
     #[error("no AI key offers a model that may be used")]
     NoModel,

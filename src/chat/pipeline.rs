@@ -3,7 +3,8 @@
 //! | step | connection | round trips |
 //! |---|---|---|
 //! | read who asks and the history, and once a second settings and keys | one, all at once | 1 |
-//! | store the question and the answer's row | the same | 1 |
+//! | where a model routes, it is asked for the assistant of a first question | none | 2, for its row |
+//! | store the question and the answer's row | the same, or another if a model was asked | 1 |
 //! | the model speaks | none | - |
 //! | store the answer | another | 1 |
 //!
@@ -21,12 +22,14 @@ use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::assistants::{Asked, Assigned};
 use super::duplicates::{self, FirstAsked, Mark, Stored};
 use super::kept_answers::{Hit, Keeping};
 use super::model_call::{self, ModelCall, Purpose};
-use super::prompt::{self, Spoken};
+use super::prompt;
 use super::streams::event_log::{EventLog, LastWord};
 use super::streams::{AnswerEnd, Listener, UNFINISHED};
+use super::tenant_store::History;
 use super::turn::{Arrived, Begin, Failure, Finished};
 use super::under_way::{Cause, Interruption, Owner};
 use super::{Chat, ChatError, Question, tenant_store};
@@ -111,7 +114,7 @@ impl Chat {
         let history = async {
             match question.session_id {
                 Some(session) => tenant_store::history(&client, session, caller.user_id).await,
-                None => Ok(Some(Vec::<Spoken>::new())),
+                None => Ok(Some(History::default())),
             }
         };
         // Polled together on one connection, so all are on their way before the first is answered.
@@ -129,12 +132,23 @@ impl Chat {
             return Err(ChatError::TooLong { limit: settings.max_message_length });
         }
         let history = history.ok_or(ChatError::NotFound)?;
-        let (model, candidates) = context.choose(question.model.as_deref())?;
+        let asked = Asked { text: &text, named: question.assistant.as_deref(), last: history.assistant.as_deref() };
+        let (assistant, client) = match context.assistants.assign(asked)? {
+            Assigned::To(assistant) => (assistant, client),
+            Assigned::AskModel(otherwise) => {
+                // No connection is held while a model speaks.
+                drop(client);
+                let said = self.ask_router(caller, &context, &text).await;
+                (said.or(otherwise), caller.db.client().await?)
+            }
+        };
+        self.admit_assistant(assistant, caller.db.record())?;
+        let (model, candidates) = context.choose_for(question.model.as_deref(), assistant)?;
         self.settle_abandoned_soon(&caller.db);
         let request = ChatRequest {
-            messages: prompt::build(&settings, history, &text),
-            temperature: settings.temperature,
-            max_tokens: Some(settings.max_tokens),
+            messages: prompt::build(&settings, assistant, history.spoken, &text),
+            temperature: assistant.and_then(|one| one.temperature).or(settings.temperature),
+            max_tokens: Some(assistant.and_then(|one| one.max_tokens).unwrap_or(settings.max_tokens)),
             ..ChatRequest::default()
         };
         let begin = Begin {
@@ -145,6 +159,7 @@ impl Chat {
             question: text,
             answer_id: MessageId::new(),
             model: model.to_string(),
+            assistant: assistant.map(|assistant| assistant.name.clone()),
             queries_remaining: question.queries_remaining,
             now: self.clock.now(),
         };
@@ -156,7 +171,7 @@ impl Chat {
             model,
             prompt_characters: model_call::length(&request),
         };
-        let keeping = Keeping::new(&context, caller, &candidates, &request);
+        let keeping = Keeping::new(&context, caller, begin.assistant.as_deref(), &candidates, &request);
         let found = match &keeping {
             Some(keeping) => keeping.find(self, caller.db.record(), question.permit).await,
             None => Err(question.permit),
@@ -295,6 +310,7 @@ impl Turn {
                     let queries_remaining = begin.queries_remaining;
                     AnswerEnd::Done {
                         model: begin.model,
+                        assistant: begin.assistant,
                         usage,
                         stopped,
                         degraded: finished.degraded,

@@ -1,6 +1,6 @@
 //! What the model is told. No database and no clock here: the same settings and messages give the same prompt.
 
-use crate::api::tenant::{MessageRole, Settings};
+use crate::api::tenant::{AssistantSettings, MessageRole, Settings};
 use crate::providers::{ChatMessage, ChatRole, Content};
 
 /// Something said earlier.
@@ -10,10 +10,15 @@ pub(super) struct Spoken {
     pub(super) content: String,
 }
 
-/// The whole prompt: instructions, the last of what was said, and the question.
-pub(super) fn build(settings: &Settings, history: Vec<Spoken>, question: &str) -> Vec<ChatMessage> {
+/// The whole prompt: instructions, the assistant's own if it has any, the last of what was said, and the question.
+pub(super) fn build(
+    settings: &Settings,
+    assistant: Option<&AssistantSettings>,
+    history: Vec<Spoken>,
+    question: &str,
+) -> Vec<ChatMessage> {
     let skipped = history.len().saturating_sub(settings.history_length.into());
-    let mut messages = vec![ChatMessage::text(ChatRole::System, system(settings))];
+    let mut messages = vec![ChatMessage::text(ChatRole::System, system(settings, assistant))];
     for spoken in history.into_iter().skip(skipped).filter(|spoken| !spoken.content.is_empty()) {
         let role = match spoken.role {
             MessageRole::User => ChatRole::User,
@@ -39,8 +44,9 @@ fn push(messages: &mut Vec<ChatMessage>, role: ChatRole, content: &str) {
     }
 }
 
-fn system(settings: &Settings) -> String {
-    let mut system = settings.system_prompt.trim().to_owned();
+fn system(settings: &Settings, assistant: Option<&AssistantSettings>) -> String {
+    let own = assistant.map(|assistant| assistant.prompt.trim()).filter(|prompt| !prompt.is_empty());
+    let mut system = own.unwrap_or_else(|| settings.system_prompt.trim()).to_owned();
     if !system.is_empty() {
         system.push_str("\n\n");
     }
@@ -70,7 +76,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::api::answer_cache::AnswerCacheSettings;
-    use crate::api::tenant::{Branding, VisitorSettings, WidgetSettings};
+    use crate::api::tenant::{Branding, RoutingSettings, VisitorSettings, WidgetSettings};
 
     pub(in crate::chat) fn settings() -> Settings {
         Settings {
@@ -87,6 +93,8 @@ pub(super) mod tests {
             visitors: VisitorSettings::default(),
             widget: WidgetSettings::default(),
             answer_cache: AnswerCacheSettings::default(),
+            assistants: vec![],
+            routing: RoutingSettings::default(),
             features: BTreeMap::new(),
         }
     }
@@ -97,13 +105,13 @@ pub(super) mod tests {
     }
 
     fn built(settings: &Settings, said: &[(char, &str)]) -> Vec<(ChatRole, String)> {
-        let messages = build(settings, spoken(said), "question");
+        let messages = build(settings, None, spoken(said), "question");
         messages.iter().skip(1).map(|message| (message.role, message.content.texts().collect())).collect()
     }
 
     #[test]
     fn the_system_prompt_has_name_and_voice() {
-        let messages = build(&settings(), vec![], "Hi");
+        let messages = build(&settings(), None, vec![], "Hi");
         assert_eq!(messages.len(), 2);
         assert_eq!(messages[0].role, ChatRole::System);
         let text = |at: usize| messages[at].content.texts().collect::<String>();
@@ -112,7 +120,7 @@ pub(super) mod tests {
         let mut plain = settings();
         plain.system_prompt = String::new();
         plain.branding.voice = String::new();
-        assert_eq!(build(&plain, vec![], "Hi")[0].content, Content::Text("Your name is Nora.".to_owned()));
+        assert_eq!(build(&plain, None, vec![], "Hi")[0].content, Content::Text("Your name is Nora.".to_owned()));
     }
 
     #[test]

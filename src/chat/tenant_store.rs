@@ -15,15 +15,18 @@ use crate::metering::{End, EndedCall, OpenCall};
 use crate::tenant_db::{Client, GenericClient as _, Transaction};
 
 /// No row if the conversation is not the user's; one without a message if it is and nothing in it can be shown to a
-/// model. How far back it goes is read from the settings here, so that they need not be known before.
+/// model. How far back it goes is read from the settings here, so that they need not be known before. Each row also has the
+/// assistant of the last answer, whatever became of that.
 const HISTORY: &str = "\
-    SELECT m.role, m.content FROM chat_sessions s LEFT JOIN LATERAL (
+    SELECT m.role, m.content, a.assistant FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT id, role, content FROM chat_messages
         WHERE session_id = s.id AND state IN ('complete', 'interrupted', 'stopped') AND content <> ''
             AND NOT degraded
         ORDER BY id DESC
         LIMIT (SELECT (settings->>'history_length')::int FROM live_configurations ORDER BY version DESC LIMIT 1)
-    ) m ON true
+    ) m ON true LEFT JOIN LATERAL (
+        SELECT assistant FROM chat_messages WHERE session_id = s.id AND role = 'assistant' ORDER BY id DESC LIMIT 1
+    ) a ON true
     WHERE s.id = $1 AND s.user_id = $2 ORDER BY m.id";
 
 /// A conversation with its first question, the row of the answer and that of the model's call, if there is one: one
@@ -32,8 +35,8 @@ const HISTORY: &str = "\
 const BEGIN_CONVERSATION: &str = "\
     WITH answer AS (
         INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at,
-            in_flight_key)
-        VALUES ($7, $1, 'assistant', '', 'generating', $8, $16, $4, $17)
+            in_flight_key, assistant)
+        VALUES ($7, $1, 'assistant', '', 'generating', $8, $16, $4, $17, $18)
         ON CONFLICT (in_flight_key) WHERE state = 'generating' DO NOTHING RETURNING session_id
     ), session AS (
         INSERT INTO chat_sessions (id, user_id, title, created_at, updated_at)
@@ -55,8 +58,8 @@ const CONTINUE_CONVERSATION: &str = "\
         UPDATE chat_sessions SET updated_at = GREATEST(updated_at, $3) WHERE id = $1 AND user_id = $2 RETURNING id
     ), answer AS (
         INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at,
-            in_flight_key)
-        SELECT $6, id, 'assistant', '', 'generating', $7, $15, $3, $16 FROM session
+            in_flight_key, assistant)
+        SELECT $6, id, 'assistant', '', 'generating', $7, $15, $3, $16, $17 FROM session
         ON CONFLICT (in_flight_key) WHERE state = 'generating' DO NOTHING RETURNING session_id
     ), call AS (
         INSERT INTO model_calls (id, kind, user_id, message_id, server_id, provider, configuration, model,
@@ -138,8 +141,8 @@ const LIST_CONVERSATIONS: &str = "\
 
 /// No row if the conversation is not the user's; one without a message if there are no more.
 const LIST_MESSAGES: &str = "\
-    SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.input_tokens, m.output_tokens, m.usage_reported,
-        m.degraded, m.from_cache, m.created_at, f.rating, f.comment
+    SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.assistant, m.input_tokens, m.output_tokens,
+        m.usage_reported, m.degraded, m.from_cache, m.created_at, f.rating, f.comment
     FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT * FROM chat_messages WHERE session_id = s.id AND ($3::uuid IS NULL OR id > $3) ORDER BY id LIMIT $4
     ) m ON true LEFT JOIN message_feedback f ON f.message_id = m.id
@@ -169,24 +172,28 @@ pub(super) async fn is_active(client: &Client, caller: &TenantCaller) -> Result<
     Ok(client.query_opt(&statement, &[&caller.user_id, &caller.family_id]).await?.is_some())
 }
 
-/// What was said last in a conversation, oldest first; `None` if it is not the user's.
-pub(super) async fn history(
-    client: &Client,
-    session: ChatSessionId,
-    user: UserId,
-) -> Result<Option<Vec<Spoken>>, Error> {
+/// What is known of a conversation before it goes on.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// What was said last, oldest first.
+    pub(super) spoken: Vec<Spoken>,
+    /// The assistant of the last answer.
+    pub(super) assistant: Option<String>,
+}
+
+/// A conversation; `None` if it is not the user's.
+pub(super) async fn history(client: &Client, session: ChatSessionId, user: UserId) -> Result<Option<History>, Error> {
     let statement = client.prepare_cached(HISTORY).await?;
     let rows = client.query(&statement, &[&session, &user]).await?;
-    if rows.is_empty() {
-        return Ok(None);
-    }
+    let Some(first) = rows.first() else { return Ok(None) };
+    let assistant = first.try_get(2)?;
     let mut spoken = Vec::with_capacity(rows.len());
     for row in rows {
         if let Some(who) = row.try_get::<_, Option<&str>>(0)? {
             spoken.push(Spoken { role: role(who), content: row.try_get(1)? });
         }
     }
-    Ok(Some(spoken))
+    Ok(Some(History { spoken, assistant }))
 }
 
 /// Whether a question was stored.
@@ -240,6 +247,7 @@ pub(super) async fn begin(
                         &estimate,
                         &remaining,
                         &key,
+                        &turn.assistant,
                     ],
                 )
                 .await?
@@ -266,6 +274,7 @@ pub(super) async fn begin(
                         &estimate,
                         &remaining,
                         &key,
+                        &turn.assistant,
                     ],
                 )
                 .await?
@@ -396,6 +405,7 @@ pub(super) async fn list_messages(
             state: state(row.try_get("state")?),
             error_code: row.try_get("error_code")?,
             model: row.try_get("model")?,
+            assistant: row.try_get("assistant")?,
             usage: usage(&row)?,
             degraded: row.try_get::<_, Option<bool>>("degraded")?.unwrap_or_default(),
             from_cache: row.try_get::<_, Option<bool>>("from_cache")?.unwrap_or_default(),

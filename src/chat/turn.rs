@@ -21,6 +21,8 @@ pub(super) struct Begin {
     pub(super) question: String,
     pub(super) answer_id: MessageId,
     pub(super) model: String,
+    /// The assistant that answers; none if it is none in particular.
+    pub(super) assistant: Option<String>,
     /// What is left of the tenant's quota; none if there is no limit.
     pub(super) queries_remaining: Option<u64>,
     pub(super) now: DateTime<Utc>,

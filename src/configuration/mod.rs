@@ -5,6 +5,7 @@
 
 mod ai_keys;
 mod aliases;
+mod assistants;
 mod sealing;
 mod settings;
 pub mod tenant_store;
@@ -13,7 +14,7 @@ use thiserror::Error;
 
 pub use ai_keys::{AiKey, AiKeys, KeyTest, NewAiKey, check as check_ai_key, open_key, try_key};
 pub use sealing::{Reseal, SealingFence, hold_sealing};
-pub use settings::{SettingsChange, SettingsVersion, insert_first, read, update};
+pub use settings::{SettingsChange, SettingsVersion, check as check_settings, insert_first, read, update};
 
 use crate::tenant_db::TenantDbError;
 
@@ -29,7 +30,7 @@ pub enum ConfigurationError {
     /// The settings that would result break limits; the report names the fields.
     #[error("the settings break a limit")]
     Invalid(garde::Report),
-    /// A field of an AI key was refused.
+    /// A field was refused.
     #[error("{field}: {message}")]
     Refused {
         /// The field.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use garde::Validate;
 
-use super::{ConfigurationError, tenant_store};
+use super::{ConfigurationError, assistants, tenant_store};
 use crate::api::answer_cache::AnswerCacheSettings;
-use crate::api::tenant::{Branding, Settings, VisitorSettings, WidgetSettings};
+use crate::api::tenant::{AssistantSettings, Branding, RoutingSettings, Settings, VisitorSettings, WidgetSettings};
 use crate::ids::UserId;
 use crate::tenant_db::{GenericClient, TenantDb};
 
@@ -54,6 +54,10 @@ pub struct SettingsChange {
     pub widget: Option<WidgetSettings>,
     /// Replaces what holds for answers that are given again as a whole.
     pub answer_cache: Option<AnswerCacheSettings>,
+    /// Replaces the assistants as a whole.
+    pub assistants: Option<Vec<AssistantSettings>>,
+    /// Replaces the routing as a whole.
+    pub routing: Option<RoutingSettings>,
     /// Sets these switches; others stay.
     pub features: Option<BTreeMap<String, bool>>,
 }
@@ -79,6 +83,8 @@ impl SettingsChange {
             visitors: self.visitors.as_ref().unwrap_or(&settings.visitors).clone(),
             widget: self.widget.as_ref().unwrap_or(&settings.widget).clone(),
             answer_cache: self.answer_cache.as_ref().unwrap_or(&settings.answer_cache).clone(),
+            assistants: self.assistants.as_ref().unwrap_or(&settings.assistants).clone(),
+            routing: self.routing.as_ref().unwrap_or(&settings.routing).clone(),
             features,
         }
     }
@@ -141,8 +147,13 @@ pub async fn update(
     Err(ConfigurationError::VersionConflict { current: in_force })
 }
 
-fn check(settings: &Settings) -> Result<(), ConfigurationError> {
+/// Checks settings as a whole.
+///
+/// # Errors
+/// [`ConfigurationError::Invalid`] or [`ConfigurationError::Refused`], which name fields.
+pub fn check(settings: &Settings) -> Result<(), ConfigurationError> {
     settings.validate().map_err(ConfigurationError::Invalid)?;
+    assistants::check(settings)?;
     // What is no number is in no order either, so a range lets it pass.
     if settings.temperature.is_some_and(f32::is_nan) {
         return Err(ConfigurationError::Refused { field: "temperature", message: "must be a number".into() });
@@ -166,10 +177,10 @@ fn check(settings: &Settings) -> Result<(), ConfigurationError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn settings() -> Settings {
+    pub(in crate::configuration) fn settings() -> Settings {
         Settings {
             system_prompt: "You are the assistant of Northwind.".to_owned(),
             models: vec![],
@@ -184,6 +195,8 @@ mod tests {
             visitors: VisitorSettings::default(),
             widget: WidgetSettings::default(),
             answer_cache: AnswerCacheSettings::default(),
+            assistants: vec![],
+            routing: RoutingSettings::default(),
             features: BTreeMap::from([("data_questions".to_owned(), false)]),
         }
     }

@@ -84,6 +84,15 @@ impl ApiError {
         self
     }
 
+    /// Names a field that was refused as the route's own body does.
+    #[must_use]
+    pub fn rename_field(mut self, from: &str, to: &str) -> Self {
+        for problem in self.more.errors.iter_mut().filter(|problem| problem.field == from) {
+            to.clone_into(&mut problem.field);
+        }
+        self
+    }
+
     /// Says when to try again.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
@@ -361,6 +370,15 @@ impl From<ChatError> for ApiError {
             ChatError::ModelNotAllowed => {
                 Self::new(StatusCode::UNPROCESSABLE_ENTITY, "model_not_allowed", "This model may not be used")
                     .field("model", "is not one of the models of this service")
+            }
+            ChatError::AssistantUnknown => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "assistant_unknown", "There is no such assistant")
+                    .field("assistant", "is not one of the assistants of this service")
+            }
+            ChatError::AssistantNotInPlan { assistant, feature, plan } => {
+                Self::new(StatusCode::FORBIDDEN, "feature_not_in_plan", "The plan does not have this").detail(format!(
+                    "the assistant `{assistant}` needs the feature `{feature}`, which the plan `{plan}` does not have"
+                ))
             }
             ChatError::NoModel => Self::conflict("model_missing", "No AI key offers a model that may be used")
                 .detail("an admin has to set `models` in the settings to models that an AI key offers"),

@@ -108,6 +108,10 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(tenant::chat::chat))
         .routes(routes!(tenant::chat::events))
         .routes(routes!(tenant::chat::stop))
+        // /api/ai/query
+        .routes(routes!(tenant::query::query))
+        // /api/v1/assistants
+        .routes(routes!(tenant::assistants::list))
         // /api/v1/sessions, /api/v1/sessions/{id}, /api/v1/sessions/{id}/messages
         .routes(routes!(tenant::sessions::list))
         .routes(routes!(tenant::sessions::delete))

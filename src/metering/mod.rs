@@ -34,6 +34,8 @@ pub enum CallKind {
     Completion,
     /// Embeddings.
     Embedding,
+    /// Finding out which of a tenant's assistants a question belongs to.
+    Routing,
 }
 
 impl CallKind {
@@ -44,6 +46,7 @@ impl CallKind {
             Self::Chat => "chat",
             Self::Completion => "completion",
             Self::Embedding => "embedding",
+            Self::Routing => "routing",
         }
     }
 }

@@ -49,6 +49,8 @@ struct PageTemplate<'a> {
     logo: &'a str,
     welcome: &'a str,
     suggestions: &'a [String],
+    /// Whether there are several assistants to choose from. Which, is told to those who are signed in only.
+    several: bool,
     notice: &'a str,
     privacy_url: Option<&'a str>,
     config: &'a str,
@@ -160,6 +162,7 @@ impl Maker<'_> {
             logo: &logo,
             welcome: &settings.welcome_message,
             suggestions: &branding.suggestions,
+            several: settings.assistants.len() > 1,
             notice: &branding.notice,
             privacy_url: branding.privacy_url.as_deref().filter(|url| https(url).is_some()),
             config: &data(&config),
@@ -215,7 +218,7 @@ mod tests {
     use std::io::Read as _;
 
     use super::*;
-    use crate::api::tenant::{Branding, WidgetSettings};
+    use crate::api::tenant::{Branding, RoutingSettings, WidgetSettings};
 
     fn settings() -> Settings {
         Settings {
@@ -238,6 +241,8 @@ mod tests {
             visitors: VisitorSettings::default(),
             answer_cache: crate::api::answer_cache::AnswerCacheSettings::default(),
             widget: WidgetSettings { allowed_origins: vec!["https://shop.example".to_owned()] },
+            assistants: vec![],
+            routing: RoutingSettings::default(),
             features: BTreeMap::new(),
         }
     }
@@ -258,6 +263,19 @@ mod tests {
         assert!(page.embedded.policy.contains("frame-ancestors https://shop.example;"), "{}", page.embedded.policy);
         assert!(!html.contains("shop.example"));
         assert_eq!(page.visitors, None);
+    }
+
+    #[test]
+    fn a_choice_is_offered_where_there_is_one_and_names_nobody() {
+        let mut settings = settings();
+        assert!(!made(&settings).1.contains("id=\"assistant\""));
+        for name in ["canary-of-a", "canary-of-b"] {
+            let made =
+                serde_json::json!({ "name": name, "title": "canary-of-a-title", "prompt": "canary-of-a-prompt" });
+            settings.assistants.push(serde_json::from_value(made).unwrap());
+        }
+        let (_, html) = made(&settings);
+        assert!(html.contains("<label for=\"assistant\">Assistent</label>") && !html.contains("canary-of"), "{html}");
     }
 
     #[test]

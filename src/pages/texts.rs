@@ -45,6 +45,7 @@ pub(super) struct PageTexts {
     pub(super) conversation: String,
     pub(super) suggestions: String,
     pub(super) latest: String,
+    pub(super) assistant: String,
     pub(super) question: String,
     pub(super) placeholder: String,
     pub(super) send: String,

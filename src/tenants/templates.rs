@@ -8,6 +8,7 @@ use garde::Validate;
 use serde::Deserialize;
 
 use crate::api::tenant::{Settings, StrictSettings};
+use crate::configuration::check_settings;
 use crate::limits::Plans;
 
 const INSTANCES: &[(&str, &str)] = &[
@@ -57,6 +58,7 @@ impl Templates {
             let template: InstanceTemplate =
                 toml::from_str(&text).with_context(|| format!("template `{name}` is not well formed"))?;
             template.settings.0.validate().with_context(|| format!("template `{name}` breaks a limit"))?;
+            check_settings(&template.settings.0).with_context(|| format!("template `{name}` cannot be meant"))?;
             instances.insert(name, template);
         }
         Ok(Self { instances, plans: Plans::load(directory)? })
@@ -82,7 +84,9 @@ impl Templates {
             &mut settings.degraded_message,
             &mut settings.branding.assistant_name,
         ];
-        for text in texts.into_iter().chain(&mut settings.branding.suggestions) {
+        let assistants = settings.assistants.iter_mut();
+        let assistants = assistants.flat_map(|one| [&mut one.title, &mut one.description, &mut one.prompt]);
+        for text in texts.into_iter().chain(&mut settings.branding.suggestions).chain(assistants) {
             *text = text.replace("{{client_name}}", client_name);
         }
         Some(settings)

@@ -112,6 +112,49 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     page.clean();
   }];
 
+  yield ["an assistant is chosen with the keyboard, and its conversation stays with it", async (context) => {
+    tenants.desk = await stack.tenant("desk", "Service Desk", "general", model.url, {
+      assistants: [
+        { name: "billing", title: "Invoices", prompt: "You know invoices." },
+        { name: "orders", title: "Orders & <b>parcels</b>", prompt: "You know parcels." },
+      ],
+    });
+    const page = await signedIn(await context(), tenants.desk);
+    const choice = page.locator("#assistant");
+    await choice.waitFor();
+    assert.equal(await choice.evaluate((node) => node.labels[0].textContent), "Assistant");
+    assert.deepEqual(await choice.locator("option").allTextContents(), ["Automatic", "Invoices", "Orders & <b>parcels</b>"]);
+    // The field is one step behind it.
+    await choice.focus();
+    await page.keyboard.press("ArrowDown");
+    await page.keyboard.press("ArrowDown");
+    assert.equal(await choice.inputValue(), "orders");
+    await page.keyboard.press("Tab");
+    assert.equal(await page.evaluate(() => document.activeElement.id), "question");
+    await ask(page, "say It is on its way.");
+    await settled(page);
+    const by = answers(page).last().locator(".by");
+    assert.equal(await by.textContent(), "Orders & <b>parcels</b>");
+    await picture(page, "desk-assistants-desktop");
+    await page.reload();
+    await until("the conversation is back", async () => (await answers(page).count()) === 1);
+    assert.equal(await choice.inputValue(), "orders");
+    assert.equal(await by.textContent(), "Orders & <b>parcels</b>");
+    await ask(page, "say Tomorrow.");
+    await settled(page);
+    const token = await stack.userToken(tenants.desk);
+    const [session] = (await stack.call("GET", "/api/v1/sessions", token)).items;
+    const messages = (await stack.call("GET", `/api/v1/sessions/${session.id}/messages`, token)).items;
+    assert.deepEqual(messages.map((message) => message.assistant), [undefined, "orders", undefined, "orders"]);
+    // A new conversation begins without a choice; where there is nothing to choose, none is offered.
+    await page.locator("#new-chat").click();
+    assert.equal(await choice.inputValue(), "");
+    page.clean();
+    const plain = await signedIn(await context(), tenants.dental);
+    assert.equal(await plain.locator("#assistant").count(), 0);
+    plain.clean();
+  }];
+
   yield ["an answer is stopped", async (context) => {
     const page = await signedIn(await context(), tenants.dental);
     await ask(page, "slow and stopped");

@@ -124,7 +124,9 @@ async fn an_answer_is_given_again_and_reads_the_same_for_ever() {
 async fn whatever_shapes_an_answer_makes_another_question_of_it() {
     let clock = harness::manual_clock();
     let shared: freehold::clock::SharedClock = clock.clone();
-    let platform = Platform::start_with(Options { clock: Some(shared), ..Options::default() }).await;
+    // Tokens last longer than the time that goes by.
+    let settings = &[("FREEHOLD_ACCESS_TOKEN_MINUTES", "60")];
+    let platform = Platform::start_with(Options { settings, clock: Some(shared), ..Options::default() }).await;
     let tenant = keeping(&platform, "shapes", "user").await;
     let ask = async |body: Value| kept(&platform, &tenant, body).await;
     // Asked anew after a change, and kept from then on.
@@ -169,12 +171,34 @@ async fn whatever_shapes_an_answer_makes_another_question_of_it() {
     assert!(ask(hello()).await);
     clock.advance(TimeDelta::minutes(2));
     changed("after eleven minutes").await;
+    // Assistants have answers of their own, each for its own time.
+    let assistants = json!({
+        "assistants": [
+            { "name": "orders", "title": "Orders", "prompt": "You know parcels." },
+            { "name": "billing", "title": "Invoices", "prompt": "You know parcels." }
+        ],
+        "answer_cache": { "enabled": true, "minutes": 10, "minutes_by_assistant": { "orders": 5 } }
+    });
+    configure(&platform, &tenant, assistants).await;
+    let to = |assistant: &str| json!({ "message": "hello", "assistant": assistant });
+    for assistant in ["orders", "billing"] {
+        assert!(!ask(to(assistant)).await && ask(to(assistant)).await, "{assistant}");
+    }
+    let query = json!({ "question": "hello", "query_type": "billing" });
+    let queried = platform.post("/api/ai/query", &tenant.user.access, query).await.expect(StatusCode::OK);
+    assert_eq!((&queried["from_cache"], &queried["assistant"]), (&json!(true), &json!("billing")), "{queried}");
+    let path = format!("/api/v1/sessions/{}/messages", queried["session_id"].as_str().unwrap());
+    let page = platform.get(&path, &tenant.user.access).await.expect(StatusCode::OK);
+    assert_eq!((&page["items"][1]["assistant"], &page["items"][1]["from_cache"]), (&json!("billing"), &json!(true)));
+    clock.advance(TimeDelta::minutes(6));
+    assert!(ask(to("billing")).await && !ask(to("orders")).await);
     // Switched off, nothing is given again.
     configure(&platform, &tenant, json!({ "answer_cache": { "enabled": false } })).await;
     assert!(!ask(hello()).await && !ask(hello()).await);
     for (settings, field) in [
         (json!({ "enabled": true, "minutes": 4 }), "answer_cache.minutes"),
         (json!({ "enabled": true, "minutes": 61 }), "answer_cache.minutes"),
+        (json!({ "minutes_by_assistant": { "nobody": 5 } }), "answer_cache.minutes_by_assistant"),
     ] {
         let body = Some(json!({ "answer_cache": settings }));
         let refused = platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, body).await;

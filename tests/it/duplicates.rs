@@ -183,6 +183,8 @@ async fn what_differs_in_anything_is_not_joined() {
     let tenant = with_model(&platform, "differs", &["slow-400", "slow-401"]).await;
     let other = with_model(&platform, "differs-too", &["slow-400", "slow-401"]).await;
     let (user, admin) = (&tenant.user.access, &tenant.admin.access);
+    let assistants = json!({ "assistants": [{ "name": "orders", "title": "Orders", "prompt": "You know parcels." }] });
+    platform.send(Method::PATCH, "/api/v1/config", admin, Some(assistants)).await.expect(StatusCode::OK);
     let begun = ask(&platform, user, json!({ "message": "first" }), false).await;
     let session = &begun.session_id;
     let hello = || json!({ "message": "hello" });
@@ -192,6 +194,7 @@ async fn what_differs_in_anything_is_not_joined() {
         (user, json!({ "message": "hello", "model": "slow-400" })),
         (user, json!({ "message": "hello", "model": "slow-401" })),
         (user, json!({ "message": "hello", "session_id": session })),
+        (user, json!({ "message": "hello", "assistant": "orders" })),
         (admin, hello()),
         (&other.user.access, hello()),
         (&other.admin.access, hello()),

@@ -9,6 +9,7 @@
 //! | `echo` | repeats the last user message, a word an event |
 //! | `instant` | a fixed answer; as a stream with usage it is 31 events, the first a role and the last `[DONE]` |
 //! | `slow-<ms>` | waits, then as `instant` |
+//! | `says-<text>` | that text |
 //! | `drip-<ms>` | as `instant`, waiting before each event |
 //! | `cut` | drops the connection midway |
 //! | `truncated` | ends the stream midway as if all were well |
@@ -316,6 +317,9 @@ async fn behave(asked: &Asked, presence: &Presence) -> Answer {
     }
     if let Some(milliseconds) = number("drip-") {
         return fixed().answer_with(Duration::from_millis(milliseconds), Ending::Clean);
+    }
+    if let Some(text) = model.strip_prefix("says-") {
+        return Words::new(asked, text).answer();
     }
     if let Some(rest) = model.strip_prefix("error-") {
         let (status, after) = rest.split_once("-after-").map_or((rest, None), |(status, after)| (status, Some(after)));

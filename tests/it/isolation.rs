@@ -27,6 +27,8 @@ const PUBLIC: &[(&str, &str)] = &[
 const FOR_USERS: &[&str] = &[
     "/api/v1/me",
     "/api/v1/quota",
+    "/api/ai/query",
+    "/api/v1/assistants",
     "/api/v1/chat",
     "/api/v1/chat/{message_id}/events",
     "/api/v1/chat/{message_id}/stop",
@@ -83,6 +85,7 @@ fn body(route: &Route) -> Option<Value> {
         ("POST", "/api/v1/api-keys") => json!({ "name": "of the attacker's" }),
         ("PUT", "/api/v1/messages/{message_id}/feedback") => json!({ "rating": "up" }),
         ("POST", "/api/v1/chat") => json!({ "message": "hello" }),
+        ("POST", "/api/ai/query") => json!({ "question": "hello" }),
         ("POST", "/v1/chat/completions") => {
             json!({ "model": "echo", "messages": [{ "role": "user", "content": "hello" }] })
         }

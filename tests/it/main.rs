@@ -16,6 +16,7 @@ mod access;
 mod answer_cache;
 mod api_keys;
 mod architecture;
+mod assistants;
 mod backup;
 mod chat;
 mod cli;

@@ -1,7 +1,7 @@
 //! Answers that are given again without asking a model, where a tenant wants that.
 //!
 //! Two questions are given the same answer if everything that shapes it is the same: the version of the settings, the AI
-//! keys and models lent, which of them would answer first, and the whole prompt as that would be told it, instructions,
+//! keys and models lent, which of them would answer first, the assistant, and the whole prompt as that would be told it, instructions,
 //! history and question. All of it is hashed into the key under which an answer is kept, and so is who asks, unless the
 //! tenant's settings say that its answers are everybody's. So nothing has to be emptied when something changes: what was
 //! kept before is found no more. Only answers that are whole are kept, as they were told: same words, same pieces.
@@ -51,6 +51,7 @@ impl Keeping {
     pub(super) fn new(
         context: &ChatContext,
         caller: &TenantCaller,
+        assistant: Option<&str>,
         candidates: &[Candidate],
         request: &ChatRequest,
     ) -> Option<Self> {
@@ -61,12 +62,13 @@ impl Keeping {
         let user = caller.user_id.as_uuid();
         key.add_optional((settings.scope == AnswerScope::User).then(|| user.as_bytes().as_slice()));
         key.add(&context.version);
+        key.add_optional(assistant.map(str::as_bytes));
         let Target { provider, configuration, upstream_model, billed_to } = &*target;
         for part in [*provider, &**configuration, &**upstream_model, billed_to.as_str()] {
             key.add(part.as_bytes());
         }
         add_request(&mut key, request)?;
-        let lasts = Duration::from_secs(60 * u64::from(settings.minutes));
+        let lasts = Duration::from_secs(60 * u64::from(settings.minutes_of(assistant)));
         Some(Self { key: AnswerKey::new(key.hash()), lasts, target })
     }
 
@@ -212,6 +214,7 @@ impl Hit {
         self.permit.settle().await;
         log.end(AnswerEnd::Done {
             model: begin.model,
+            assistant: begin.assistant,
             usage: NOTHING,
             stopped: false,
             degraded: false,

@@ -25,14 +25,16 @@ macro_rules! store {
                 FROM session
             )
             INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at,
-                input_tokens, output_tokens, usage_reported, latency_ms, finished_at, delta_lengths, from_cache)
+                input_tokens, output_tokens, usage_reported, latency_ms, finished_at, delta_lengths, from_cache, assistant)
             SELECT m.id, s.id, m.role, m.content, 'complete', m.model, m.queries_remaining, $4,
-                m.tokens, m.tokens, m.reported, m.latency_ms, m.finished_at, m.delta_lengths, m.from_cache
+                m.tokens, m.tokens, m.reported, m.latency_ms, m.finished_at, m.delta_lengths, m.from_cache,
+                m.assistant
             FROM session s, (VALUES
-                ($5::uuid, 'user', $6::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false),
-                ($7::uuid, 'assistant', $16::text, $8::text, $17::bigint, 0, true, 0, $4, $18::bytea, true))
+                ($5::uuid, 'user', $6::text, NULL, NULL, NULL, NULL, NULL, NULL, NULL, false, NULL),
+                ($7::uuid, 'assistant', $16::text, $8::text, $17::bigint, 0, true, 0, $4, $18::bytea, true,
+                    $19::text))
                 m (id, role, content, model, queries_remaining, tokens, reported, latency_ms, finished_at, delta_lengths,
-                   from_cache)"
+                   from_cache, assistant)"
         )
     };
 }
@@ -80,6 +82,7 @@ pub(super) async fn store(client: &Client, turn: &Begin, hit: &Hit, ledger: &Led
                 &hit.answer.content,
                 &remaining,
                 &hit.answer.delta_lengths,
+                &turn.assistant,
             ],
         )
         .await?;

@@ -38,6 +38,8 @@ pub enum AnswerEnd {
     Done {
         /// The model that answered.
         model: String,
+        /// The assistant that answered; none if it was none in particular.
+        assistant: Option<String>,
         /// What it cost.
         usage: Usage,
         /// Whether its user had it stopped.
@@ -377,8 +379,15 @@ mod tests {
 
     fn done() -> AnswerEnd {
         let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        let model = "m".to_owned();
-        AnswerEnd::Done { model, usage, stopped: false, degraded: false, from_cache: false, queries_remaining: None }
+        AnswerEnd::Done {
+            model: "m".to_owned(),
+            assistant: None,
+            usage,
+            stopped: false,
+            degraded: false,
+            from_cache: false,
+            queries_remaining: None,
+        }
     }
 
     fn failed() -> AnswerEnd {

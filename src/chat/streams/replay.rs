@@ -96,6 +96,7 @@ impl Chat {
             MessageState::Generating => return false,
             MessageState::Complete | MessageState::Stopped => AnswerEnd::Done {
                 model: answer.model.unwrap_or_default(),
+                assistant: answer.assistant,
                 usage: answer.usage.unwrap_or(Usage { input_tokens: 0, output_tokens: 0, reported: false }),
                 stopped: answer.state == MessageState::Stopped,
                 degraded: answer.degraded,

@@ -25,7 +25,7 @@ const WRITE_PARTS: &str = "\
 
 /// An answer of the user's, with the deltas from a number on while it is being generated, and all once it is not.
 const ANSWER: &str = "\
-    SELECT m.session_id, m.state, m.error_code, m.error_message, m.model, m.input_tokens, m.output_tokens,
+    SELECT m.session_id, m.state, m.error_code, m.error_message, m.model, m.assistant, m.input_tokens, m.output_tokens,
         m.usage_reported, m.degraded, m.from_cache, m.queries_remaining, m.created_at, p.first_event,
         CASE WHEN m.state = 'generating' THEN p.content ELSE m.content END AS content,
         CASE WHEN m.state = 'generating' THEN p.delta_lengths ELSE m.delta_lengths END AS delta_lengths
@@ -60,6 +60,7 @@ pub(super) struct StoredAnswer {
     pub(super) error_code: Option<String>,
     pub(super) error_message: Option<String>,
     pub(super) model: Option<String>,
+    pub(super) assistant: Option<String>,
     pub(super) usage: Option<Usage>,
     pub(super) degraded: bool,
     pub(super) from_cache: bool,
@@ -105,6 +106,7 @@ pub(super) async fn answer(
         error_code: row.try_get("error_code")?,
         error_message: row.try_get("error_message")?,
         model: row.try_get("model")?,
+        assistant: row.try_get("assistant")?,
         usage: usage(&row)?,
         degraded: row.try_get("degraded")?,
         from_cache: row.try_get("from_cache")?,

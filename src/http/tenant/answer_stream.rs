@@ -98,11 +98,26 @@ fn frame(frames: &mut BytesMut, number: u64, event: AnswerEvent<'_>, session_id:
     match event {
         AnswerEvent::Started => data(frames, Some("started"), &ChatStarted { session_id, message_id }),
         AnswerEvent::Delta(content) => data(frames, None, &Delta { content }),
-        AnswerEvent::Ended(AnswerEnd::Done { model, usage, stopped, degraded, from_cache, queries_remaining }) => {
-            let (model, usage, stopped, degraded) = (model.clone(), *usage, *stopped, *degraded);
-            let (from_cache, queries_remaining) = (*from_cache, *queries_remaining);
-            let done =
-                ChatDone { session_id, message_id, model, usage, stopped, degraded, from_cache, queries_remaining };
+        AnswerEvent::Ended(AnswerEnd::Done {
+            model,
+            assistant,
+            usage,
+            stopped,
+            degraded,
+            from_cache,
+            queries_remaining,
+        }) => {
+            let done = ChatDone {
+                session_id,
+                message_id,
+                model: model.clone(),
+                assistant: assistant.clone(),
+                usage: *usage,
+                stopped: *stopped,
+                degraded: *degraded,
+                from_cache: *from_cache,
+                queries_remaining: *queries_remaining,
+            };
             data(frames, Some("done"), &done);
         }
         AnswerEvent::Ended(end) => {
@@ -137,6 +152,7 @@ mod tests {
         let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
         let done = AnswerEnd::Done {
             model: "m".to_owned(),
+            assistant: None,
             usage,
             stopped: false,
             degraded: false,

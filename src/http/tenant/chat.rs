@@ -4,9 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse as _, Response};
+use uuid::Uuid;
 
 use super::answer_stream::stream;
-use crate::access::AiChat;
+use crate::access::{AiChat, TenantCaller};
 use crate::api::Problem;
 use crate::api::tenant::{ChatDelta, ChatRequest, ChatResponse, Role};
 use crate::app::AppState;
@@ -15,6 +16,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Active, Body, Caller, Path, Query};
 use crate::http::limits::{self, Asker};
 use crate::ids::{ChatSessionId, MessageId};
+use crate::limits::Rate;
 
 /// Asks the tenant's model. With `stream: true` the answer comes as server-sent events: `event: started` with
 /// `ChatStarted`, `data: {"content": "..."}` for each piece, then `event: done` with `ChatDone` once the answer is
@@ -32,7 +34,7 @@ use crate::ids::{ChatSessionId, MessageId};
             (ChatResponse = "application/json"),
             (ChatDelta = "text/event-stream")
         )),
-        (status = 403, body = Problem),
+        (status = 403, description = "not allowed, or the plan does not have the feature that the assistant needs", body = Problem),
         (status = 404, description = "the conversation is not the caller's", body = Problem),
         (status = 409, description = "no AI key is set, or none offers a model", body = Problem),
         (status = 422, body = Problem),
@@ -47,35 +49,57 @@ pub async fn chat(
     State(state): State<AppState>,
     Body(request): Body<ChatRequest>,
 ) -> ApiResult<Response> {
-    // Before the tenant's own limits: visitors who are refused must not use up what users may ask.
-    if caller.role == Role::Visitor {
-        let visitors = state.pages.visitor_limits(caller.db.record().slug.as_str()).await?;
-        state.tokens.count_question(&caller, visitors).await?;
-    }
-    let (record, asker) = (caller.db.record(), Asker::User(caller.user_id));
-    let admission = limits::admit(&state, record, &limits::terms(&state, record), asker).await?;
-    let question = Question {
+    let asked = Asked {
         text: request.message,
-        session_id: request.session_id.map(ChatSessionId::from_uuid),
+        session_id: request.session_id,
         model: request.model,
-        permit: admission.permit,
-        queries_remaining: admission.queries_remaining,
+        assistant: request.assistant,
     };
-    let answer = state.chat.ask(&caller, question).await?;
+    let (answer, rate) = ask(&state, &caller, asked).await?;
     let mut response = if request.stream { stream(answer) } else { Json(whole(answer).await?).into_response() };
-    limits::tell(response.headers_mut(), admission.rate);
+    limits::tell(response.headers_mut(), rate);
     Ok(response)
 }
 
-async fn whole(listener: Listener) -> ApiResult<ChatResponse> {
+/// A question, whichever route it came by.
+pub(super) struct Asked {
+    pub(super) text: String,
+    pub(super) session_id: Option<Uuid>,
+    pub(super) model: Option<String>,
+    pub(super) assistant: Option<String>,
+}
+
+/// Admits a question and has it answered. Also returns how the nearest limit stands.
+pub(super) async fn ask(state: &AppState, caller: &TenantCaller, asked: Asked) -> ApiResult<(Listener, Option<Rate>)> {
+    // Before the tenant's own limits: visitors who are refused must not use up what users may ask.
+    if caller.role == Role::Visitor {
+        let visitors = state.pages.visitor_limits(caller.db.record().slug.as_str()).await?;
+        state.tokens.count_question(caller, visitors).await?;
+    }
+    let (record, asker) = (caller.db.record(), Asker::User(caller.user_id));
+    let admission = limits::admit(state, record, &limits::terms(state, record), asker).await?;
+    let question = Question {
+        text: asked.text,
+        session_id: asked.session_id.map(ChatSessionId::from_uuid),
+        model: asked.model,
+        assistant: asked.assistant,
+        permit: admission.permit,
+        queries_remaining: admission.queries_remaining,
+    };
+    Ok((state.chat.ask(caller, question).await?, admission.rate))
+}
+
+/// An answer once it is whole.
+pub(super) async fn whole(listener: Listener) -> ApiResult<ChatResponse> {
     let (session_id, message_id) = (listener.session_id().as_uuid(), listener.message_id().as_uuid());
     match listener.whole().await {
-        (content, AnswerEnd::Done { model, usage, stopped, degraded, from_cache, queries_remaining }) => {
+        (content, AnswerEnd::Done { model, assistant, usage, stopped, degraded, from_cache, queries_remaining }) => {
             Ok(ChatResponse {
                 session_id,
                 message_id,
                 content,
                 model,
+                assistant,
                 usage,
                 stopped,
                 degraded,

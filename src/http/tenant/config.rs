@@ -57,6 +57,8 @@ pub async fn update(
         visitors: request.visitors,
         widget: request.widget,
         answer_cache: request.answer_cache,
+        assistants: request.assistants,
+        routing: request.routing,
         features: request.features,
     };
     let changed = configuration::update(&caller.db, expected, &change, caller.user_id, state.clock.now()).await;

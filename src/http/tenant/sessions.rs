@@ -67,6 +67,7 @@ pub async fn messages(
             state: found.state,
             error_code: found.error_code,
             model: found.model,
+            assistant: found.assistant,
             usage: found.usage,
             degraded: found.degraded,
             from_cache: found.from_cache,

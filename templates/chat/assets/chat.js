@@ -104,6 +104,43 @@ byId("composer").addEventListener("submit", (event) => {
 byId("stop").addEventListener("click", stop);
 for (const button of document.querySelectorAll(".suggestion")) button.addEventListener("click", () => { if (!state.asking) ask(button.textContent); });
 
+// --- Whom to ask -------------------------------------------------------------------------------------------------------
+
+/** Where there are several to choose from. */
+const choice = byId("assistant");
+const CHOSEN = `freehold:${config.slug}:assistants`;
+const titles = new Map();
+
+async function loadAssistants() {
+  if (!choice) return;
+  if (!session.kind) { byId("choice").hidden = true; return; }
+  try {
+    const { items } = await session.json("/api/v1/assistants");
+    titles.clear();
+    for (const one of items) titles.set(one.name, one.title);
+    const before = choice.value;
+    choice.replaceChildren(el("option", { value: "" }, t("automatic")), ...items.map((one) => el("option", { value: one.name, title: one.description }, one.title)));
+    choice.value = titles.has(before) ? before : "";
+    byId("choice").hidden = items.length < 2;
+  } catch { /* Without a choice the service chooses. */ }
+}
+
+/** A conversation goes on with whom its reader chose for it. */
+function showChoice() {
+  if (!choice) return;
+  const kept = stored.get("sessionStorage", CHOSEN)?.[state.conversation];
+  choice.value = titles.has(kept) ? kept : "";
+}
+
+function keepChoice() {
+  if (!choice || !state.conversation) return;
+  const { [state.conversation]: _, ...others } = stored.get("sessionStorage", CHOSEN) ?? {};
+  const kept = choice.value ? { ...others, [state.conversation]: choice.value } : others;
+  stored.set("sessionStorage", CHOSEN, Object.fromEntries(Object.entries(kept).slice(-50)));
+}
+
+choice?.addEventListener("change", keepChoice);
+
 // --- A question and its answer ---------------------------------------------------------------------------------------
 
 async function ask(text) {
@@ -116,15 +153,17 @@ async function ask(text) {
   toBottom();
   field.focus();
   const conversation = state.conversation;
+  const assistant = choice?.value;
   await listen(answer, null, text, async (signal) => {
     if (!(await session.token())) {
       if (!config.visitors) throw new Refused(401, { code: "unauthenticated" }, 0);
       await session.visit();
       showAccount();
+      loadAssistants();
     }
     return session.request("/api/v1/chat", {
       method: "POST", signal, headers: { "content-type": "application/json" },
-      body: JSON.stringify({ message: text, stream: true, ...(conversation ? { session_id: conversation } : {}) }),
+      body: JSON.stringify({ message: text, stream: true, ...(conversation ? { session_id: conversation } : {}), ...(assistant ? { assistant } : {}) }),
     });
   });
 }
@@ -146,6 +185,7 @@ async function listen(answer, messageId, question, open) {
         answer.id = event.message_id;
         state.answerId = event.message_id;
         openConversation(event.session_id);
+        keepChoice();
         if (state.stopWanted) stop();
       },
       delta(text) {
@@ -154,7 +194,7 @@ async function listen(answer, messageId, question, open) {
       },
       reconnecting() { answer.reconnected = true; answer.note(t("reconnecting")); },
       done(event) {
-        finish({ state: event.stopped ? "stopped" : "complete", degraded: event.degraded });
+        finish({ state: event.stopped ? "stopped" : "complete", degraded: event.degraded, by: titles.get(event.assistant) });
         announce(event.stopped ? t("stopped") : answer.node.querySelector(".prose").textContent);
         if (typeof event.queries_remaining === "number") showQuota();
       },
@@ -197,6 +237,7 @@ function explain(error) {
     case "visitors_not_allowed": return t("visitors_not_allowed");
     case "quota_exceeded": return t("quota");
     case "feature_not_in_plan": return t("feature_missing");
+    case "assistant_unknown": loadAssistants(); return t("assistant_gone");
     case "model_missing": case "ai_key_missing": case "ai_key_unusable": return t("model_missing");
     case "unauthenticated": return t("signed_out");
     default:
@@ -251,6 +292,7 @@ function newConversation() {
   state.listening?.abort();
   state.listening = null;
   openConversation(null);
+  showChoice();
   messages.clear();
   busy(false);
   root.removeAttribute("data-talking");
@@ -281,6 +323,7 @@ async function loadConversation(id) {
   }
   if (state.loading !== loading) return undefined;
   openConversation(id);
+  showChoice();
   messages.clear();
   root.toggleAttribute("data-talking", found.length > 0);
   pinned = true;
@@ -293,7 +336,7 @@ async function loadConversation(id) {
     const asked = question;
     if (message.state === "generating") { resumed = [answer, message.id, asked]; continue; }
     answer.finish({
-      text: message.content, state: message.state, degraded: message.degraded, feedback: message.feedback,
+      text: message.content, state: message.state, degraded: message.degraded, feedback: message.feedback, by: titles.get(message.assistant),
       again: () => { if (!state.asking) ask(asked); }, rate,
     });
   }
@@ -432,6 +475,7 @@ byId("sign-out").addEventListener("click", async () => {
   stored.set("sessionStorage", `freehold:${config.slug}:name`, null);
   newConversation();
   showSessions([], false);
+  loadAssistants();
   byId("quota").hidden = true;
   showAccount();
   if (!config.visitors) leave();
@@ -470,6 +514,8 @@ async function enter() {
   show("chat");
   showAccount();
   const open = stored.get("sessionStorage", OPEN);
+  // First: who gave the answers of the conversation, and whom it goes on with, is shown by their names.
+  await loadAssistants();
   const opened = open ? loadConversation(open) : null;
   showName();
   loadSessions();

@@ -105,10 +105,11 @@ class Answer {
     this.#put(el("p", { class: `note ${kind}` }, text));
   }
 
-  /** An answer that is over. `again` asks the question once more, `rate` stores feedback. */
-  finish({ text, state, degraded, message, feedback, again, rate }) {
+  /** An answer that is over. `by` is who gave it, where there are several; `again` asks the question once more, `rate` stores feedback. */
+  finish({ text, state, degraded, message, feedback, by, again, rate }) {
     if (text !== undefined) this.text = text;
     this.#whole();
+    if (by) this.#body.prepend(el("p", { class: "by" }, by));
     if (degraded) this.#prose.prepend(el("span", { class: "badge" }, this.#t("degraded")));
     const note = { stopped: "stopped", interrupted: "interrupted", failed: "failed" }[state];
     if (note) {

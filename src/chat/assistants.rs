@@ -1,0 +1,181 @@
+//! Which of a tenant's assistants answers a question: the one that is named, or the one that it comes to.
+//!
+//! | question | answered by |
+//! |---|---|
+//! | names an assistant | that one |
+//! | names none, and rules say where it belongs | the one they say |
+//! | a follow-up of which they say nothing | the one that gave the conversation's last answer |
+//! | the first one, with routing by model | the one that the model says |
+//! | any other | the default one, or none in particular |
+//!
+//! Whichever it is, it answers only if the plan has the feature that it needs: a question that belongs to one that the
+//! plan does not have is refused, not answered by somebody who cannot.
+
+use std::sync::Arc;
+
+use super::routing::Rules;
+use super::{Chat, ChatError};
+use crate::api::limits::FEATURES;
+use crate::api::tenant::{AssistantSettings, RoutingBy, Settings};
+use crate::limits::Terms;
+use crate::tenant_db::TenantRecord;
+
+/// A tenant's assistants, with their rules ready to be used. Made once for each version of the settings.
+pub(super) struct Assistants {
+    settings: Arc<Settings>,
+    rules: Rules,
+}
+
+/// What is known of a question before it has an assistant.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    pub(super) text: &'a str,
+    /// The assistant it names.
+    pub(super) named: Option<&'a str>,
+    /// The one that gave the last answer of its conversation.
+    pub(super) last: Option<&'a str>,
+}
+
+/// What is said of it.
+#[derive(Debug, PartialEq)]
+pub(super) enum Assigned<'a> {
+    /// It is this one's; none in particular's if there is none.
+    To(Option<&'a AssistantSettings>),
+    /// The model that routes is to be asked. If that says nothing, it is this one's.
+    AskModel(Option<&'a AssistantSettings>),
+}
+
+impl Assistants {
+    pub(super) fn new(settings: Arc<Settings>) -> Self {
+        let rules = match settings.routing.by {
+            RoutingBy::Off => Rules::default(),
+            RoutingBy::Rule | RoutingBy::Model => Rules::new(&settings.assistants),
+        };
+        Self { settings, rules }
+    }
+
+    /// All of them, in the order of the settings.
+    pub(super) fn all(&self) -> &[AssistantSettings] {
+        &self.settings.assistants
+    }
+
+    /// Those that a tenant with these terms may ask.
+    pub(super) fn allowed<'a>(&'a self, terms: &'a Terms<'_>) -> impl Iterator<Item = &'a AssistantSettings> {
+        self.all().iter().filter(|assistant| assistant.feature.as_ref().is_none_or(|feature| terms.has(feature)))
+    }
+
+    /// The assistant of this name.
+    pub(super) fn find(&self, name: &str) -> Option<&AssistantSettings> {
+        self.all().iter().find(|assistant| assistant.name == name)
+    }
+
+    /// Says whose a question is.
+    pub(super) fn assign(&self, asked: Asked<'_>) -> Result<Assigned<'_>, ChatError> {
+        if let Some(named) = asked.named {
+            return self.find(named).map(|found| Assigned::To(Some(found))).ok_or(ChatError::AssistantUnknown);
+        }
+        let ruled = || self.rules.say(asked.text).and_then(|index| self.all().get(index));
+        // One that is not among them any more says nothing.
+        let last = asked.last.and_then(|name| self.find(name));
+        let default = || self.settings.routing.default.as_deref().and_then(|name| self.find(name));
+        let fallback = ruled().or(last).or_else(default);
+        match self.settings.routing.by {
+            RoutingBy::Model if last.is_none() && self.all().len() > 1 => Ok(Assigned::AskModel(fallback)),
+            _ => Ok(Assigned::To(fallback)),
+        }
+    }
+}
+
+impl Chat {
+    /// Refuses an assistant that the tenant's plan does not have.
+    pub(super) fn admit_assistant(
+        &self,
+        assistant: Option<&AssistantSettings>,
+        record: &TenantRecord,
+    ) -> Result<(), ChatError> {
+        let Some((assistant, feature)) = assistant.and_then(|one| Some((one, one.feature.as_deref()?))) else {
+            return Ok(());
+        };
+        let terms = self.plans.terms(&record.plan, &record.limits);
+        if terms.has(feature) {
+            return Ok(());
+        }
+        // A feature of a newer server's is refused likewise.
+        let feature = FEATURES.into_iter().find(|known| *known == feature).unwrap_or("unknown");
+        let (assistant, plan) = (assistant.name.clone(), record.plan.clone());
+        Err(ChatError::AssistantNotInPlan { assistant, feature, plan })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::tenant::RoutingSettings;
+    use crate::chat::prompt::tests::settings;
+
+    fn assistant(name: &str, keywords: &[&str]) -> AssistantSettings {
+        AssistantSettings {
+            name: name.to_owned(),
+            title: name.to_owned(),
+            description: String::new(),
+            prompt: String::new(),
+            model: None,
+            temperature: None,
+            max_tokens: None,
+            keywords: keywords.iter().map(|&keyword| keyword.to_owned()).collect(),
+            patterns: vec![],
+            feature: None,
+        }
+    }
+
+    fn assistants(by: RoutingBy, default: Option<&str>) -> Assistants {
+        let mut settings = settings();
+        settings.assistants = vec![assistant("billing", &["invoice"]), assistant("orders", &["parcel", "delivery"])];
+        settings.routing = RoutingSettings { by, default: default.map(str::to_owned), model: None };
+        Assistants::new(Arc::new(settings))
+    }
+
+    /// Whose it is, with a question mark if the model is to be asked first.
+    fn whose(by: RoutingBy, default: Option<&str>, text: &str, named: Option<&str>, last: Option<&str>) -> String {
+        let assistants = assistants(by, default);
+        let name = |found: Option<&AssistantSettings>| found.map_or("-", |found| &found.name).to_owned();
+        match assistants.assign(Asked { text, named, last }) {
+            Ok(Assigned::To(found)) => name(found),
+            Ok(Assigned::AskModel(found)) => name(found) + "?",
+            Err(error) => format!("{error:?}"),
+        }
+    }
+
+    #[test]
+    fn the_one_that_is_named_answers_and_there_has_to_be_one() {
+        for by in [RoutingBy::Off, RoutingBy::Rule, RoutingBy::Model] {
+            assert_eq!(whose(by, None, "my invoice", Some("orders"), Some("billing")), "orders");
+            assert_eq!(whose(by, None, "my invoice", Some("sales"), None), "AssistantUnknown");
+        }
+    }
+
+    #[test]
+    fn without_routing_the_default_one_answers_and_a_conversation_stays() {
+        assert_eq!(whose(RoutingBy::Off, None, "my invoice", None, None), "-");
+        assert_eq!(whose(RoutingBy::Off, Some("orders"), "my invoice", None, None), "orders");
+        assert_eq!(whose(RoutingBy::Off, Some("orders"), "my invoice", None, Some("billing")), "billing");
+        assert_eq!(whose(RoutingBy::Off, Some("orders"), "hello", None, Some("gone")), "orders");
+    }
+
+    #[test]
+    fn rules_move_a_conversation_and_silence_does_not() {
+        assert_eq!(whose(RoutingBy::Rule, None, "Where is my parcel?", None, None), "orders");
+        assert_eq!(whose(RoutingBy::Rule, None, "And the invoice?", None, Some("orders")), "billing");
+        assert_eq!(whose(RoutingBy::Rule, Some("billing"), "Thanks!", None, Some("orders")), "orders");
+        assert_eq!(whose(RoutingBy::Rule, Some("billing"), "Hello", None, None), "billing");
+        assert_eq!(whose(RoutingBy::Rule, None, "Hello", None, None), "-");
+    }
+
+    #[test]
+    fn the_model_is_asked_of_first_questions_only() {
+        assert_eq!(whose(RoutingBy::Model, None, "my invoice", None, None), "billing?");
+        assert_eq!(whose(RoutingBy::Model, Some("orders"), "hello", None, Some("gone")), "orders?");
+        assert_eq!(whose(RoutingBy::Model, Some("orders"), "thanks", None, Some("billing")), "billing");
+        assert_eq!(whose(RoutingBy::Model, None, "my parcel", None, Some("billing")), "orders");
+    }
+}

@@ -1,0 +1,71 @@
+//! `/api/ai/query`: a question under the names that some clients have for it.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+
+use super::chat::{Asked, ask, whole};
+use crate::access::AiChat;
+use crate::api::Problem;
+use crate::api::assistants::{QueryRequest, QueryResponse};
+use crate::app::AppState;
+use crate::http::error::ApiResult;
+use crate::http::extract::{Body, Caller};
+use crate::http::limits;
+
+/// The query type that is no particular one.
+const GENERAL: &str = "general";
+
+/// Asks the tenant's model, as `POST /api/v1/chat` without `stream`: the same limits hold, and the answer is in the same
+/// conversations. `query_type` is the name of an assistant.
+#[utoipa::path(
+    post,
+    path = "/api/ai/query",
+    tag = "chat",
+    security(("tenant_user" = [])),
+    request_body = QueryRequest,
+    responses(
+        (status = 200, body = QueryResponse),
+        (status = 403, description = "not allowed, or the plan does not have the feature that the assistant needs", body = Problem),
+        (status = 404, description = "the conversation is not the caller's", body = Problem),
+        (status = 409, description = "no AI key is set, or none offers a model", body = Problem),
+        (status = 422, body = Problem),
+        (status = 429, description = "too many requests within a minute, or the month's quota is used up", body = Problem),
+        (status = 503, description = "nobody can say whether a limit is reached", body = Problem),
+        (status = 502, description = "the model failed; what had arrived is kept", body = Problem)
+    )
+)]
+// Whether the caller is still in force is checked in the round trip that reads the conversation.
+pub async fn query(
+    Caller { caller, .. }: Caller<AiChat>,
+    State(state): State<AppState>,
+    Body(request): Body<QueryRequest>,
+) -> ApiResult<Response> {
+    let assistant = match request.query_type {
+        Some(name) if name == GENERAL => {
+            let context = state.chat.context(&caller.db).await?;
+            context.has_assistant(GENERAL).then_some(name)
+        }
+        named => named,
+    };
+    let asked = Asked { text: request.question, session_id: request.session_id, model: None, assistant };
+    let answered = ask(&state, &caller, asked).await;
+    let (answer, rate) =
+        answered.map_err(|error| error.rename_field("message", "question").rename_field("assistant", "query_type"))?;
+    let answer = whole(answer).await?;
+    let body = QueryResponse {
+        answer: answer.content,
+        queries_remaining: answer.queries_remaining,
+        assistant: answer.assistant,
+        model: answer.model,
+        session_id: answer.session_id,
+        message_id: answer.message_id,
+        usage: answer.usage,
+        stopped: answer.stopped,
+        degraded: answer.degraded,
+        from_cache: answer.from_cache,
+    };
+    let mut response = Json(body).into_response();
+    limits::tell(response.headers_mut(), rate);
+    Ok(response)
+}

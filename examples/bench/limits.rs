@@ -63,7 +63,7 @@ pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
 }
 
 /// Servers beside the first one.
-struct Replicas(Vec<Replica>);
+pub(crate) struct Replicas(Vec<Replica>);
 
 struct Replica {
     url: String,
@@ -88,7 +88,7 @@ async fn answers(client: &Client, url: &str) -> Result<()> {
 }
 
 impl Replicas {
-    async fn start(bench: &Bench, count: usize) -> Result<Self> {
+    pub(crate) async fn start(bench: &Bench, count: usize) -> Result<Self> {
         let mut replicas = Vec::new();
         for _ in 0..count {
             let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -109,6 +109,11 @@ impl Replicas {
         replica.process.kill().await?;
         replica.process = start(bench, replica.port)?;
         answers(&bench.client, &replica.url).await
+    }
+
+    /// Where each answers.
+    pub(crate) fn bases(&self) -> Vec<String> {
+        self.0.iter().map(|replica| replica.url.clone()).collect()
     }
 
     fn urls(&self) -> Vec<String> {

@@ -160,7 +160,11 @@ impl Rules {
             return None;
         }
         let mut found = vec![0_u32; self.assistants];
-        let mut count = |index: usize| found.get_mut(index).map(|count| *count += 1);
+        let mut count = |index: usize| {
+            if let Some(count) = found.get_mut(index) {
+                *count += 1;
+            }
+        };
         if !self.keywords.is_empty() {
             let words = words(question);
             for (index, _) in self.keywords.iter().filter(|(_, keyword)| words.contains(keyword.as_str())) {
@@ -171,7 +175,9 @@ impl Rules {
             let end = question.char_indices().nth(PATTERNS_LOOK_AT).map_or(question.len(), |(end, _)| end);
             let looked_at = question.get(..end).unwrap_or_default();
             for pattern in &self.patterns.matches(looked_at) {
-                self.owners.get(pattern).and_then(|index| count(*index));
+                if let Some(index) = self.owners.get(pattern) {
+                    count(*index);
+                }
             }
         }
         let most = found.iter().copied().max().filter(|most| *most > 0)?;
@@ -315,7 +321,7 @@ mod tests {
         let rules = rules(&[(&[], &["(a|a)+$", "(a+)+b", "(x+x+)+y", "(.*)(.*)(.*)[^a]c"])]);
         let question = "a".repeat(PATTERNS_LOOK_AT) + "x";
         let begun = std::time::Instant::now();
-        assert_eq!(rules.say(&question), None.or(rules.say(&question)));
+        assert_eq!(rules.say(&question), Some(0));
         assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 }

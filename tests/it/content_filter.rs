@@ -53,6 +53,14 @@ fn together(texts: &[(String, String)]) -> (String, String) {
     (join(|text| &text.0), join(|text| &text.1))
 }
 
+/// The deltas of a stream.
+fn deltas(stream: &str) -> Vec<String> {
+    let events = events(stream).into_iter().filter(|(name, data)| name == "message" && data != "[DONE]");
+    events
+        .map(|(_, data)| serde_json::from_str::<Value>(&data).unwrap()["content"].as_str().unwrap().to_owned())
+        .collect()
+}
+
 fn everything() -> Value {
     json!({ "card_numbers": true, "email_addresses": true, "phone_numbers": true,
             "patterns": [{ "name": "employee", "pattern": r"\bEMP-\d{6}\b" },
@@ -88,11 +96,7 @@ impl Platform {
         let body = json!({ "message": text, "model": model, "stream": true });
         let answer = self.post("/api/v1/chat", &tenant.user.access, body).await;
         assert_eq!(answer.status, StatusCode::OK);
-        let deltas: Vec<String> = events(&answer.text)
-            .iter()
-            .filter(|(name, _)| name == "delta")
-            .map(|(_, data)| serde_json::from_str::<Value>(data).unwrap()["content"].as_str().unwrap().to_owned())
-            .collect();
+        let deltas = deltas(&answer.text);
         assert!(deltas.iter().all(|delta| !delta.is_empty()), "nothing is told of what is held");
         (deltas.concat(), deltas.len())
     }
@@ -154,11 +158,7 @@ async fn an_answer_that_breaks_off_tells_and_stores_nothing_that_is_masked() {
     let question = "My card is 4111 1111 1111 1111";
     let answer =
         platform.post("/api/v1/chat", &tenant.user.access, json!({ "message": question, "stream": true })).await;
-    let told: String = events(&answer.text)
-        .iter()
-        .filter(|(name, _)| name == "delta")
-        .map(|(_, data)| serde_json::from_str::<Value>(data).unwrap()["content"].as_str().unwrap().to_owned())
-        .collect();
+    let told = deltas(&answer.text).concat();
     assert_eq!(told, "My card is [card number]");
     assert!(answer.text.contains("event: error"), "{}", answer.text);
     let database = connect(&platform.tenant_database(&tenant.slug).await).await.unwrap();

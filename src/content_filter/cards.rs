@@ -79,13 +79,13 @@ fn luhn(digits: &str) -> bool {
         })
         .sum();
     // Zeros alone pass the check.
-    sum % 10 == 0 && sum > 0
+    sum > 0 && sum.is_multiple_of(10)
 }
 
 fn is_article_number(digits: &str) -> bool {
     let sum: u32 =
-        values(digits).enumerate().map(|(place, digit)| if place % 2 == 0 { digit } else { digit * 3 }).sum();
-    sum % 10 == 0
+        values(digits).enumerate().map(|(place, digit)| if place.is_multiple_of(2) { digit } else { digit * 3 }).sum();
+    sum.is_multiple_of(10)
 }
 
 #[cfg(test)]

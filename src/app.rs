@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{ApiKeys, SuperAdmins, Tokens, Users};
+use crate::answer_cache::AnswerCache;
 use crate::backups::{BackupServices, Backups};
-use crate::chat::Chat;
+use crate::chat::{Chat, ChatServices};
 use crate::clock::SharedClock;
 use crate::config::Config;
 use crate::configuration::AiKeys;
@@ -185,6 +186,8 @@ impl AppState {
         let plans = Arc::new(Plans::load(config.templates_dir.as_deref())?);
         let limits = Limits::new(pool.clone(), config.redis_url.as_ref(), Arc::clone(&plans), Arc::clone(&clock))
             .context("REDIS_URL cannot be used")?;
+        let answers = AnswerCache::new(config.answer_cache_bytes, config.redis_url.as_ref(), Arc::clone(&clock))
+            .context("REDIS_URL cannot be used")?;
         let tasks = TaskTracker::new();
         let prices = Prices::load(config.templates_dir.as_deref())?;
         let ledger = Ledger::new(databases.server_id(), prices, Arc::clone(&clock), tasks.clone());
@@ -286,11 +289,14 @@ impl AppState {
             database_checks,
             ai_keys: AiKeys::new(provider_client.clone(), Arc::clone(&clock), Arc::clone(&directory)),
             chat: Chat::new(
-                provider_client,
-                shared_models.clone(),
-                ledger,
-                plans,
-                Arc::clone(&databases),
+                ChatServices {
+                    providers: provider_client,
+                    shared: shared_models.clone(),
+                    ledger,
+                    plans,
+                    databases: Arc::clone(&databases),
+                    answers,
+                },
                 Arc::clone(&clock),
                 tasks.clone(),
                 give_up.clone(),

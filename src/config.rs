@@ -46,7 +46,7 @@ pub const SETTINGS: &[Setting] = &[
         "redis_url",
         "REDIS_URL",
         Some(""),
-        "URL of a Redis or Valkey that keeps rate limits for all servers, `rediss://…` with TLS; the platform's database does when empty",
+        "URL of a Redis or Valkey that keeps rate limits and answers for all servers, `rediss://…` with TLS; without it the platform's database keeps limits, and each server its answers",
     ),
     setting(
         "master_keys",
@@ -149,6 +149,12 @@ pub const SETTINGS: &[Setting] = &[
         "seconds that a client may take nothing of what is there for it, before its connection and what it asked for end",
     ),
     setting(
+        "answer_cache_bytes",
+        "FREEHOLD_ANSWER_CACHE_BYTES",
+        Some("33554432"),
+        "bytes of this server's memory for answers that are given again to tenants that want that; 0 for none",
+    ),
+    setting(
         "backup_dir",
         "FREEHOLD_BACKUP_DIR",
         Some(""),
@@ -194,7 +200,7 @@ impl FromStr for LogFormat {
 pub struct Config {
     /// The platform's own database.
     pub platform_database_url: DatabaseUrl,
-    /// Where rate limits are kept, if not in the platform's database.
+    /// Where rate limits are kept, if not in the platform's database, and answers that servers share.
     pub redis_url: Option<SecretString>,
     /// Keys that wrap the tenants' data keys.
     pub master_keys: Arc<MasterKeyring>,
@@ -237,6 +243,8 @@ pub struct Config {
     /// How long a client may take nothing of what is there for it. Long enough for a phone that changes networks, and the
     /// buffers on the way hold what a model says in that time; short enough that nobody keeps a model's call with it.
     pub client_stall: Duration,
+    /// How many bytes of memory answers may take that are given again.
+    pub answer_cache_bytes: usize,
     /// Where tenants' backups lie.
     pub backup_dir: Option<PathBuf>,
     /// How long a backup may be that is uploaded, in gibibytes.
@@ -337,6 +345,7 @@ impl Config {
             rotation_grace: Duration::from_secs(source.number("rotation_grace_seconds", 0, 86_400)?),
             shutdown_grace: Duration::from_secs(source.number("shutdown_seconds", 0, 3600)?),
             client_stall: Duration::from_secs(source.number("client_stall_seconds", 1, 3600)?),
+            answer_cache_bytes: source.number("answer_cache_bytes", 0, 1 << 40)? as usize,
             backup_dir: source.directory("backup_dir")?,
             backup_upload_gib: source.number("backup_upload_gib", 1, 16_384)?,
             postgres_client_dir: source.directory("postgres_client_dir")?,

@@ -7,6 +7,7 @@
 
 pub mod access;
 pub mod addresses;
+pub mod answer_cache;
 pub mod api;
 pub mod app;
 pub mod audit;
@@ -34,6 +35,7 @@ pub mod postgres_pool;
 pub mod postgres_programs;
 pub mod providers;
 pub mod provisioning;
+pub mod redis_client;
 pub mod rotation;
 pub mod schedule;
 pub mod scheduled;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::json;
 
-use crate::{Bench, PASSWORD, load, report, start_model, text};
+use crate::{Bench, PASSWORD, load, repeat, report, start_model, text};
 
 /// Runs it, for so long each measurement.
 pub(crate) async fn run(bench: &Bench, time: Duration) -> Result<()> {
@@ -24,9 +24,14 @@ pub(crate) async fn run(bench: &Bench, time: Duration) -> Result<()> {
             let url = format!("{model}/chat/completions");
             let (times, wall) = load(&bench.client, &url, "bench", &direct, clients, time).await?;
             report(&format!("model alone, {form}, {clients} clients"), times, wall);
-            let question = json!({ "message": "hello", "stream": stream });
+            // Questions that are the same at the same time would be one.
             let url = format!("{}/api/v1/chat", bench.url);
-            let (times, wall) = load(&bench.client, &url, &token, &question, clients, time).await?;
+            let question = |number| {
+                let question = json!({ "message": format!("hello {number}"), "stream": stream });
+                bench.client.post(&url).bearer_auth(&token).json(&question).build()
+            };
+            let questions = (0..4 * clients).map(question).collect::<Result<Vec<_>, _>>()?;
+            let (times, wall) = repeat(&bench.client, &questions, clients, time).await?;
             report(&format!("chat turn, {form}, {clients} clients"), times, wall);
         }
     }

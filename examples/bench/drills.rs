@@ -303,7 +303,9 @@ pub(crate) async fn pipeline(bench: &Bench, tenants: usize, clients: usize, seco
             while began.elapsed() < time {
                 let started = Instant::now();
                 let token = &callers[number % callers.len()].tenant.token;
-                let answer = client.post(&url).bearer_auth(token).json(&json!({ "message": "hello" })).send().await;
+                // Another one's words would be the same question.
+                let question = json!({ "message": format!("hello {number}") });
+                let answer = client.post(&url).bearer_auth(token).json(&question).send().await;
                 let whole = async { answer?.error_for_status()?.bytes().await };
                 match whole.await {
                     Ok(_) => times.push(started.elapsed()),

@@ -63,7 +63,7 @@ async fn ask_some(
     fits: fn(usize) -> bool,
 ) -> Result<Answers> {
     let started = Instant::now();
-    let workers = (0..clients).map(|_| {
+    let workers = (0..clients).map(|worker| {
         let (client, base, tenants) = (bench.client.clone(), bench.url.clone(), Arc::clone(tenants));
         tokio::spawn(async move {
             let mut answers = Vec::new();
@@ -73,7 +73,8 @@ async fn ask_some(
                     continue;
                 }
                 let request = if chat {
-                    client.post(format!("{base}/api/v1/chat")).json(&json!({ "message": "hello" }))
+                    // Another one's words would be the same question.
+                    client.post(format!("{base}/api/v1/chat")).json(&json!({ "message": format!("hello {worker}") }))
                 } else {
                     client.get(format!("{base}/api/v1/config"))
                 };

@@ -17,6 +17,7 @@ mod proxy;
 #[path = "../../tests/it/fake_model.rs"]
 mod fake_model;
 
+mod answers;
 mod backup;
 mod chat;
 mod connections;
@@ -147,6 +148,8 @@ enum What {
         #[arg(long, default_value_t = 100_000)]
         values: usize,
     },
+    /// The same question at once, and answers that are given again.
+    Answers(answers::Options),
     /// Limits over three replicas.
     Limits(limits::Options),
     /// Questions over three assistants, by rule and by a model.
@@ -175,6 +178,11 @@ async fn main() -> Result<()> {
     if matches!(arguments.what, What::FleetServer) {
         return fleet::serve().await;
     }
+    if let What::Answers(options) = &arguments.what
+        && options.needs_no_server()
+    {
+        return answers::bound(options);
+    }
     let mut bench = Bench::start_with(&arguments.what).await?;
     let result = match arguments.what {
         What::Connections(options) => connections::run(&bench, &options).await,
@@ -192,6 +200,7 @@ async fn main() -> Result<()> {
         What::FleetServer => Ok(()),
         What::Chat { seconds } => chat::run(&bench, Duration::from_secs(seconds)).await,
         What::Credentials { tenants, clients } => rotation::credentials(&bench, tenants, clients).await,
+        What::Answers(options) => answers::run(&bench, &options).await,
         What::Limits(options) => limits::run(&bench, &options).await,
         What::Routing(options) => routing::run(&bench, &options).await,
         What::Suspension { rounds, clients } => suspension::run(&bench, rounds, clients).await,
@@ -213,6 +222,9 @@ impl What {
             ("FREEHOLD_TENANT_CONNECTIONS", connections.to_string()),
             ("FREEHOLD_ACCESS_TOKEN_MINUTES", "1440".to_owned()),
         ];
+        if let Self::Answers(options) = self {
+            environment.extend(options.environment());
+        }
         if let Self::Limits(options) = self {
             environment.extend(options.environment());
         }

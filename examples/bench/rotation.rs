@@ -78,12 +78,13 @@ pub(crate) async fn credentials(bench: &Bench, tenants: usize, clients: usize) -
     let url = format!("{}/api/v1/chat", bench.url);
     let load_began = Instant::now();
     let workers: Vec<_> = (0..clients)
-        .map(|_| {
+        .map(|worker| {
             let (stop, failed, tokens) = (Arc::clone(&stop), Arc::clone(&failed), Arc::clone(&tokens));
             let (client, url) = (bench.client.clone(), url.clone());
             tokio::spawn(async move {
                 let mut times = Vec::new();
-                let question = json!({ "message": "hello" });
+                // Another one's words would be the same question.
+                let question = json!({ "message": format!("hello {worker}") });
                 while !stop.load(Ordering::Relaxed) {
                     let token = &tokens[rand::random_range(0..tokens.len())];
                     let began = Instant::now();

@@ -264,6 +264,8 @@ pub struct QueryResponse {
     pub stopped: bool,
     /// Whether no model gave it: none could be reached, and it is the client's own message instead.
     pub degraded: bool,
+    /// Whether it was kept from an earlier question, and no model was asked.
+    pub from_cache: bool,
 }
 
 #[cfg(test)]

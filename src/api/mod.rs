@@ -3,6 +3,7 @@
 //! These are plain data: serde and OpenAPI, and the limits on each field. They know nothing of how a request is
 //! answered, and no feature or service may take or return them: a handler translates.
 
+pub mod answer_cache;
 pub mod api_keys;
 pub mod assistants;
 pub mod backup;

@@ -7,6 +7,7 @@ use garde::Validate;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::answer_cache::{AnswerCacheSettings, StrictAnswerCache, strict_answer_cache};
 use super::assistants::{self, AssistantSettings, RoutingSettings, StrictRouting};
 use super::content_filter::{self, ContentFilterSettings, StrictContentFilter};
 
@@ -67,6 +68,10 @@ pub struct Settings {
     #[garde(dive)]
     #[serde(default)]
     pub widget: WidgetSettings,
+    /// Giving answers again without asking a model.
+    #[garde(dive)]
+    #[serde(default)]
+    pub answer_cache: AnswerCacheSettings,
     /// The client's assistants, 20 at most. Without any, what stands above answers.
     #[garde(length(max = 20), dive, custom(assistants::together))]
     #[serde(default)]
@@ -199,6 +204,8 @@ struct StrictFields {
     visitors: VisitorSettings,
     #[serde(default, with = "StrictWidget")]
     widget: WidgetSettings,
+    #[serde(default, with = "StrictAnswerCache")]
+    answer_cache: AnswerCacheSettings,
     #[serde(default, deserialize_with = "assistants::strict_list")]
     assistants: Vec<AssistantSettings>,
     #[serde(default, with = "StrictRouting")]
@@ -352,6 +359,9 @@ pub struct UpdateConfigRequest {
     /// Replaces what holds for the widget as a whole.
     #[serde(default, deserialize_with = "strict_widget", skip_serializing_if = "Option::is_none")]
     pub widget: Option<WidgetSettings>,
+    /// Replaces what holds for answers that are given again as a whole.
+    #[serde(default, deserialize_with = "strict_answer_cache", skip_serializing_if = "Option::is_none")]
+    pub answer_cache: Option<AnswerCacheSettings>,
     /// Replaces the assistants as a whole.
     #[serde(default, deserialize_with = "assistants::strict_list_given", skip_serializing_if = "Option::is_none")]
     pub assistants: Option<Vec<AssistantSettings>>,

@@ -315,6 +315,9 @@ pub struct ChatResponse {
     /// Whether no model gave it: none could be reached, and it is the client's own message instead.
     #[serde(default)]
     pub degraded: bool,
+    /// Whether it was kept from an earlier question, and no model was asked.
+    #[serde(default)]
+    pub from_cache: bool,
     /// What was left of the month's requests when it was begun; null if there is no limit.
     #[serde(default)]
     pub queries_remaining: Option<u64>,
@@ -349,6 +352,9 @@ pub struct ChatDone {
     /// Whether no model gave it: none could be reached, and it is the client's own message instead.
     #[serde(default)]
     pub degraded: bool,
+    /// Whether it was kept from an earlier question, and no model was asked.
+    #[serde(default)]
+    pub from_cache: bool,
     /// What was left of the month's requests when it was begun; null if there is no limit.
     #[serde(default)]
     pub queries_remaining: Option<u64>,
@@ -457,6 +463,9 @@ pub struct ChatMessage {
     /// Whether no model gave it: none could be reached, and it is the client's own message instead.
     #[serde(default)]
     pub degraded: bool,
+    /// Whether it was kept from an earlier question, and no model was asked.
+    #[serde(default)]
+    pub from_cache: bool,
     /// When it was said.
     pub created_at: DateTime<Utc>,
     /// What its user thought of it, for answers.

@@ -4,6 +4,7 @@
 //! The work of parsing, decrypting and setting up providers is saved while what was read is the same to the byte. What
 //! the owner lends is known here anyway.
 
+use std::collections::BTreeMap;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +18,7 @@ use super::assistants::Assistants;
 use super::breaker::Breaker;
 use super::candidates::{Models, OpenKey};
 use super::context::{ChatContext, FRESH};
+use super::fingerprint::Fingerprint;
 use crate::api::platform::AiMode;
 use crate::configuration::tenant_store::{AiKeyRow, StoredSettings};
 use crate::configuration::{ConfigurationError, content_filter, open_key};
@@ -143,7 +145,8 @@ impl Cache {
             true => Models::new(&settings.models, &keys),
             false => Models::new(&settings.models, &[keys.as_slice(), lent_keys.as_slice()].concat()),
         };
-        let context = Arc::new(ChatContext::new(settings, models, assistants, filter));
+        let version_of_all = version_of(version, &rows, lent.as_deref());
+        let context = Arc::new(ChatContext::new(settings, models, assistants, filter, version_of_all));
         let read_at = AtomicU64::new(self.milliseconds());
         let known = Known { version, rows, keys, lent, lent_keys, mode, context: Arc::clone(&context), read_at };
         insert(&self.tenants, record.id, Arc::new(known));
@@ -184,6 +187,46 @@ impl Cache {
             breaker: Arc::new(Breaker::default()),
             since: row.updated_at,
         })
+    }
+}
+
+/// What tells these settings and keys from all others. A key that was set again was sealed again, which gives other bytes.
+fn version_of(settings: (i64, DateTime<Utc>), rows: &[AiKeyRow], lent: Option<&[Arc<LentModel>]>) -> [u8; 32] {
+    let mut version = Fingerprint::new("freehold configuration");
+    let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    version.add(&settings.0.to_be_bytes());
+    version.add(&settings.1.timestamp_micros().to_be_bytes());
+    version.add_number(number(rows.len()));
+    for row in rows {
+        version.add(row.id.as_uuid().as_bytes());
+        version.add(&row.sealed);
+        version.add(&row.updated_at.timestamp_micros().to_be_bytes());
+        version.add(&[u8::from(row.enabled)]);
+        version.add(&row.position.to_be_bytes());
+        for part in [&row.name, &row.provider, &row.base_url, &row.default_model] {
+            version.add(part.as_bytes());
+        }
+        add_names(&mut version, &row.models, &row.model_aliases);
+    }
+    let lent = lent.unwrap_or_default();
+    version.add_number(number(lent.len()));
+    for model in lent {
+        version.add(model.name.as_bytes());
+        version.add(model.kind.as_str().as_bytes());
+        version.add(model.default_model.as_bytes());
+        version.add(&model.since.timestamp_micros().to_be_bytes());
+        add_names(&mut version, &model.models, &model.aliases);
+    }
+    version.hash()
+}
+
+fn add_names(version: &mut Fingerprint, models: &[String], aliases: &BTreeMap<String, String>) {
+    version.add_number(u64::try_from(models.len()).unwrap_or(u64::MAX));
+    models.iter().for_each(|model| version.add(model.as_bytes()));
+    version.add_number(u64::try_from(aliases.len()).unwrap_or(u64::MAX));
+    for (alias, model) in aliases {
+        version.add(alias.as_bytes());
+        version.add(model.as_bytes());
     }
 }
 

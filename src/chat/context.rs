@@ -27,6 +27,8 @@ pub struct ChatContext {
     pub(super) assistants: Arc<Assistants>,
     /// What its answers go through, if anything is to be masked in them.
     pub(super) filter: Option<Arc<ContentFilter>>,
+    /// Differs as soon as any of it, or a key, was changed.
+    pub(super) version: [u8; 32],
 }
 
 impl std::fmt::Debug for ChatContext {
@@ -41,8 +43,9 @@ impl ChatContext {
         models: Models,
         assistants: Arc<Assistants>,
         filter: Option<Arc<ContentFilter>>,
+        version: [u8; 32],
     ) -> Self {
-        Self { settings, models, assistants, filter }
+        Self { settings, models, assistants, filter, version }
     }
 
     /// For one answer, from its beginning on.

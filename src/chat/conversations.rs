@@ -45,6 +45,8 @@ pub struct Message {
     pub usage: Option<Usage>,
     /// Whether no model gave it: it is the tenant's own message instead.
     pub degraded: bool,
+    /// Whether it was kept from an earlier question, and no model was asked.
+    pub from_cache: bool,
     /// When it was said.
     pub created_at: DateTime<Utc>,
     /// What its user thought of it.
@@ -127,6 +129,7 @@ mod tests {
             assistant: None,
             usage: None,
             degraded: false,
+            from_cache: false,
             created_at: DateTime::UNIX_EPOCH,
             feedback: None,
         };

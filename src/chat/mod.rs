@@ -12,7 +12,10 @@ mod cache;
 mod candidates;
 mod context;
 mod conversations;
+mod duplicates;
 pub mod feedback;
+mod fingerprint;
+pub mod kept_answers;
 mod metered;
 mod model_call;
 mod pipeline;
@@ -31,6 +34,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::answer_cache::AnswerCache;
 use crate::api::platform::TenantState;
 use crate::clock::SharedClock;
 use crate::configuration::ConfigurationError;
@@ -61,12 +65,33 @@ pub struct Chat {
     databases: Arc<TenantDatabases>,
     cache: Arc<cache::Cache>,
     looks: Arc<recovery::Looks>,
+    /// The questions that are being answered here, for those who ask the same meanwhile.
+    duplicates: Arc<duplicates::Duplicates>,
+    /// Answers that are given again, where a tenant wants that.
+    answers: Arc<AnswerCache>,
     /// The answers that this process is working on.
     under_way: Arc<under_way::AnswersUnderWay>,
     /// Writes them down meanwhile.
     parts: Arc<streams::parts::Parts>,
     /// Those who listen to answers again.
     listeners: Arc<streams::listeners::Listeners>,
+}
+
+/// What conversations are made with.
+#[expect(missing_debug_implementations, reason = "it is taken apart at once, and holds what must not be printed")]
+pub struct ChatServices {
+    /// Calls models with the tenants' keys.
+    pub providers: ProviderClient,
+    /// The models that are lent to tenants.
+    pub shared: SharedModels,
+    /// Where every call is noted.
+    pub ledger: Ledger,
+    /// What tenants' plans have.
+    pub plans: Arc<Plans>,
+    /// Know which servers run.
+    pub databases: Arc<TenantDatabases>,
+    /// Answers that are given again, where a tenant wants that.
+    pub answers: AnswerCache,
 }
 
 /// The codes of answers whose tenant went out of service meanwhile, the same as for requests.
@@ -79,26 +104,29 @@ impl fmt::Debug for Chat {
 }
 
 impl Chat {
-    /// Models are called with `providers`, or those of `shared` if the tenant uses them, and every call is noted in `ledger`; `databases` know which servers run.
     /// Answers under way are among `tasks`, which a server that stops waits for; when `give_up` is cancelled they end with
     /// what has arrived.
-    pub fn new(
-        providers: ProviderClient,
-        shared: SharedModels,
-        ledger: Ledger,
-        plans: Arc<Plans>,
-        databases: Arc<TenantDatabases>,
-        clock: SharedClock,
-        tasks: TaskTracker,
-        give_up: CancellationToken,
-    ) -> Self {
-        let cache = Arc::new(cache::Cache::new(providers, shared));
-        let (looks, under_way, parts, listeners) = (Arc::default(), Arc::default(), Arc::default(), Arc::default());
-        Self { clock, tasks, give_up, ledger, plans, databases, cache, looks, under_way, parts, listeners }
+    pub fn new(services: ChatServices, clock: SharedClock, tasks: TaskTracker, give_up: CancellationToken) -> Self {
+        let ChatServices { providers, shared, ledger, plans, databases, answers } = services;
+        Self {
+            clock,
+            tasks,
+            give_up,
+            ledger,
+            plans,
+            databases,
+            cache: Arc::new(cache::Cache::new(providers, shared)),
+            looks: Arc::default(),
+            duplicates: Arc::default(),
+            answers: Arc::new(answers),
+            under_way: Arc::default(),
+            parts: Arc::default(),
+            listeners: Arc::default(),
+        }
     }
 
     /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for
-    /// nobody may be billed for more of them, and what is known of its settings and keys is forgotten.
+    /// nobody may be billed for more of them, and what is known of its settings, keys and answers is forgotten.
     pub fn follow(&self, tenant: TenantId, record: Option<&TenantRecord>) {
         let [suspended, deleting, other] = CLOSED;
         match record {
@@ -119,6 +147,7 @@ impl Chat {
             }
         }
         self.cache.forget(tenant);
+        self.answers.forget(tenant);
     }
 }
 

@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::assistants::{Asked, Assigned};
+use super::duplicates::{self, FirstAsked, Mark, Stored};
+use super::kept_answers::{Hit, Keeping};
 use super::model_call::{self, ModelCall, Purpose};
 use super::prompt;
 use super::streams::event_log::{EventLog, LastWord};
@@ -64,6 +66,9 @@ const NOT_STORED: &str = "answer_not_stored";
 /// How long one attempt may take. A statement that needs one round trip and takes this long will not come back.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whether a question was stored; if not, the answer that another server is giving it, or why not.
+pub(super) type NotHere = Result<Option<MessageId>, ChatError>;
+
 /// All that answering a question needs, ready before anything is stored.
 struct Turn {
     chat: Chat,
@@ -74,30 +79,40 @@ struct Turn {
     settings: Arc<Settings>,
     /// What the answer goes through before anybody sees it and before it is stored, if anything is to be masked.
     masking: Option<Masking>,
+    /// How the answer is kept for the next who asks this; none if it is not.
+    keeping: Option<Keeping>,
+    /// One that is kept already: no model is called.
+    hit: Option<Hit>,
 }
 
 impl Chat {
-    /// Stores a question and starts its answer, which goes on whether or not anybody listens. Returns once the
-    /// question is stored and before the model has said anything. Dropping the listener does not stop the answer.
+    /// Stores a question that nobody else is asking here, and starts its answer; see [`Chat::ask`]. The mark is kept until
+    /// the answer is over.
     ///
     /// # Errors
     /// See [`ChatError`]; nothing is stored then.
-    pub async fn ask(&self, caller: &TenantCaller, question: Question) -> Result<Listener, ChatError> {
-        let (turn, client) = self.prepare(caller, question).await?;
+    pub(super) async fn ask_first(
+        &self,
+        caller: &TenantCaller,
+        question: Question,
+        mark: Mark,
+    ) -> Result<FirstAsked, ChatError> {
+        let (mut turn, client) = self.prepare(caller, question).await?;
         let log = EventLog::new(turn.begin.session_id, turn.begin.answer_id);
         let listener = Listener::new(Arc::clone(&log), None);
         let (begun, stored) = oneshot::channel();
-        self.tasks.spawn(turn.run(client, begun, log).in_current_span());
-        stored.await.map_err(|_| ChatError::TaskLost)??;
-        Ok(listener)
+        match turn.hit.take() {
+            Some(hit) => {
+                self.tasks.spawn(hit.tell(self.clone(), client, turn.begin, begun, log, mark).in_current_span())
+            }
+            None => self.tasks.spawn(turn.run(client, begun, log, mark).in_current_span()),
+        };
+        let elsewhere = stored.await.map_err(|_| ChatError::TaskLost)??;
+        Ok(elsewhere.map_or_else(|| FirstAsked::Begun(listener), FirstAsked::Elsewhere))
     }
 
     async fn prepare(&self, caller: &TenantCaller, question: Question) -> Result<(Turn, Client), ChatError> {
-        // Postgres stores no NUL in a text.
-        let text = question.text.replace('\0', "");
-        if text.trim().is_empty() {
-            return Err(ChatError::Empty);
-        }
+        let text = question.text;
         let client = caller.db.client().await?;
         let history = async {
             match question.session_id {
@@ -159,29 +174,39 @@ impl Chat {
             model,
             prompt_characters: model_call::length(&request),
         };
-        let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
-        let call = call.map(|call| call.with_permit(question.permit));
-        let turn =
-            Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings, masking: context.masking() };
+        let keeping = Keeping::new(&context, caller, begin.assistant.as_deref(), &candidates, &request);
+        let found = match &keeping {
+            Some(keeping) => keeping.find(self, caller.db.record(), question.permit).await,
+            None => Err(question.permit),
+        };
+        let (hit, call) = match found {
+            Ok(hit) => (Some(hit), None),
+            Err(permit) => {
+                let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
+                (None, call.map(|call| call.with_permit(permit)))
+            }
+        };
+        let masking = context.masking();
+        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings, masking, keeping, hit };
         Ok((turn, client))
     }
 }
 
 impl Turn {
-    async fn run(mut self, client: Client, begun: oneshot::Sender<Result<(), ChatError>>, log: Arc<EventLog>) {
+    async fn run(mut self, client: Client, begun: oneshot::Sender<NotHere>, log: Arc<EventLog>, mark: Mark) {
         let message_id = self.begin.answer_id;
         let record = self.db.record();
         let owner = Owner { tenant: record.id, user: self.begin.user_id, revision: record.revision() };
         let (_running, interruption) = self.chat.under_way.enter(message_id, owner, &log);
         let _last_word = LastWord(Arc::clone(&log));
-        let stored = tenant_store::begin(&client, &self.begin, self.call.as_mut().map(ModelCall::open)).await;
+        let call = self.call.as_mut().map(ModelCall::open);
+        let stored = duplicates::store(&client, &self.chat.under_way, mark.key(), &self.begin, call).await;
         // No connection is held while the model speaks.
         drop(client);
         let stored = match stored {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(ChatError::NotFound),
-            // The user was deleted since the look at the account.
-            Err(error) if error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION) => Err(ChatError::NotInForce),
+            Ok(Stored::Begun) => Ok(None),
+            Ok(Stored::Elsewhere(message_id)) => Ok(Some(message_id)),
+            Ok(Stored::NoConversation) => Err(ChatError::NotFound),
             Err(error) => {
                 // Nobody knows whether the call's row is there, and the call will not be made.
                 if error.code().is_none()
@@ -189,16 +214,19 @@ impl Turn {
                 {
                     drop(call.end(&Outcome::ended(CallState::Failed, "not_started")));
                 }
-                Err(error.into())
+                Err(refused(error))
             }
         };
-        let refused = stored.is_err();
+        let is_begun = matches!(stored, Ok(None));
+        if is_begun {
+            mark.begun(&log, &interruption);
+        }
         // Whoever asked may have left already: what is stored is answered all the same.
         let _ = begun.send(stored);
-        if refused {
+        if !is_begun {
             return;
         }
-        let Self { chat, db, mut call, settings, begin, mut masking } = self;
+        let Self { chat, db, mut call, settings, begin, mut masking, keeping, hit: _ } = self;
         let started = Instant::now();
         let parted = chat.parts.enter(&db, message_id, &log, &interruption);
         let end = match &mut call {
@@ -229,6 +257,7 @@ impl Turn {
             error_code: failure.as_ref().map(Failure::code),
             usage,
         };
+        let answered_by = call.as_ref().map(|call| Arc::clone(call.target()));
         let (ended, counted) = match call {
             Some(mut call) => (call.end(&outcome), call.counted()),
             None => (None, None.into()),
@@ -279,6 +308,10 @@ impl Turn {
             // The call is settled though its conversation may be gone. Otherwise the ledger goes on trying.
             finished.call.take().into_iter().for_each(EndedCall::stored);
         }
+        if let (Ok(()), Some(keeping)) = (&stored, keeping) {
+            // Before the end is told: whoever asks again after that is given it.
+            keeping.keep(&chat, db.record(), answered_by.as_deref(), &finished);
+        }
         let end = match stored {
             Ok(()) => match (finished.error_code, finished.usage) {
                 (code, Some(usage)) if code.is_none() || finished.degraded => {
@@ -289,6 +322,7 @@ impl Turn {
                         usage,
                         stopped,
                         degraded: finished.degraded,
+                        from_cache: false,
                         queries_remaining,
                     }
                 }
@@ -302,6 +336,13 @@ impl Turn {
         };
         log.end(end);
     }
+}
+
+/// Why a question could not be stored.
+pub(super) fn refused(error: tokio_postgres::Error) -> ChatError {
+    // The user was deleted since the look at the account.
+    let is_gone = error.code() == Some(&SqlState::FOREIGN_KEY_VIOLATION);
+    if is_gone { ChatError::NotInForce } else { error.into() }
 }
 
 fn failed(code: &'static str, settings: &Settings) -> AnswerEnd {

@@ -75,6 +75,7 @@ pub(super) mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::api::answer_cache::AnswerCacheSettings;
     use crate::api::content_filter::ContentFilterSettings;
     use crate::api::tenant::{Branding, RoutingSettings, VisitorSettings, WidgetSettings};
 
@@ -92,6 +93,7 @@ pub(super) mod tests {
             branding: Branding { voice: "warm and brief".to_owned(), ..Branding::sample() },
             visitors: VisitorSettings::default(),
             widget: WidgetSettings::default(),
+            answer_cache: AnswerCacheSettings::default(),
             assistants: vec![],
             routing: RoutingSettings::default(),
             content_filter: ContentFilterSettings::default(),

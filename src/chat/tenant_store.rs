@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use tokio_postgres::{Error, Row};
 
 use super::conversations::{Conversation, Message};
+use super::duplicates::QuestionKey;
 use super::feedback::tenant_store as feedback_store;
 use super::prompt::Spoken;
 use super::turn::{Begin, Finished};
@@ -29,37 +30,56 @@ const HISTORY: &str = "\
     WHERE s.id = $1 AND s.user_id = $2 ORDER BY m.id";
 
 /// A conversation with its first question, the row of the answer and that of the model's call, if there is one: one
-/// statement, one round trip, one commit.
+/// statement, one round trip, one commit. All of it follows from the answer's row, which is not inserted if the same
+/// question is being answered already: that row's key says so. (References are checked at a statement's end.)
 const BEGIN_CONVERSATION: &str = "\
-    WITH session AS (
-        INSERT INTO chat_sessions (id, user_id, title, created_at, updated_at) VALUES ($1, $2, $3, $4, $4) RETURNING id
+    WITH answer AS (
+        INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at,
+            in_flight_key, assistant)
+        VALUES ($7, $1, 'assistant', '', 'generating', $8, $16, $4, $17, $18)
+        ON CONFLICT (in_flight_key) WHERE state = 'generating' DO NOTHING RETURNING session_id
+    ), session AS (
+        INSERT INTO chat_sessions (id, user_id, title, created_at, updated_at)
+        SELECT session_id, $2, $3, $4, $4 FROM answer
     ), call AS (
         INSERT INTO model_calls (id, kind, user_id, message_id, server_id, provider, configuration, model,
             upstream_model, billed_to, state, input_tokens, started_at)
-        SELECT $9::uuid, 'chat', $2, $7::uuid, $10, $11, $12, $8::text, $13, $14, 'started', $15, $4
-        FROM session WHERE $9::uuid IS NOT NULL
+        SELECT $9::uuid, 'chat', $2, $7, $10, $11, $12, $8, $13, $14, 'started', $15, $4
+        FROM answer WHERE $9::uuid IS NOT NULL
+    ), question AS (
+        INSERT INTO chat_messages (id, session_id, role, content, state, created_at)
+        SELECT $5, session_id, 'user', $6, 'complete', $4 FROM answer
     )
-    INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, assistant, created_at)
-    SELECT m.id, s.id, m.role, m.content, m.state, m.model, m.queries_remaining, m.assistant, $4
-    FROM session s, (VALUES ($5::uuid, 'user', $6::text, 'complete', NULL, NULL, NULL),
-                            ($7::uuid, 'assistant', '', 'generating', $8::text, $16::bigint, $17::text))
-                    m (id, role, content, state, model, queries_remaining, assistant)";
+    SELECT true, EXISTS (SELECT FROM answer)";
 
 /// The same in a conversation that is there. Inserts nothing if it was deleted meanwhile.
 const CONTINUE_CONVERSATION: &str = "\
     WITH session AS (
         UPDATE chat_sessions SET updated_at = GREATEST(updated_at, $3) WHERE id = $1 AND user_id = $2 RETURNING id
+    ), answer AS (
+        INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at,
+            in_flight_key, assistant)
+        SELECT $6, id, 'assistant', '', 'generating', $7, $15, $3, $16, $17 FROM session
+        ON CONFLICT (in_flight_key) WHERE state = 'generating' DO NOTHING RETURNING session_id
     ), call AS (
         INSERT INTO model_calls (id, kind, user_id, message_id, server_id, provider, configuration, model,
             upstream_model, billed_to, state, input_tokens, started_at)
-        SELECT $8::uuid, 'chat', $2, $6::uuid, $9, $10, $11, $7::text, $12, $13, 'started', $14, $3
-        FROM session WHERE $8::uuid IS NOT NULL
+        SELECT $8::uuid, 'chat', $2, $6, $9, $10, $11, $7, $12, $13, 'started', $14, $3
+        FROM answer WHERE $8::uuid IS NOT NULL
+    ), question AS (
+        INSERT INTO chat_messages (id, session_id, role, content, state, created_at)
+        SELECT $4, session_id, 'user', $5, 'complete', $3 FROM answer
     )
-    INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, assistant, created_at)
-    SELECT m.id, s.id, m.role, m.content, m.state, m.model, m.queries_remaining, m.assistant, $3
-    FROM session s, (VALUES ($4::uuid, 'user', $5::text, 'complete', NULL, NULL, NULL),
-                            ($6::uuid, 'assistant', '', 'generating', $7::text, $15::bigint, $16::text))
-                    m (id, role, content, state, model, queries_remaining, assistant)";
+    SELECT EXISTS (SELECT FROM session), EXISTS (SELECT FROM answer)";
+
+/// The user's answer that is being generated to a question.
+const IN_FLIGHT: &str = "\
+    SELECT m.id FROM chat_messages m JOIN chat_sessions s ON s.id = m.session_id
+    WHERE m.in_flight_key = $1 AND m.state = 'generating' AND s.user_id = $2";
+
+/// Whether an answer that is being generated is to be stopped.
+const STOP_REQUESTED: &str = "\
+    SELECT stop_requested_at IS NOT NULL FROM chat_messages WHERE id = $1 AND state = 'generating'";
 
 /// The end of an answer. What differs comes behind the call.
 macro_rules! finish {
@@ -75,7 +95,8 @@ macro_rules! finish {
             $more,
             "UPDATE chat_messages
             SET content = $2, state = $3, error_code = $4, input_tokens = $5, output_tokens = $6, usage_reported = $7,
-                latency_ms = $8, finished_at = $9, degraded = $10, delta_lengths = $22, error_message = $23
+                latency_ms = $8, finished_at = $9, degraded = $10, delta_lengths = $22, error_message = $23,
+                in_flight_key = NULL
             WHERE id = $1"
         )
     };
@@ -110,7 +131,7 @@ const INTERRUPT_MESSAGES: &str = "\
     UPDATE chat_messages m
     SET content = COALESCE(k.content, m.content), delta_lengths = k.delta_lengths,
         state = CASE WHEN COALESCE(k.content, m.content) = '' THEN 'failed' ELSE 'interrupted' END,
-        error_code = 'server_stopped', finished_at = $2
+        error_code = 'server_stopped', finished_at = $2, in_flight_key = NULL
     FROM abandoned a LEFT JOIN kept k ON k.message_id = a.id WHERE m.id = a.id
     RETURNING m.id, char_length(m.content)";
 
@@ -121,7 +142,7 @@ const LIST_CONVERSATIONS: &str = "\
 /// No row if the conversation is not the user's; one without a message if there are no more.
 const LIST_MESSAGES: &str = "\
     SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.assistant, m.input_tokens, m.output_tokens,
-        m.usage_reported, m.degraded, m.created_at, f.rating, f.comment
+        m.usage_reported, m.degraded, m.from_cache, m.created_at, f.rating, f.comment
     FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT * FROM chat_messages WHERE session_id = s.id AND ($3::uuid IS NULL OR id > $3) ORDER BY id LIMIT $4
     ) m ON true LEFT JOIN message_feedback f ON f.message_id = m.id
@@ -134,6 +155,8 @@ pub const STATEMENTS: &[&str] = &[
     HISTORY,
     BEGIN_CONVERSATION,
     CONTINUE_CONVERSATION,
+    IN_FLIGHT,
+    STOP_REQUESTED,
     FINISH,
     FINISH_PARTED,
     ORPHANED,
@@ -173,8 +196,24 @@ pub(super) async fn history(client: &Client, session: ChatSessionId, user: UserI
     Ok(Some(History { spoken, assistant }))
 }
 
-/// Stores a question, the row of its answer and that of the call. `false` if the conversation is not the user's any more.
-pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>) -> Result<bool, Error> {
+/// Whether a question was stored.
+pub(super) enum Begun {
+    /// It was.
+    Stored,
+    /// The conversation is not the user's any more.
+    NoConversation,
+    /// The same one is being answered. Nothing was stored.
+    Duplicate,
+}
+
+/// Stores a question, the row of its answer and that of the call, unless an answer with the same key is being generated.
+pub(super) async fn begin(
+    client: &Client,
+    turn: &Begin,
+    key: Option<&QuestionKey>,
+    call: Option<&OpenCall>,
+) -> Result<Begun, Error> {
+    let key = key.map(QuestionKey::as_bytes);
     let target = call.map(|call| &call.start().target);
     let call_id = call.map(OpenCall::id);
     let server = call.map(OpenCall::server_id);
@@ -184,11 +223,11 @@ pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>
     let billed_to = target.map(|target| target.billed_to.as_str());
     let estimate = call.map(OpenCall::estimated_input);
     let remaining = turn.queries_remaining.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
-    let inserted = match &turn.new_title {
+    let row = match &turn.new_title {
         Some(title) => {
             let statement = client.prepare_cached(BEGIN_CONVERSATION).await?;
             client
-                .execute(
+                .query_one(
                     &statement,
                     &[
                         &turn.session_id,
@@ -207,6 +246,7 @@ pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>
                         &billed_to,
                         &estimate,
                         &remaining,
+                        &key,
                         &turn.assistant,
                     ],
                 )
@@ -215,7 +255,7 @@ pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>
         None => {
             let statement = client.prepare_cached(CONTINUE_CONVERSATION).await?;
             client
-                .execute(
+                .query_one(
                     &statement,
                     &[
                         &turn.session_id,
@@ -233,13 +273,31 @@ pub(super) async fn begin(client: &Client, turn: &Begin, call: Option<&OpenCall>
                         &billed_to,
                         &estimate,
                         &remaining,
+                        &key,
                         &turn.assistant,
                     ],
                 )
                 .await?
         }
     };
-    Ok(inserted == 2)
+    Ok(match (row.try_get(0)?, row.try_get(1)?) {
+        (_, true) => Begun::Stored,
+        (true, false) => Begun::Duplicate,
+        (false, false) => Begun::NoConversation,
+    })
+}
+
+/// The user's answer that is being generated to a question, if there is one.
+pub(super) async fn in_flight(client: &Client, key: &QuestionKey, user: UserId) -> Result<Option<MessageId>, Error> {
+    let statement = client.prepare_cached(IN_FLIGHT).await?;
+    client.query_opt(&statement, &[&key.as_bytes(), &user]).await?.map(|row| row.try_get(0)).transpose()
+}
+
+/// Whether somebody wants an answer to be stopped, at whatever server; not once it is over.
+pub(super) async fn stop_requested(client: &Client, id: MessageId) -> Result<bool, Error> {
+    let statement = client.prepare_cached(STOP_REQUESTED).await?;
+    let row = client.query_opt(&statement, &[&id]).await?;
+    Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or_default())
 }
 
 /// Stores the end of an answer and of its call. `false` if its row is not there any more.
@@ -350,6 +408,7 @@ pub(super) async fn list_messages(
             assistant: row.try_get("assistant")?,
             usage: usage(&row)?,
             degraded: row.try_get::<_, Option<bool>>("degraded")?.unwrap_or_default(),
+            from_cache: row.try_get::<_, Option<bool>>("from_cache")?.unwrap_or_default(),
             created_at: row.try_get("created_at")?,
             feedback: feedback_store::read(&row)?,
         });

@@ -89,6 +89,11 @@ impl Interruption {
         self.interrupt(Cause::StopRequested);
     }
 
+    /// Whether it is to end early.
+    pub(super) fn is_requested(&self) -> bool {
+        self.token.is_cancelled()
+    }
+
     fn interrupt(&self, cause: Cause) {
         let _ = self.cause.set(cause);
         self.token.cancel();

@@ -13,6 +13,10 @@ pub(super) fn check(settings: &Settings) -> Result<(), ConfigurationError> {
     if !settings.routing.model.iter().all(may_be_used) {
         return Err(refused("routing.model", "is not one of `models`"));
     }
+    let is_assistant = |name: &String| settings.assistants.iter().any(|one| one.name == *name);
+    if let Some(name) = settings.answer_cache.minutes_by_assistant.keys().find(|name| !is_assistant(name)) {
+        return Err(refused("answer_cache.minutes_by_assistant", format!("`{name}` is not the name of an assistant")));
+    }
     let Some(default) = &settings.routing.default else { return Ok(()) };
     match settings.assistants.iter().find(|assistant| assistant.name == *default) {
         None => Err(refused("routing.default", "is not the name of an assistant")),

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use garde::Validate;
 
 use super::{ConfigurationError, assistants, content_filter, tenant_store};
+use crate::api::answer_cache::AnswerCacheSettings;
 use crate::api::content_filter::ContentFilterSettings;
 use crate::api::tenant::{AssistantSettings, Branding, RoutingSettings, Settings, VisitorSettings, WidgetSettings};
 use crate::ids::UserId;
@@ -52,6 +53,8 @@ pub struct SettingsChange {
     pub visitors: Option<VisitorSettings>,
     /// Replaces what holds for the widget as a whole.
     pub widget: Option<WidgetSettings>,
+    /// Replaces what holds for answers that are given again as a whole.
+    pub answer_cache: Option<AnswerCacheSettings>,
     /// Replaces the assistants as a whole.
     pub assistants: Option<Vec<AssistantSettings>>,
     /// Replaces the routing as a whole.
@@ -82,6 +85,7 @@ impl SettingsChange {
             branding: self.branding.as_ref().unwrap_or(&settings.branding).clone(),
             visitors: self.visitors.as_ref().unwrap_or(&settings.visitors).clone(),
             widget: self.widget.as_ref().unwrap_or(&settings.widget).clone(),
+            answer_cache: self.answer_cache.as_ref().unwrap_or(&settings.answer_cache).clone(),
             assistants: self.assistants.as_ref().unwrap_or(&settings.assistants).clone(),
             routing: self.routing.as_ref().unwrap_or(&settings.routing).clone(),
             content_filter: self.content_filter.as_ref().unwrap_or(&settings.content_filter).clone(),
@@ -195,6 +199,7 @@ pub(super) mod tests {
             branding: Branding::sample(),
             visitors: VisitorSettings::default(),
             widget: WidgetSettings::default(),
+            answer_cache: AnswerCacheSettings::default(),
             assistants: vec![],
             routing: RoutingSettings::default(),
             content_filter: ContentFilterSettings::default(),

@@ -2,6 +2,7 @@
 //!
 //! Causes are logged here, once, with the request's id; they never reach the client.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::Json;
@@ -44,6 +45,7 @@ pub struct ApiError {
 /// What is said beyond the code.
 #[derive(Debug, Default)]
 struct More {
+    stored_code: Option<Cow<'static, str>>,
     detail: Option<String>,
     errors: Vec<FieldProblem>,
     findings: Vec<DatabaseFinding>,
@@ -59,6 +61,13 @@ impl ApiError {
     /// An error with a status, a stable code and a title that does not vary.
     pub fn new(status: StatusCode, code: &'static str, title: &'static str) -> Self {
         Self { status, code, title, more: Box::default() }
+    }
+
+    /// A code that is known from what was stored, told in the place of the one it was made with.
+    #[must_use]
+    pub fn stored_code(mut self, code: Cow<'static, str>) -> Self {
+        self.more.stored_code = Some(code);
+        self
     }
 
     /// Says what happened this time and what to do about it.
@@ -193,7 +202,7 @@ impl IntoResponse for ApiError {
             kind: "about:blank".to_owned(),
             title: self.title.to_owned(),
             status: self.status.as_u16(),
-            code: self.code.to_owned(),
+            code: self.more.stored_code.map_or_else(|| self.code.to_owned(), Cow::into_owned),
             detail: self.more.detail,
             errors: self.more.errors,
             findings: self.more.findings,

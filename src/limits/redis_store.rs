@@ -5,19 +5,18 @@
 
 use std::time::Duration;
 
-use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, Script};
-use secrecy::{ExposeSecret as _, SecretString};
+use redis::Script;
+use redis::aio::ConnectionManager;
+use secrecy::SecretString;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
 use super::LimitsError;
+use crate::redis_client;
 
 /// How long an answer may take. One that comes later is not waited for.
 const ANSWER: Duration = Duration::from_secs(1);
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(1);
 /// How long an account is kept that nobody writes, in seconds: longer than any server holds something without a word.
 const KEPT: u64 = 24 * 3600;
 /// How often the same round is tried when others write at the same time.
@@ -94,7 +93,7 @@ impl RedisFault {
             }
             Self::Unauthenticated => "check user and password in REDIS_URL, as in redis://USER:PASSWORD@HOST",
             Self::NotPermitted => {
-                "let its user run: ACL SETUSER <user> ~{freehold}:* +mget +get +set +eval +evalsha +script +ping"
+                "let its user run: ACL SETUSER <user> ~{freehold}:* ~freehold:answer:* +mget +get +set +eval +evalsha +script +ping"
             }
             Self::Copy => "let REDIS_URL lead to the primary",
             Self::Refused => "see its log; any Redis from version 5 on, or Valkey, will do",
@@ -102,24 +101,10 @@ impl RedisFault {
     }
 }
 
-/// What is wrong with a URL is said without quoting it, for it may hold a password.
-fn client(url: &SecretString) -> Result<Client, &'static str> {
-    Client::open(url.expose_secret()).map_err(|_| "it must be a URL `redis://…` or, with TLS, `rediss://…`")
-}
-
 impl RedisStore {
     /// Opens no connection yet.
     pub(super) fn new(url: &SecretString) -> anyhow::Result<Self> {
-        let config = ConnectionManagerConfig::new()
-            .set_connection_timeout(Some(CONNECT))
-            .set_response_timeout(Some(ANSWER))
-            .set_number_of_retries(1)
-            .set_max_delay(Duration::from_millis(500));
-        let client = client(url).map_err(anyhow::Error::msg)?;
-        // What went wrong may quote the address.
-        let connection = ConnectionManager::new_lazy_with_config(client, config)
-            .map_err(|error| anyhow::anyhow!("prepare Redis: {:?}", error.kind()))?;
-        Ok(Self { connection, swap: Script::new(SWAP) })
+        Ok(Self { connection: redis_client::connection(url, ANSWER)?, swap: Script::new(SWAP) })
     }
 
     /// Whether it answers and runs scripts, and that it is no copy, which takes no writes.

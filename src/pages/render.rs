@@ -240,6 +240,7 @@ mod tests {
                 ..Branding::sample()
             },
             visitors: VisitorSettings::default(),
+            answer_cache: crate::api::answer_cache::AnswerCacheSettings::default(),
             widget: WidgetSettings { allowed_origins: vec!["https://shop.example".to_owned()] },
             assistants: vec![],
             routing: RoutingSettings::default(),

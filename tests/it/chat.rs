@@ -209,7 +209,8 @@ async fn no_connection_is_held_while_the_model_speaks() {
     let tenant = platform.tenant("one-connection").await;
     let slow = async {
         let started = std::time::Instant::now();
-        let questions = (0..8).map(|_| platform.ask(&tenant, json!({ "message": "hello", "model": "slow-500" })));
+        let question = |number| json!({ "message": format!("hello {number}"), "model": "slow-500" });
+        let questions = (0..8).map(|number| platform.ask(&tenant, question(number)));
         futures::future::join_all(questions).await;
         started.elapsed()
     };

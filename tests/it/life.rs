@@ -150,8 +150,8 @@ async fn an_answer_under_way_ends_when_its_tenant_is_suspended() {
     });
     platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
     let question = |stream: bool| {
-        let body =
-            json!({ "message": "one two three four five six seven eight nine ten eleven twelve", "stream": stream });
+        let words = "one two three four five six seven eight nine ten eleven twelve";
+        let body = json!({ "message": format!("{words} {stream}"), "stream": stream });
         platform
             .client
             .post(format!("{}/api/v1/chat", platform.url))

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
@@ -13,9 +14,9 @@ use crate::machine_postgres::not_tested;
 use crate::proxy::{Line, Proxy};
 
 /// A Redis of this test's own, in memory.
-struct Redis {
+pub struct Redis {
     process: Child,
-    url: String,
+    pub url: String,
     _directory: tempfile::TempDir,
 }
 
@@ -27,7 +28,7 @@ impl Drop for Redis {
 }
 
 /// Starts `redis-server` or `valkey-server`, if the machine has one.
-async fn redis() -> Option<Redis> {
+pub async fn redis() -> Option<Redis> {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let directory = tempfile::tempdir().unwrap();
     let command = |program: &str| {
@@ -63,8 +64,11 @@ async fn servers(count: usize, redis: Option<&str>) -> Vec<Platform> {
     servers
 }
 
+/// Asks something that was not asked before: the same question at once would be one.
 async fn ask(server: &Platform, tenant: &Tenant) -> Answer {
-    server.post("/api/v1/chat", &tenant.user.access, json!({ "message": "hello", "model": "instant" })).await
+    static NUMBER: AtomicUsize = AtomicUsize::new(0);
+    let message = format!("hello {}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    server.post("/api/v1/chat", &tenant.user.access, json!({ "message": message, "model": "instant" })).await
 }
 
 async fn api_key(server: &Platform, tenant: &Tenant) -> String {

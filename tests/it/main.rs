@@ -13,6 +13,7 @@
 )]
 
 mod access;
+mod answer_cache;
 mod api_keys;
 mod architecture;
 mod assistants;
@@ -25,6 +26,7 @@ mod connections;
 mod content_filter;
 mod database_check;
 mod dev_stack;
+mod duplicates;
 mod fake_model;
 mod fake_providers;
 mod fleet_audit;

@@ -232,12 +232,12 @@ async fn calls_under_way_when_their_tenant_is_suspended_are_settled_once() {
     let key = made.expect(StatusCode::CREATED)["token"].as_str().unwrap().to_owned();
     let database = database(&platform, &tenant).await;
     // A conversation and a program's call on each of two servers.
-    let question = json!({ "message": "hello", "stream": true });
+    let question = |words: &str| json!({ "message": words, "stream": true });
     let call = json!({ "model": "drip-300", "stream": true, "messages": [{ "role": "user", "content": "hello" }] });
     let asked = async {
         tokio::join!(
-            platform.post("/api/v1/chat", &tenant.user.access, question.clone()),
-            other.post("/api/v1/chat", &tenant.user.access, question.clone()),
+            platform.post("/api/v1/chat", &tenant.user.access, question("hello")),
+            other.post("/api/v1/chat", &tenant.user.access, question("hello again")),
             platform.post("/v1/chat/completions", &key, call.clone()),
             other.post("/v1/chat/completions", &key, call.clone()),
         )

@@ -46,6 +46,8 @@ pub enum AnswerEnd {
         stopped: bool,
         /// Whether no model gave it: all of them were down, and it is the tenant's own message instead.
         degraded: bool,
+        /// Whether it was kept from an earlier question, and no model was asked.
+        from_cache: bool,
         /// What was left of the tenant's quota when it was begun; none if there is no limit.
         queries_remaining: Option<u64>,
     },
@@ -121,7 +123,7 @@ impl EventLog {
     }
 
     /// Appends what was written down of the answer, as far as it is not here yet.
-    pub(super) fn fill(&self, deltas: &Deltas) {
+    pub(in crate::chat) fn fill(&self, deltas: &Deltas) {
         {
             let mut state = self.state();
             for (number, delta) in (deltas.first_event..).zip(split(&deltas.content, deltas.lengths.as_deref())) {
@@ -142,7 +144,7 @@ impl EventLog {
     }
 
     /// Whether nothing will come any more.
-    pub(super) fn has_ended(&self) -> bool {
+    pub(in crate::chat) fn has_ended(&self) -> bool {
         self.state().end.is_some()
     }
 
@@ -383,6 +385,7 @@ mod tests {
             usage,
             stopped: false,
             degraded: false,
+            from_cache: false,
             queries_remaining: None,
         }
     }

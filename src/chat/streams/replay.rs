@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -27,6 +28,8 @@ use crate::tenant_db::{TenantDb, TenantDbError};
 const PERIOD: Duration = Duration::from_millis(300);
 /// After how long without news of an answer it is asked whether its server has died.
 const QUIET: Duration = Duration::from_secs(5);
+/// How long whoever stops an answer waits at most until that is on record.
+const STOPPED: Duration = Duration::from_secs(1);
 /// How long the database may be away before whoever listens is told to come again.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -70,8 +73,10 @@ impl Chat {
     /// [`ChatError::AnswerNotFound`] if it is not the caller's, or a failure.
     pub async fn stop(&self, caller: &TenantCaller, message_id: MessageId) -> Result<(), ChatError> {
         match self.under_way.find(message_id, caller.db.record().id, caller.user_id) {
-            Found::Here { interruption, .. } => {
+            Found::Here { log, interruption } => {
                 interruption.stop();
+                // Until that is on record, another server would let somebody who asks the same join it.
+                let _ = timeout(STOPPED, Listener::new(log, None).whole()).await;
                 return Ok(());
             }
             Found::Foreign => return Err(ChatError::AnswerNotFound),
@@ -95,6 +100,7 @@ impl Chat {
                 usage: answer.usage.unwrap_or(Usage { input_tokens: 0, output_tokens: 0, reported: false }),
                 stopped: answer.state == MessageState::Stopped,
                 degraded: answer.degraded,
+                from_cache: answer.from_cache,
                 queries_remaining: answer.queries_remaining,
             },
             // Whoever made it always says why; somebody who found it abandoned does not know the tenant's words.

@@ -26,7 +26,7 @@ const WRITE_PARTS: &str = "\
 /// An answer of the user's, with the deltas from a number on while it is being generated, and all once it is not.
 const ANSWER: &str = "\
     SELECT m.session_id, m.state, m.error_code, m.error_message, m.model, m.assistant, m.input_tokens, m.output_tokens,
-        m.usage_reported, m.degraded, m.queries_remaining, m.created_at, p.first_event,
+        m.usage_reported, m.degraded, m.from_cache, m.queries_remaining, m.created_at, p.first_event,
         CASE WHEN m.state = 'generating' THEN p.content ELSE m.content END AS content,
         CASE WHEN m.state = 'generating' THEN p.delta_lengths ELSE m.delta_lengths END AS delta_lengths
     FROM chat_messages m JOIN chat_sessions s ON s.id = m.session_id
@@ -37,13 +37,14 @@ const ANSWER: &str = "\
     ) p ON true
     WHERE m.id = $1 AND s.user_id = $2 AND m.role = 'assistant'";
 
-/// One row if the answer is the user's, whether or not it can still be stopped.
+/// One row if the answer is the user's, whether or not it can still be stopped. Nobody who asks the same from now on joins
+/// it.
 const REQUEST_STOP: &str = "\
     WITH answer AS (
         SELECT m.id FROM chat_messages m JOIN chat_sessions s ON s.id = m.session_id
         WHERE m.id = $1 AND s.user_id = $2 AND m.role = 'assistant'
     ), asked AS (
-        UPDATE chat_messages m SET stop_requested_at = $3 FROM answer a
+        UPDATE chat_messages m SET stop_requested_at = $3, in_flight_key = NULL FROM answer a
         WHERE m.id = a.id AND m.state = 'generating' AND m.stop_requested_at IS NULL
     )
     SELECT id FROM answer";
@@ -62,6 +63,7 @@ pub(super) struct StoredAnswer {
     pub(super) assistant: Option<String>,
     pub(super) usage: Option<Usage>,
     pub(super) degraded: bool,
+    pub(super) from_cache: bool,
     pub(super) queries_remaining: Option<u64>,
     pub(super) created_at: DateTime<Utc>,
     pub(super) deltas: Deltas,
@@ -107,6 +109,7 @@ pub(super) async fn answer(
         assistant: row.try_get("assistant")?,
         usage: usage(&row)?,
         degraded: row.try_get("degraded")?,
+        from_cache: row.try_get("from_cache")?,
         queries_remaining: row
             .try_get::<_, Option<i64>>("queries_remaining")?
             .and_then(|count| u64::try_from(count).ok()),

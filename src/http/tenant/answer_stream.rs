@@ -98,11 +98,26 @@ fn frame(frames: &mut BytesMut, number: u64, event: AnswerEvent<'_>, session_id:
     match event {
         AnswerEvent::Started => data(frames, Some("started"), &ChatStarted { session_id, message_id }),
         AnswerEvent::Delta(content) => data(frames, None, &Delta { content }),
-        AnswerEvent::Ended(AnswerEnd::Done { model, assistant, usage, stopped, degraded, queries_remaining }) => {
-            let (model, assistant) = (model.clone(), assistant.clone());
-            let (usage, stopped, degraded, queries_remaining) = (*usage, *stopped, *degraded, *queries_remaining);
-            let done =
-                ChatDone { session_id, message_id, model, assistant, usage, stopped, degraded, queries_remaining };
+        AnswerEvent::Ended(AnswerEnd::Done {
+            model,
+            assistant,
+            usage,
+            stopped,
+            degraded,
+            from_cache,
+            queries_remaining,
+        }) => {
+            let done = ChatDone {
+                session_id,
+                message_id,
+                model: model.clone(),
+                assistant: assistant.clone(),
+                usage: *usage,
+                stopped: *stopped,
+                degraded: *degraded,
+                from_cache: *from_cache,
+                queries_remaining: *queries_remaining,
+            };
             data(frames, Some("done"), &done);
         }
         AnswerEvent::Ended(end) => {
@@ -141,6 +156,7 @@ mod tests {
             usage,
             stopped: false,
             degraded: false,
+            from_cache: false,
             queries_remaining: None,
         };
         let events =
@@ -152,7 +168,7 @@ mod tests {
             "id: 0\nevent: started\ndata: {{\"session_id\":\"{session}\",\"message_id\":\"{message}\"}}\n\n\
              id: 1\ndata: {{\"content\":\"a\\n\\\"b\\\"\"}}\n\n\
              id: 2\nevent: done\ndata: {{\"session_id\":\"{session}\",\"message_id\":\"{message}\",\"model\":\"m\",\
-             \"usage\":{{\"input_tokens\":1,\"output_tokens\":2,\"reported\":true}},\"degraded\":false,\"queries_remaining\":null}}\n\n\
+             \"usage\":{{\"input_tokens\":1,\"output_tokens\":2,\"reported\":true}},\"degraded\":false,\"from_cache\":false,\"queries_remaining\":null}}\n\n\
              id: 3\ndata: [DONE]\n\n"
         );
         assert_eq!(String::from_utf8(frames.to_vec()).unwrap(), expected);

@@ -1,7 +1,5 @@
 //! `/api/v1/chat`: a question and its answer, whole or as it comes; answers listened to again, and stopped.
 
-use std::borrow::Cow;
-
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -95,7 +93,7 @@ pub(super) async fn ask(state: &AppState, caller: &TenantCaller, asked: Asked) -
 pub(super) async fn whole(listener: Listener) -> ApiResult<ChatResponse> {
     let (session_id, message_id) = (listener.session_id().as_uuid(), listener.message_id().as_uuid());
     match listener.whole().await {
-        (content, AnswerEnd::Done { model, assistant, usage, stopped, degraded, queries_remaining }) => {
+        (content, AnswerEnd::Done { model, assistant, usage, stopped, degraded, from_cache, queries_remaining }) => {
             Ok(ChatResponse {
                 session_id,
                 message_id,
@@ -105,15 +103,17 @@ pub(super) async fn whole(listener: Listener) -> ApiResult<ChatResponse> {
                 usage,
                 stopped,
                 degraded,
+                from_cache,
                 queries_remaining,
             })
         }
-        (_, AnswerEnd::Failed { code: Cow::Borrowed(code), message }) => {
+        (_, AnswerEnd::Failed { code, message }) => {
             // The tenant went out of service meanwhile: as for any other request of its users from now on.
-            let status = if chat::CLOSED.contains(&code) { StatusCode::FORBIDDEN } else { StatusCode::BAD_GATEWAY };
-            Err(ApiError::new(status, code, "The answer failed").detail(message))
+            let closed = chat::CLOSED.contains(&&*code);
+            let status = if closed { StatusCode::FORBIDDEN } else { StatusCode::BAD_GATEWAY };
+            Err(ApiError::new(status, "answer_failed", "The answer failed").stored_code(code).detail(message))
         }
-        // Only of answers that are made elsewhere.
+        // Only of answers that another server makes, to the same question: it has died, or cannot be followed from here.
         _ => Err(ApiError::new(StatusCode::BAD_GATEWAY, "answer_lost", "The answer failed")
             .detail("The rest of the answer is in the conversation.")),
     }

@@ -56,6 +56,7 @@ pub async fn update(
         branding: request.branding,
         visitors: request.visitors,
         widget: request.widget,
+        answer_cache: request.answer_cache,
         assistants: request.assistants,
         routing: request.routing,
         content_filter: request.content_filter,

@@ -63,6 +63,7 @@ pub async fn query(
         usage: answer.usage,
         stopped: answer.stopped,
         degraded: answer.degraded,
+        from_cache: answer.from_cache,
     };
     let mut response = Json(body).into_response();
     limits::tell(response.headers_mut(), rate);

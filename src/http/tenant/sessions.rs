@@ -70,6 +70,7 @@ pub async fn messages(
             assistant: found.assistant,
             usage: found.usage,
             degraded: found.degraded,
+            from_cache: found.from_cache,
             created_at: found.created_at,
             feedback: found.feedback,
         })

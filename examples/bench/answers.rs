@@ -171,7 +171,7 @@ async fn strangers(bench: &Bench, options: &Options) -> Result<()> {
         println!("{what}: {} asked, joined {joined}, from the cache {from_cache}, model calls {calls}", told.len());
         ensure!(joined == 0 && calls + from_cache == told.len(), "an answer was shared");
         ensure!(from_cache == expected, "{from_cache} from the cache instead of {expected}");
-        Ok(())
+        Ok::<_, anyhow::Error>(())
     };
     shared("the same question from every tenant at once", &all, 0).await?;
     for tenant in &tenants {
@@ -210,7 +210,7 @@ pub(crate) fn bound(options: &Options) -> Result<()> {
         let answer = KeptAnswer { content: "a".repeat(length), delta_lengths: vec![4; length / 4] };
         let tenant = tenants[usize::try_from(number)? % tenants.len()];
         cache.put_in_memory(tenant, AnswerKey::new(hash), Arc::new(answer), Duration::from_secs(900));
-        if number % 10_000 == 0 {
+        if number.is_multiple_of(10_000) {
             most = most.max(resident()?);
             most_bytes = most_bytes.max(cache.size().1);
         }

@@ -220,7 +220,7 @@ mod tests {
     fn a_tenant_is_forgotten_and_the_others_are_not() {
         let (memory, one, other) = (Memory::new(1_000_000), TenantId::new(), TenantId::new());
         for number in 0..100 {
-            keep(&memory, if number % 2 == 0 { one } else { other }, number, 5);
+            keep(&memory, if number.is_multiple_of(2) { one } else { other }, number, 5);
         }
         memory.forget(one);
         assert_eq!(memory.size(), (50, 50 * (30 + OVERHEAD)));

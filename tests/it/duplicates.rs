@@ -87,7 +87,7 @@ async fn count(database: &tokio_postgres::Client, of: &str) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_clicks_at_once_are_one_answer() {
     let platform = Platform::start().await;
-    let tenant = with_model(&platform, "three-clicks", &["slow-300"]).await;
+    let tenant = with_model(&platform, "three-clicks", &["slow-1500"]).await;
     platform
         .set_limits("three-clicks", json!({ "requests_per_minute": "unlimited", "requests_per_month": 1000 }))
         .await;

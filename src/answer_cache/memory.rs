@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn a_tenant_is_forgotten_and_the_others_are_not() {
         let (memory, one, other) = (Memory::new(1_000_000), TenantId::new(), TenantId::new());
-        for number in 0..100 {
+        for number in 0..100_u64 {
             keep(&memory, if number.is_multiple_of(2) { one } else { other }, number, 5);
         }
         memory.forget(one);

@@ -79,12 +79,12 @@ fn luhn(digits: &str) -> bool {
         })
         .sum();
     // Zeros alone pass the check.
-    sum.is_multiple_of(10) && sum > 0
+    sum > 0 && sum.is_multiple_of(10)
 }
 
 fn is_article_number(digits: &str) -> bool {
     let sum: u32 =
-        values(digits).enumerate().map(|(place, digit)| if place % 2 == 0 { digit } else { digit * 3 }).sum();
+        values(digits).enumerate().map(|(place, digit)| if place.is_multiple_of(2) { digit } else { digit * 3 }).sum();
     sum.is_multiple_of(10)
 }
 

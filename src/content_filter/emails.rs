@@ -70,6 +70,10 @@ impl Emails {
                     return;
                 }
             }
+            // Where no spaces are written, an address begins with its first letter of another script.
+            if c.is_ascii_alphanumeric() && self.local.back().is_some_and(|(_, c)| is_unspaced(*c)) {
+                self.local.clear();
+            }
             if self.local.len() == MOST_LOCAL {
                 self.local.pop_front();
             }
@@ -99,12 +103,21 @@ impl Emails {
     }
 }
 
+/// Whether a letter is of a script that puts no spaces between words.
+fn is_unspaced(c: char) -> bool {
+    u32::from(c) >= 0x0E00
+}
+
 /// How many of the characters, at most, are a domain.
 fn domain_length(characters: &[(usize, char)]) -> Option<usize> {
     let (mut labels, mut found, mut at) = (0, None, 0);
     for label in characters.split(|(_, c)| *c == '.') {
         let hyphens = label.iter().rev().take_while(|(_, c)| *c == '-').count();
         let bare = label.get(..label.len() - hyphens).unwrap_or_default();
+        // Where no spaces are written, it ends with the script.
+        let begins_ascii = bare.first().is_some_and(|(_, c)| c.is_ascii());
+        let more = bare.iter().position(|(_, c)| begins_ascii && is_unspaced(*c));
+        let bare = more.and_then(|at| bare.get(..at)).unwrap_or(bare);
         if bare.first().is_none_or(|(_, c)| *c == '-') {
             break;
         }
@@ -113,7 +126,7 @@ fn domain_length(characters: &[(usize, char)]) -> Option<usize> {
         if labels > 0 && letters && text.chars().count() >= 2 {
             found = Some((at + bare.len(), text));
         }
-        if hyphens > 0 {
+        if hyphens > 0 || more.is_some() {
             break;
         }
         labels += 1;
@@ -139,6 +152,8 @@ mod tests {
         assert_eq!(domain("example.com.2024").as_deref(), Some("example.com"));
         assert_eq!(domain("münchen.example").as_deref(), Some("münchen.example"));
         assert_eq!(domain("example.xn--p1ai").as_deref(), Some("example.xn--p1ai"));
+        assert_eq!(domain("example.jpです").as_deref(), Some("example.jp"));
+        assert_eq!(domain("例え.テスト").as_deref(), Some("例え.テスト"));
         for text in ["localhost", "", ".com", "18.2.0", "2x.png", "a..com", "-a.com", "w.T"] {
             assert_eq!(domain(text), None, "{text}");
         }

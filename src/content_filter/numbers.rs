@@ -329,10 +329,9 @@ impl Numbers {
         }
     }
 
-    /// Whether it is one of a row of small numbers.
+    /// Whether it is one of a row of numbers of the same length: a table's, or the digits of a long one.
     fn in_row(&self, first: &Group) -> bool {
-        let size = first.digits.len();
-        first.joint != Joint::None && size <= 2 && self.previous == Some(size)
+        first.joint != Joint::None && self.previous == Some(first.digits.len())
     }
 
     /// How many of the groups are a card's number, the most there may be.

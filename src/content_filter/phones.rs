@@ -73,7 +73,7 @@ pub(super) enum Hint {
 }
 
 /// How many of the groups, from the first one, are a telephone number. None if it does not begin with one. `in_row`: it is
-/// one of a row of small numbers.
+/// one of a row of numbers.
 pub(super) fn length(groups: &[Group], hint: Hint, in_row: bool) -> Option<usize> {
     let first = groups.first()?;
     let all: String = groups.iter().map(|group| group.digits.as_str()).collect();
@@ -209,7 +209,8 @@ fn written_form(groups: &[Group]) -> Option<usize> {
     found = found.or_else(|| is_form(&[2, 5, 4])).or_else(|| is_form(&[2, 4, 4]));
     if found.is_none() && enclosed {
         found = is_form(&[3, 7]).or_else(|| is_form(&[2, 8])).or_else(|| is_form(&[2, 7])).or_else(|| is_form(&[2, 9]));
-        found = found.or_else(|| longest(groups, 9, 11).filter(|count| *count > 1));
+        let area = (2..=3).contains(&first.digits.len());
+        found = found.or_else(|| longest(groups, 9, 11).filter(|count| area && *count > 1));
     }
     found
 }
@@ -248,7 +249,7 @@ const TELEPHONE: &str = "\
 /// Parts of such words.
 const TELEPHONE_PARTS: &str = "\
     phone telef teléf télé mobil handy whatsapp fax hotline cellul телефон 电话 手机 電話 携帯 传真 전화 휴대폰 puhelin \
-    τηλέφωνο telepon thoại โทร";
+    τηλέφωνο telepon thoại โทร llam llám appel anruf";
 /// Words between such a word and the number.
 const BETWEEN: &str = "\
     number numbers nummer numéro numero número номер is are ist lautet est es è on at us me him her them \
@@ -260,7 +261,7 @@ const OTHER: &str = "\
     bestellnummer bestellnr commande pedido invoice rechnung rechnungsnummer facture factura ticket case \
     customer kunde kundennummer account konto kontonummer article artikel artikelnummer item product \
     serial seriennummer part tracking parcel version build commit transaction steuernummer vat iban \
-    policy contract vertrag vertragsnummer batch lot model";
+    policy contract vertrag vertragsnummer batch lot model nhs ssn imei passport licence license";
 
 fn is_in(words: &str, word: &str) -> bool {
     words.split(' ').any(|one| one == word)

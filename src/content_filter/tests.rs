@@ -291,7 +291,7 @@ proptest! {
         let mut number = format!("{start}{digits}");
         number.truncate(length - 1);
         let sum: u32 = number.bytes().rev().enumerate().map(|(place, digit)| {
-            let digit = u32::from(digit - b'0') * if place % 2 == 0 { 2 } else { 1 };
+            let digit = u32::from(digit - b'0') * if place.is_multiple_of(2) { 2 } else { 1 };
             if digit > 9 { digit - 9 } else { digit }
         }).sum();
         number.push(char::from(b'0' + u8::try_from((10 - sum % 10) % 10).unwrap()));

@@ -212,3 +212,23 @@ async fn nothing_is_masked_unless_it_is_switched_on_and_what_cannot_be_a_filter_
     assert_eq!(config["settings"]["content_filter"]["email_addresses"], true);
     assert_eq!(config["settings"]["content_filter"]["card_numbers"], false);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_kept_and_given_again_is_masked_and_never_from_before_the_filter() {
+    let platform = Platform::start().await;
+    let (tenant, _) = platform.filtered("kept", &["pieces-3"], json!({})).await;
+    let patch = async |change: Value| {
+        platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(change)).await.expect(StatusCode::OK);
+    };
+    patch(json!({ "answer_cache": { "enabled": true } })).await;
+    let ask = async || {
+        let body = json!({ "message": "Write to anna@example.com." });
+        let answer = platform.post("/api/v1/chat", &tenant.user.access, body).await.expect(StatusCode::OK);
+        (answer["content"].as_str().unwrap().to_owned(), answer["from_cache"].as_bool().unwrap())
+    };
+    let plain = "Write to anna@example.com.".to_owned();
+    assert_eq!((ask().await, ask().await), ((plain.clone(), false), (plain, true)));
+    patch(json!({ "content_filter": everything() })).await;
+    let masked = "Write to [e-mail address].".to_owned();
+    assert_eq!((ask().await, ask().await), ((masked.clone(), false), (masked, true)));
+}

@@ -4,6 +4,9 @@
 //! last: they go to the end once more. So a flood of questions that are asked once does not wash out what is asked again
 //! and again. An answer whose time is over is given to nobody; it goes when its turn comes, which two at a time are
 //! looked at whenever one is added.
+//!
+//! It is no library's cache because the bound holds to the byte at every moment, a tenant's answers are gone when
+//! [`Memory::forget`] returns, and whoever tests it says what time it is.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;

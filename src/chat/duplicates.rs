@@ -6,7 +6,7 @@
 //! model, one of the quota. In one server they meet here, in memory, before anything is stored, so that clicks at once
 //! cannot slip through together. Over servers the answer's row carries the key under a unique index while it is being
 //! generated, and whoever meets it there follows that answer as a stream that is resumed. An answer that is over, or that
-//! its user has stopped, is joined by nobody: the next question is a new one.
+//! its user has stopped, is joined by nobody, nor one whose conversation was deleted: the next question is a new one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -193,16 +193,16 @@ impl Chat {
             let client = caller.db.client().await?;
             let listener = Listener::new(log, None);
             // The first one's account was looked at; this one may have come with another sign-in. And the answer may have
-            // been stopped at another server, of which its own hears within a second.
-            let (active, stopped) = future::try_join(
+            // been stopped at another server, of which its own hears within a second, or its conversation deleted.
+            let (active, wanted) = future::try_join(
                 tenant_store::is_active(&client, caller),
-                tenant_store::stop_requested(&client, listener.message_id()),
+                tenant_store::is_still_wanted(&client, listener.message_id()),
             )
             .await?;
             if !active {
                 return Err(ChatError::NotInForce);
             }
-            if stopped {
+            if !wanted {
                 interruption.stop();
                 continue;
             }

@@ -77,9 +77,9 @@ const IN_FLIGHT: &str = "\
     SELECT m.id FROM chat_messages m JOIN chat_sessions s ON s.id = m.session_id
     WHERE m.in_flight_key = $1 AND m.state = 'generating' AND s.user_id = $2";
 
-/// Whether an answer that is being generated is to be stopped.
-const STOP_REQUESTED: &str = "\
-    SELECT stop_requested_at IS NOT NULL FROM chat_messages WHERE id = $1 AND state = 'generating'";
+/// Whether nobody has asked to stop an answer that is being generated. No row if its conversation was deleted.
+const STILL_WANTED: &str = "\
+    SELECT state <> 'generating' OR stop_requested_at IS NULL FROM chat_messages WHERE id = $1";
 
 /// The end of an answer. What differs comes behind the call.
 macro_rules! finish {
@@ -156,7 +156,7 @@ pub const STATEMENTS: &[&str] = &[
     BEGIN_CONVERSATION,
     CONTINUE_CONVERSATION,
     IN_FLIGHT,
-    STOP_REQUESTED,
+    STILL_WANTED,
     FINISH,
     FINISH_PARTED,
     ORPHANED,
@@ -293,9 +293,9 @@ pub(super) async fn in_flight(client: &Client, key: &QuestionKey, user: UserId) 
     client.query_opt(&statement, &[&key.as_bytes(), &user]).await?.map(|row| row.try_get(0)).transpose()
 }
 
-/// Whether somebody wants an answer to be stopped, at whatever server; not once it is over.
-pub(super) async fn stop_requested(client: &Client, id: MessageId) -> Result<bool, Error> {
-    let statement = client.prepare_cached(STOP_REQUESTED).await?;
+/// Whether an answer is there, and its user has not stopped it.
+pub(super) async fn is_still_wanted(client: &Client, id: MessageId) -> Result<bool, Error> {
+    let statement = client.prepare_cached(STILL_WANTED).await?;
     let row = client.query_opt(&statement, &[&id]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.unwrap_or_default())
 }

@@ -440,8 +440,8 @@ async fn open_streams_hold_no_connection() {
     let options = Options { settings, database: Some(first.database.clone()), ..Options::default() };
     let second = Platform::start_with(options).await;
     let mut open = Vec::new();
-    for _ in 0..25 {
-        let mut stream = first.asked(&tenant, json!({ "message": "hello", "stream": true })).await;
+    for number in 0..25 {
+        let mut stream = first.asked(&tenant, json!({ "message": format!("hello {number}"), "stream": true })).await;
         let message = data(&stream.next().await.unwrap())["message_id"].as_str().unwrap().to_owned();
         open.push(second.resumed(&tenant, &message, Some("0")).await);
         open.push(stream);

@@ -470,7 +470,8 @@ async fn a_purge_drops_the_replaced_database_that_could_not_be_dropped() {
     let (database, owner, login): (String, String, String) = (row.get(0), row.get(1), row.get(2));
     let admin = connect(&server().await.url("postgres")).await.unwrap();
     admin.batch_execute(&format!("CREATE ROLE {owner}; CREATE ROLE {login} LOGIN")).await.unwrap();
-    admin.batch_execute(&format!("CREATE DATABASE {database} OWNER {owner}")).await.unwrap();
+    // Nobody may connect: other tests share this Postgres, and a tenant that is provisioned meanwhile is kept from others.
+    admin.batch_execute(&format!("CREATE DATABASE {database} OWNER {owner} ALLOW_CONNECTIONS false")).await.unwrap();
     let path = "/platform/v1/tenants/left-ours?confirm=left-ours&grace_days=0";
     let deleted = platform.send(Method::DELETE, path, &platform.token, None).await.expect(StatusCode::ACCEPTED);
     let deleted = platform.settled(&deleted["operation"]).await;

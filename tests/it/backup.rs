@@ -353,8 +353,9 @@ async fn a_tenant_in_service_is_replaced_under_load_without_mixing() {
     let body = json!({ "key": KEY, "replace": ours.slug });
     let (operation, answers) = tokio::join!(restore(&platform, &backup, body), reading);
     assert_eq!(operation["state"], "succeeded", "{operation}");
+    // One that is under way when the old database shuts is asked to come again.
     let odd: Vec<_> = answers.iter().filter(|status| ![200, 401].contains(&status.as_u16())).collect();
-    assert!(odd.is_empty(), "{odd:?}");
+    assert!(odd.len() <= 1 && odd.iter().all(|status| **status == StatusCode::SERVICE_UNAVAILABLE), "{odd:?}");
     let database = platform.tenant_database(&ours.slug).await;
     assert_ne!(database, old_database);
     let now = sums(&database).await;

@@ -110,6 +110,8 @@ uuid_ids! {
     ChatSessionId,
     /// One message of a conversation.
     MessageId,
+    /// One image of a question.
+    ImageId,
     /// One configured model provider of a tenant.
     ApiConfigurationId,
     /// One key that signs a tenant's access tokens.

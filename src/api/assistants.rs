@@ -6,6 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::images::ImageUrls;
 use super::limits::FEATURES;
 use super::tenant::Usage;
 
@@ -59,6 +60,10 @@ pub struct AssistantSettings {
     #[garde(inner(custom(a_feature)))]
     #[serde(default)]
     pub feature: Option<String>,
+    /// Whether its model looks at images. Questions with images come to such assistants only.
+    #[garde(skip)]
+    #[serde(default)]
+    pub accepts_images: bool,
 }
 
 /// Which assistant a question comes to that names none.
@@ -110,6 +115,8 @@ struct StrictAssistant {
     patterns: Vec<String>,
     #[serde(default)]
     feature: Option<String>,
+    #[serde(default)]
+    accepts_images: bool,
 }
 
 #[derive(Deserialize)]
@@ -227,6 +234,9 @@ pub struct Assistant {
     pub title: String,
     /// What it is for.
     pub description: String,
+    /// Whether images may come with a question to it: it accepts them, and the plan has `vision`.
+    #[serde(default)]
+    pub accepts_images: bool,
 }
 
 /// `POST /api/ai/query`.
@@ -241,6 +251,10 @@ pub struct QueryRequest {
     /// The conversation to go on with; a new one when left out.
     #[serde(default)]
     pub session_id: Option<Uuid>,
+    /// Images that the question is about; see `images` of `POST /api/v1/chat`.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>, max_items = 4)]
+    pub images: ImageUrls,
 }
 
 /// The answer to a query.

@@ -13,6 +13,7 @@ pub mod database;
 pub mod doctor;
 pub mod fleet;
 pub mod fleet_audit;
+pub mod images;
 pub mod limits;
 pub mod openai;
 pub mod page;

@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::images::{ChatImage, ImageUrls};
+
 pub use super::assistants::{AssistantSettings, RoutingBy, RoutingSettings};
 pub use super::settings::{
     Branding, Config, Settings, StrictSettings, UpdateConfigRequest, VisitorSettings, WidgetSettings,
@@ -288,6 +290,11 @@ pub struct ChatRequest {
     /// The name of one of the tenant's assistants; the settings' `routing` says which when left out.
     #[serde(default)]
     pub assistant: Option<String>,
+    /// Images that the question is about, four at most, each as a `data:` URL in Base64: `data:image/png;base64,…`. PNG, JPEG, WebP or
+    /// GIF, at most 3.75 MiB each and 10 MiB together. The assistant has to accept images, and the plan to have `vision`.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>, max_items = 4)]
+    pub images: ImageUrls,
     /// `true` for server-sent events.
     #[serde(default)]
     pub stream: bool,
@@ -471,6 +478,9 @@ pub struct ChatMessage {
     /// What its user thought of it, for answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub feedback: Option<MessageFeedback>,
+    /// The images that came with it, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<ChatImage>,
 }
 
 /// Whether an answer helped.

@@ -8,6 +8,8 @@
 //! | the first one, with routing by model | the one that the model says |
 //! | any other | the default one, or none in particular |
 //!
+//! Where images come with a question, only those that accept images are looked at; of them the first if nothing says which.
+//!
 //! Whichever it is, it answers only if the plan has the feature that it needs: a question that belongs to one that the
 //! plan does not have is refused, not answered by somebody who cannot.
 
@@ -19,6 +21,9 @@ use crate::api::limits::FEATURES;
 use crate::api::tenant::{AssistantSettings, RoutingBy, Settings};
 use crate::limits::Terms;
 use crate::tenant_db::TenantRecord;
+
+/// The feature that images in questions need.
+pub(super) const IMAGES: &str = "vision";
 
 /// A tenant's assistants, with their rules ready to be used. Made once for each version of the settings.
 pub(super) struct Assistants {
@@ -34,6 +39,8 @@ pub(super) struct Asked<'a> {
     pub(super) named: Option<&'a str>,
     /// The one that gave the last answer of its conversation.
     pub(super) last: Option<&'a str>,
+    /// Whether images come with it.
+    pub(super) with_images: bool,
 }
 
 /// What is said of it.
@@ -71,22 +78,48 @@ impl Assistants {
 
     /// Says whose a question is.
     pub(super) fn assign(&self, asked: Asked<'_>) -> Result<Assigned<'_>, ChatError> {
+        let may = |one: &&AssistantSettings| !asked.with_images || one.accepts_images;
         if let Some(named) = asked.named {
-            return self.find(named).map(|found| Assigned::To(Some(found))).ok_or(ChatError::AssistantUnknown);
+            let found = self.find(named).ok_or(ChatError::AssistantUnknown)?;
+            return if may(&found) {
+                Ok(Assigned::To(Some(found)))
+            } else {
+                Err(self.images_not_accepted(Some(named)))
+            };
         }
-        let ruled = || self.rules.say(asked.text).and_then(|index| self.all().get(index));
+        let index_may = |index: usize| self.all().get(index).is_some_and(|one| may(&one));
+        let ruled = || self.rules.say(asked.text, index_may).and_then(|index| self.all().get(index));
         // One that is not among them any more says nothing.
-        let last = asked.last.and_then(|name| self.find(name));
-        let default = || self.settings.routing.default.as_deref().and_then(|name| self.find(name));
+        let last = asked.last.and_then(|name| self.find(name)).filter(may);
+        let default = || self.settings.routing.default.as_deref().and_then(|name| self.find(name)).filter(may);
         let fallback = ruled().or(last).or_else(default);
+        let fallback = match asked.with_images {
+            false => fallback,
+            true => {
+                Some(fallback.or_else(|| self.all().iter().find(may)).ok_or_else(|| self.images_not_accepted(None))?)
+            }
+        };
         match self.settings.routing.by {
-            RoutingBy::Model if last.is_none() && self.all().len() > 1 => Ok(Assigned::AskModel(fallback)),
+            RoutingBy::Model if last.is_none() && self.all().iter().filter(may).count() > 1 => {
+                Ok(Assigned::AskModel(fallback))
+            }
             _ => Ok(Assigned::To(fallback)),
         }
+    }
+
+    fn images_not_accepted(&self, named: Option<&str>) -> ChatError {
+        let accepting = self.all().iter().filter(|one| one.accepts_images).map(|one| one.name.clone());
+        ChatError::ImagesNotAccepted { assistant: named.map(str::to_owned), accepting: accepting.collect() }
     }
 }
 
 impl Chat {
+    /// Whether a tenant's questions may show images to an assistant.
+    pub(super) fn shows_images(&self, assistant: Option<&AssistantSettings>, record: &TenantRecord) -> bool {
+        let accepts = assistant.is_some_and(|assistant| assistant.accepts_images);
+        accepts && self.plans.terms(&record.plan, &record.limits).has(IMAGES)
+    }
+
     /// Refuses an assistant that the tenant's plan does not have.
     pub(super) fn admit_assistant(
         &self,
@@ -125,6 +158,7 @@ mod tests {
             keywords: keywords.iter().map(|&keyword| keyword.to_owned()).collect(),
             patterns: vec![],
             feature: None,
+            accepts_images: false,
         }
     }
 
@@ -138,8 +172,12 @@ mod tests {
     /// Whose it is, with a question mark if the model is to be asked first.
     fn whose(by: RoutingBy, default: Option<&str>, text: &str, named: Option<&str>, last: Option<&str>) -> String {
         let assistants = assistants(by, default);
+        told(assistants.assign(Asked { text, named, last, with_images: false }))
+    }
+
+    fn told(assigned: Result<Assigned<'_>, ChatError>) -> String {
         let name = |found: Option<&AssistantSettings>| found.map_or("-", |found| &found.name).to_owned();
-        match assistants.assign(Asked { text, named, last }) {
+        match assigned {
             Ok(Assigned::To(found)) => name(found),
             Ok(Assigned::AskModel(found)) => name(found) + "?",
             Err(error) => format!("{error:?}"),
@@ -177,5 +215,54 @@ mod tests {
         assert_eq!(whose(RoutingBy::Model, Some("orders"), "hello", None, Some("gone")), "orders?");
         assert_eq!(whose(RoutingBy::Model, Some("orders"), "thanks", None, Some("billing")), "billing");
         assert_eq!(whose(RoutingBy::Model, None, "my parcel", None, Some("billing")), "orders");
+    }
+
+    /// The same with images, where these accept them.
+    fn with_images(
+        by: RoutingBy,
+        accepting: &[usize],
+        default: Option<&str>,
+        text: &str,
+        last: Option<&str>,
+    ) -> String {
+        let mut settings = Settings::clone(&assistants(by, default).settings);
+        for index in accepting {
+            settings.assistants[*index].accepts_images = true;
+        }
+        let assistants = Assistants::new(Arc::new(settings));
+        told(assistants.assign(Asked { text, named: None, last, with_images: true }))
+    }
+
+    #[test]
+    fn images_come_to_those_that_accept_them() {
+        for by in [RoutingBy::Off, RoutingBy::Rule, RoutingBy::Model] {
+            // Whatever else says otherwise.
+            for (text, last) in [("my parcel", Some("orders")), ("hello", None)] {
+                assert_eq!(with_images(by, &[0], Some("orders"), text, last), "billing", "{by:?}");
+            }
+            let refused = with_images(by, &[], Some("orders"), "my parcel", None);
+            assert_eq!(refused, "ImagesNotAccepted { assistant: None, accepting: [] }");
+        }
+        let both = &[0, 1];
+        assert_eq!(with_images(RoutingBy::Off, both, None, "my parcel", None), "billing", "the first of them");
+        assert_eq!(with_images(RoutingBy::Off, both, Some("orders"), "hello", None), "orders");
+        assert_eq!(with_images(RoutingBy::Off, both, None, "hello", Some("orders")), "orders");
+        assert_eq!(with_images(RoutingBy::Rule, both, None, "my parcel", Some("billing")), "orders");
+        assert_eq!(with_images(RoutingBy::Model, both, None, "my parcel", None), "orders?");
+        // Both rules and images: the rule of one that does not accept them does not hide the other's.
+        let text = "invoice, parcel and delivery";
+        assert_eq!(with_images(RoutingBy::Rule, &[0], None, text, None), "billing");
+    }
+
+    #[test]
+    fn one_that_is_named_and_accepts_no_images_names_those_that_do() {
+        let mut settings = Settings::clone(&assistants(RoutingBy::Rule, None).settings);
+        settings.assistants[0].accepts_images = true;
+        let assistants = Assistants::new(Arc::new(settings));
+        let named =
+            |name| told(assistants.assign(Asked { text: "", named: Some(name), last: None, with_images: true }));
+        assert_eq!(named("billing"), "billing");
+        assert_eq!(named("orders"), "ImagesNotAccepted { assistant: Some(\"orders\"), accepting: [\"billing\"] }");
+        assert_eq!(named("sales"), "AssistantUnknown");
     }
 }

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 
+use super::images::MessageImage;
 use super::{Chat, ChatError, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::{MessageFeedback, MessageRole, MessageState, Usage};
@@ -51,6 +52,8 @@ pub struct Message {
     pub created_at: DateTime<Utc>,
     /// What its user thought of it.
     pub feedback: Option<MessageFeedback>,
+    /// The images that it came with, in order.
+    pub images: Vec<MessageImage>,
 }
 
 impl Chat {
@@ -132,6 +135,7 @@ mod tests {
             from_cache: false,
             created_at: DateTime::UNIX_EPOCH,
             feedback: None,
+            images: vec![],
         };
         let shown = |state, running, minutes| {
             let mut message = message(state);

@@ -1,7 +1,7 @@
 //! The same question asked again while its answer is on its way: whoever clicks twice gets one answer, twice.
 //!
-//! Questions are the same if the same user asks the same words of the same model and assistant in the same conversation, or
-//! in a new one.
+//! Questions are the same if the same user asks the same words about the same images of the same model and assistant in the same
+//! conversation, or in a new one.
 //! Whoever comes first asks; the others are told the same events: the same conversation and answer, one row, one call of a
 //! model, one of the quota. In one server they meet here, in memory, before anything is stored, so that clicks at once
 //! cannot slip through together. Over servers the answer's row carries the key under a unique index while it is being
@@ -56,6 +56,9 @@ impl QuestionKey {
         key.add_optional(model.map(str::as_bytes));
         key.add_optional(question.assistant.as_deref().map(str::as_bytes));
         key.add(question.text.as_bytes());
+        for image in &question.images {
+            key.add(image.digest());
+        }
         Self(key.hash())
     }
 }
@@ -257,6 +260,7 @@ pub(super) async fn store(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::images;
     use crate::ids::ChatSessionId;
     use crate::limits::Permit;
 
@@ -267,6 +271,7 @@ mod tests {
             session_id: session,
             model,
             assistant: None,
+            images: vec![],
             permit: Permit::default(),
             queries_remaining: None,
         }
@@ -290,7 +295,17 @@ mod tests {
         assert!(same() == same());
         let to_an_assistant =
             Question { assistant: Some("a".to_owned()), ..question("hello", Some(session), Some("m")) };
+        let about = |base64: &[&str]| {
+            let urls = base64.iter().map(|base64| format!("data:image/gif;base64,{base64}")).collect();
+            let images = images::decode(urls).unwrap();
+            QuestionKey::new(tenant, user, &Question { images, ..question("hello", Some(session), Some("m")) })
+        };
+        assert!(about(&["R0lGODlhAAAA"]) == about(&["R0lGODlhAAAA"]));
+        assert!(about(&["R0lGODlhAAAA"]) != about(&["R0lGODlhAAAB"]));
         let others = [
+            about(&["R0lGODlhAAAA"]),
+            about(&["R0lGODlhAAAB"]),
+            about(&["R0lGODlhAAAA", "R0lGODlhAAAA"]),
             QuestionKey::new(TenantId::new(), user, &question("hello", Some(session), Some("m"))),
             QuestionKey::new(tenant, UserId::new(), &question("hello", Some(session), Some("m"))),
             QuestionKey::new(tenant, user, &question("hello", None, Some("m"))),

@@ -15,6 +15,7 @@ mod conversations;
 mod duplicates;
 pub mod feedback;
 mod fingerprint;
+pub mod images;
 pub mod kept_answers;
 mod metered;
 mod model_call;
@@ -48,6 +49,7 @@ use crate::tenant_db::{TenantDatabases, TenantDbError, TenantRecord};
 pub use candidates::ModelEntry;
 pub use context::ChatContext;
 pub use conversations::{Conversation, Message};
+pub use images::{ImageError, QuestionImage};
 pub use metered::{CallContext, MeteredEmbeddings, MeteredStream};
 pub use model_call::CallError;
 pub use streams::{AnswerEnd, AnswerEvent, Listener};
@@ -162,6 +164,8 @@ pub struct Question {
     pub model: Option<String>,
     /// The assistant to ask; the one that it comes to if `None`.
     pub assistant: Option<String>,
+    /// The images that come with it.
+    pub images: Vec<QuestionImage>,
     /// What it has reserved of the tenant's quota: used if there is an answer, else given back.
     pub permit: Permit,
     /// What is left of that then; none if there is no limit.
@@ -202,6 +206,20 @@ pub enum ChatError {
         /// The tenant's plan.
         plan: String,
     },
+    /// Images came with the question, and whoever is asked does not accept any.
+    #[error("the assistant does not accept images")]
+    ImagesNotAccepted {
+        /// The assistant that the question names, if it names one.
+        assistant: Option<String>,
+        /// Those that do accept images.
+        accepting: Vec<String>,
+    },
+    /// The images of the question are refused.
+    #[error("the images are refused")]
+    Images(#[from] ImageError),
+    /// There is no such image that the caller may know of.
+    #[error("no such image")]
+    ImageNotFound,
     /// No AI key offers any of the models that users may use.
     #[error("no AI key offers a model that may be used")]
     NoModel,

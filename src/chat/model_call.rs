@@ -274,6 +274,8 @@ impl ModelCall {
             ChatEvent::Finished { .. } => return,
         };
         self.delivered = true;
+        // Nobody else is asked from here on.
+        self.request = None;
         if let Some(open) = &mut self.open {
             open.delivered(characters);
         }

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | read who asks and the history, and once a second settings and keys | one, all at once | 1 |
 //! | where a model routes, it is asked for the assistant of a first question | none | 2, for its row |
+//! | read images of earlier questions, if there are any and they are shown again | the same, or another if a model was asked | 1 |
 //! | store the question and the answer's row | the same, or another if a model was asked | 1 |
 //! | the model speaks | none | - |
 //! | store the answer | another | 1 |
@@ -24,6 +25,7 @@ use tracing::Instrument as _;
 
 use super::assistants::{Asked, Assigned};
 use super::duplicates::{self, FirstAsked, Mark, Stored};
+use super::images::{self, QuestionImage};
 use super::kept_answers::{Hit, Keeping};
 use super::model_call::{self, ModelCall, Purpose};
 use super::prompt;
@@ -134,22 +136,32 @@ impl Chat {
         if text.chars().count() > settings.max_message_length as usize {
             return Err(ChatError::TooLong { limit: settings.max_message_length });
         }
-        let history = history.ok_or(ChatError::NotFound)?;
-        let asked = Asked { text: &text, named: question.assistant.as_deref(), last: history.assistant.as_deref() };
+        let mut history = history.ok_or(ChatError::NotFound)?;
+        let with_images = !question.images.is_empty();
+        let asked = Asked {
+            text: &text,
+            named: question.assistant.as_deref(),
+            last: history.assistant.as_deref(),
+            with_images,
+        };
         let (assistant, client) = match context.assistants.assign(asked)? {
             Assigned::To(assistant) => (assistant, client),
             Assigned::AskModel(otherwise) => {
                 // No connection is held while a model speaks.
                 drop(client);
-                let said = self.ask_router(caller, &context, &text).await;
+                let said = self.ask_router(caller, &context, &text, with_images).await;
                 (said.or(otherwise), caller.db.client().await?)
             }
         };
         self.admit_assistant(assistant, caller.db.record())?;
         let (model, candidates) = context.choose_for(question.model.as_deref(), assistant)?;
+        if !with_images && self.shows_images(assistant, caller.db.record()) {
+            images::recall(&client, &mut history.spoken, settings.history_length.into()).await?;
+        }
+        let (new_images, shown): (Vec<_>, Vec<_>) = question.images.into_iter().map(QuestionImage::split).unzip();
         self.settle_abandoned_soon(&caller.db);
         let request = ChatRequest {
-            messages: prompt::build(&settings, assistant, history.spoken, &text),
+            messages: prompt::build(&settings, assistant, history.spoken, &text, shown),
             temperature: assistant.and_then(|one| one.temperature).or(settings.temperature),
             max_tokens: Some(assistant.and_then(|one| one.max_tokens).unwrap_or(settings.max_tokens)),
             ..ChatRequest::default()
@@ -160,6 +172,7 @@ impl Chat {
             user_id: caller.user_id,
             question_id: MessageId::new(),
             question: text,
+            images: new_images,
             answer_id: MessageId::new(),
             model: model.to_string(),
             assistant: assistant.map(|assistant| assistant.name.clone()),
@@ -201,8 +214,9 @@ impl Turn {
         let _last_word = LastWord(Arc::clone(&log));
         let call = self.call.as_mut().map(ModelCall::open);
         let stored = duplicates::store(&client, &self.chat.under_way, mark.key(), &self.begin, call).await;
-        // No connection is held while the model speaks.
+        // No connection is held while the model speaks, nor images that are stored.
         drop(client);
+        self.begin.images = Vec::new();
         let stored = match stored {
             Ok(Stored::Begun) => Ok(None),
             Ok(Stored::Elsewhere(message_id)) => Ok(Some(message_id)),

@@ -1,11 +1,13 @@
 //! SQL of conversations and messages.
 
 use chrono::{DateTime, Utc};
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
 use super::conversations::{Conversation, Message};
 use super::duplicates::QuestionKey;
 use super::feedback::tenant_store as feedback_store;
+use super::images::tenant_store::{NewImages, insert_images, list_images};
 use super::prompt::Spoken;
 use super::turn::{Begin, Finished};
 use crate::access::{ACTIVE_USER, TenantCaller};
@@ -16,10 +18,11 @@ use crate::tenant_db::{Client, GenericClient as _, Transaction};
 
 /// No row if the conversation is not the user's; one without a message if it is and nothing in it can be shown to a
 /// model. How far back it goes is read from the settings here, so that they need not be known before. Each row also has the
-/// assistant of the last answer, whatever became of that.
+/// assistant of the last answer, whatever became of that, and its message's id if images came with it.
 const HISTORY: &str = "\
-    SELECT m.role, m.content, a.assistant FROM chat_sessions s LEFT JOIN LATERAL (
-        SELECT id, role, content FROM chat_messages
+    SELECT m.role, m.content, a.assistant, CASE WHEN m.image_count > 0 THEN m.id END
+    FROM chat_sessions s LEFT JOIN LATERAL (
+        SELECT id, role, content, image_count FROM chat_messages
         WHERE session_id = s.id AND state IN ('complete', 'interrupted', 'stopped') AND content <> ''
             AND NOT degraded
         ORDER BY id DESC
@@ -31,9 +34,12 @@ const HISTORY: &str = "\
 
 /// A conversation with its first question, the row of the answer and that of the model's call, if there is one: one
 /// statement, one round trip, one commit. All of it follows from the answer's row, which is not inserted if the same
-/// question is being answered already: that row's key says so. (References are checked at a statement's end.)
-const BEGIN_CONVERSATION: &str = "\
-    WITH answer AS (
+/// question is being answered already: that row's key says so. (References are checked at a statement's end.) What a question
+/// with images has more comes behind.
+macro_rules! begin_conversation {
+    ($columns:literal, $values:literal, $($images:tt)+) => {
+        concat!(
+            "WITH answer AS (
         INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at,
             in_flight_key, assistant)
         VALUES ($7, $1, 'assistant', '', 'generating', $8, $16, $4, $17, $18)
@@ -47,14 +53,24 @@ const BEGIN_CONVERSATION: &str = "\
         SELECT $9::uuid, 'chat', $2, $7, $10, $11, $12, $8, $13, $14, 'started', $15, $4
         FROM answer WHERE $9::uuid IS NOT NULL
     ), question AS (
-        INSERT INTO chat_messages (id, session_id, role, content, state, created_at)
-        SELECT $5, session_id, 'user', $6, 'complete', $4 FROM answer
-    )
-    SELECT true, EXISTS (SELECT FROM answer)";
+        INSERT INTO chat_messages (id, session_id, role, content, state, created_at",
+            $columns,
+            ")
+        SELECT $5, session_id, 'user', $6, 'complete', $4",
+            $values,
+            " FROM answer
+    )",
+            $($images)+,
+            " SELECT true, EXISTS (SELECT FROM answer)"
+        )
+    };
+}
 
 /// The same in a conversation that is there. Inserts nothing if it was deleted meanwhile.
-const CONTINUE_CONVERSATION: &str = "\
-    WITH session AS (
+macro_rules! continue_conversation {
+    ($columns:literal, $values:literal, $($images:tt)+) => {
+        concat!(
+            "WITH session AS (
         UPDATE chat_sessions SET updated_at = GREATEST(updated_at, $3) WHERE id = $1 AND user_id = $2 RETURNING id
     ), answer AS (
         INSERT INTO chat_messages (id, session_id, role, content, state, model, queries_remaining, created_at,
@@ -67,10 +83,29 @@ const CONTINUE_CONVERSATION: &str = "\
         SELECT $8::uuid, 'chat', $2, $6, $9, $10, $11, $7, $12, $13, 'started', $14, $3
         FROM answer WHERE $8::uuid IS NOT NULL
     ), question AS (
-        INSERT INTO chat_messages (id, session_id, role, content, state, created_at)
-        SELECT $4, session_id, 'user', $5, 'complete', $3 FROM answer
-    )
-    SELECT EXISTS (SELECT FROM session), EXISTS (SELECT FROM answer)";
+        INSERT INTO chat_messages (id, session_id, role, content, state, created_at",
+            $columns,
+            ")
+        SELECT $4, session_id, 'user', $5, 'complete', $3",
+            $values,
+            " FROM answer
+    )",
+            $($images)+,
+            " SELECT EXISTS (SELECT FROM session), EXISTS (SELECT FROM answer)"
+        )
+    };
+}
+
+const BEGIN_CONVERSATION: &str = begin_conversation!("", "", "");
+const BEGIN_WITH_IMAGES: &str =
+    begin_conversation!(", image_count", ", $19::smallint", ", ", insert_images!("$5", "answer", "$20", "$21", "$22"));
+const CONTINUE_CONVERSATION: &str = continue_conversation!("", "", "");
+const CONTINUE_WITH_IMAGES: &str = continue_conversation!(
+    ", image_count",
+    ", $18::smallint",
+    ", ",
+    insert_images!("$4", "answer", "$19", "$20", "$21")
+);
 
 /// The user's answer that is being generated to a question.
 const IN_FLIGHT: &str = "\
@@ -142,7 +177,7 @@ const LIST_CONVERSATIONS: &str = "\
 /// No row if the conversation is not the user's; one without a message if there are no more.
 const LIST_MESSAGES: &str = "\
     SELECT m.id, m.role, m.content, m.state, m.error_code, m.model, m.assistant, m.input_tokens, m.output_tokens,
-        m.usage_reported, m.degraded, m.from_cache, m.created_at, f.rating, f.comment
+        m.usage_reported, m.degraded, m.from_cache, m.created_at, m.image_count, f.rating, f.comment
     FROM chat_sessions s LEFT JOIN LATERAL (
         SELECT * FROM chat_messages WHERE session_id = s.id AND ($3::uuid IS NULL OR id > $3) ORDER BY id LIMIT $4
     ) m ON true LEFT JOIN message_feedback f ON f.message_id = m.id
@@ -154,7 +189,9 @@ const DELETE_CONVERSATION: &str = "DELETE FROM chat_sessions WHERE id = $1 AND u
 pub const STATEMENTS: &[&str] = &[
     HISTORY,
     BEGIN_CONVERSATION,
+    BEGIN_WITH_IMAGES,
     CONTINUE_CONVERSATION,
+    CONTINUE_WITH_IMAGES,
     IN_FLIGHT,
     STILL_WANTED,
     FINISH,
@@ -190,7 +227,8 @@ pub(super) async fn history(client: &Client, session: ChatSessionId, user: UserI
     let mut spoken = Vec::with_capacity(rows.len());
     for row in rows {
         if let Some(who) = row.try_get::<_, Option<&str>>(0)? {
-            spoken.push(Spoken { role: role(who), content: row.try_get(1)? });
+            let with_images = row.try_get(3)?;
+            spoken.push(Spoken { role: role(who), content: row.try_get(1)?, with_images, images: Vec::new() });
         }
     }
     Ok(Some(History { spoken, assistant }))
@@ -223,63 +261,37 @@ pub(super) async fn begin(
     let billed_to = target.map(|target| target.billed_to.as_str());
     let estimate = call.map(OpenCall::estimated_input);
     let remaining = turn.queries_remaining.map(|count| i64::try_from(count).unwrap_or(i64::MAX));
-    let row = match &turn.new_title {
-        Some(title) => {
-            let statement = client.prepare_cached(BEGIN_CONVERSATION).await?;
-            client
-                .query_one(
-                    &statement,
-                    &[
-                        &turn.session_id,
-                        &turn.user_id,
-                        &title,
-                        &turn.now,
-                        &turn.question_id,
-                        &turn.question,
-                        &turn.answer_id,
-                        &turn.model,
-                        &call_id,
-                        &server,
-                        &provider,
-                        &configuration,
-                        &upstream_model,
-                        &billed_to,
-                        &estimate,
-                        &remaining,
-                        &key,
-                        &turn.assistant,
-                    ],
-                )
-                .await?
-        }
-        None => {
-            let statement = client.prepare_cached(CONTINUE_CONVERSATION).await?;
-            client
-                .query_one(
-                    &statement,
-                    &[
-                        &turn.session_id,
-                        &turn.user_id,
-                        &turn.now,
-                        &turn.question_id,
-                        &turn.question,
-                        &turn.answer_id,
-                        &turn.model,
-                        &call_id,
-                        &server,
-                        &provider,
-                        &configuration,
-                        &upstream_model,
-                        &billed_to,
-                        &estimate,
-                        &remaining,
-                        &key,
-                        &turn.assistant,
-                    ],
-                )
-                .await?
-        }
+    let images = NewImages::of(turn);
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = vec![&turn.session_id, &turn.user_id];
+    parameters.extend(turn.new_title.as_ref().map(|title| title as &(dyn ToSql + Sync)));
+    parameters.extend([
+        &turn.now as &(dyn ToSql + Sync),
+        &turn.question_id,
+        &turn.question,
+        &turn.answer_id,
+        &turn.model,
+        &call_id,
+        &server,
+        &provider,
+        &configuration,
+        &upstream_model,
+        &billed_to,
+        &estimate,
+        &remaining,
+        &key,
+        &turn.assistant,
+    ]);
+    if let Some(NewImages { count, ids, media_types, contents }) = &images {
+        parameters.extend([count as &(dyn ToSql + Sync), ids, media_types, contents]);
+    }
+    let statement = match (&turn.new_title, &images) {
+        (Some(_), None) => BEGIN_CONVERSATION,
+        (Some(_), Some(_)) => BEGIN_WITH_IMAGES,
+        (None, None) => CONTINUE_CONVERSATION,
+        (None, Some(_)) => CONTINUE_WITH_IMAGES,
     };
+    let statement = client.prepare_cached(statement).await?;
+    let row = client.query_one(&statement, &parameters).await?;
     Ok(match (row.try_get(0)?, row.try_get(1)?) {
         (_, true) => Begun::Stored,
         (true, false) => Begun::Duplicate,
@@ -396,8 +408,12 @@ pub(super) async fn list_messages(
         return Ok(None);
     }
     let mut messages = Vec::with_capacity(rows.len());
+    let mut with_images = Vec::new();
     for row in rows {
         let Some(id) = row.try_get("id")? else { continue };
+        if row.try_get::<_, Option<i16>>("image_count")?.is_some_and(|count| count > 0) {
+            with_images.push(id);
+        }
         messages.push(Message {
             id,
             role: role(row.try_get("role")?),
@@ -411,7 +427,14 @@ pub(super) async fn list_messages(
             from_cache: row.try_get::<_, Option<bool>>("from_cache")?.unwrap_or_default(),
             created_at: row.try_get("created_at")?,
             feedback: feedback_store::read(&row)?,
+            images: Vec::new(),
         });
+    }
+    if !with_images.is_empty() {
+        let mut images = list_images(client, &with_images).await?;
+        for message in &mut messages {
+            message.images = images.remove(&message.id).unwrap_or_default();
+        }
     }
     Ok(Some(messages))
 }

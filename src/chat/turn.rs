@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
+use super::images::NewImage;
 use super::model_call::{CallError, another_may_help};
 use crate::api::tenant::{MessageState, Usage};
 use crate::ids::{ChatSessionId, MessageId, UserId};
@@ -19,6 +20,8 @@ pub(super) struct Begin {
     pub(super) user_id: UserId,
     pub(super) question_id: MessageId,
     pub(super) question: String,
+    /// The images that came with it. They are let go of once they are stored.
+    pub(super) images: Vec<NewImage>,
     pub(super) answer_id: MessageId,
     pub(super) model: String,
     /// The assistant that answers; none if it is none in particular.

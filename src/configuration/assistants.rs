@@ -46,6 +46,7 @@ mod tests {
             keywords: vec![],
             patterns: vec![],
             feature: feature.map(str::to_owned),
+            accepts_images: false,
         }
     }
 

@@ -16,7 +16,7 @@ use crate::api::database::DatabaseFinding;
 use crate::api::{FieldProblem, Problem};
 use crate::backup_archive::ArchiveError;
 use crate::backups::BackupError;
-use crate::chat::{CallError, ChatError};
+use crate::chat::{CallError, ChatError, ImageError};
 use crate::configuration::ConfigurationError;
 use crate::fleet::FleetError;
 use crate::fleet_audit::FleetAuditError;
@@ -126,6 +126,11 @@ impl ApiError {
     /// 422: a field was refused.
     pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", "The request was refused").field(field, message)
+    }
+
+    /// 413: the body is larger than this route takes.
+    pub fn body_too_large() -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large")
     }
 
     /// 409: it does not fit what is there.
@@ -380,6 +385,22 @@ impl From<ChatError> for ApiError {
                     "the assistant `{assistant}` needs the feature `{feature}`, which the plan `{plan}` does not have"
                 ))
             }
+            ChatError::ImagesNotAccepted { assistant, accepting } => {
+                let who = assistant.map_or_else(String::new, |name| format!("the assistant `{name}` accepts none; "));
+                let others = match accepting.is_empty() {
+                    true => "no assistant of this service accepts images".to_owned(),
+                    false => format!("assistants that accept images: `{}`", accepting.join("`, `")),
+                };
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "images_not_accepted", "Images are not accepted")
+                    .field("images", who + &others)
+            }
+            ChatError::Images(error) => match error {
+                ImageError::Refused { index, problem } => {
+                    Self::invalid(format!("images[{index}]"), problem.to_string())
+                }
+                ImageError::TooMany | ImageError::TooLargeTogether => Self::invalid("images", error.to_string()),
+            },
+            ChatError::ImageNotFound => Self::not_found("image"),
             ChatError::NoModel => Self::conflict("model_missing", "No AI key offers a model that may be used")
                 .detail("an admin has to set `models` in the settings to models that an AI key offers"),
             ChatError::AiKeyMissing => Self::conflict("ai_key_missing", "No AI key is set")

@@ -134,9 +134,7 @@ fn refuse(rejection: &JsonRejection) -> ApiError {
             ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid_request", "The request was refused")
                 .detail(shape_of(&text))
         }
-        JsonRejection::BytesRejection(_) => {
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "The body is too large")
-        }
+        JsonRejection::BytesRejection(_) => ApiError::body_too_large(),
         _ => ApiError::new(StatusCode::BAD_REQUEST, "invalid_json", "The body is not JSON"),
     }
 }

@@ -19,8 +19,8 @@ use super::openai::error::OpenAiError;
 use super::{context, health, openai, page, platform, tenant};
 use crate::app::AppState;
 
-/// Bodies are small: the largest is a configuration with a system prompt. An uploaded backup is streamed past this, and
-/// has a limit of its own.
+/// Bodies are small: the largest is a configuration with a system prompt. Questions with images have a limit of their own, and so has
+/// an uploaded backup, which is streamed past this.
 const BODY_LIMIT: usize = 256 * 1024;
 
 fn routes() -> OpenApiRouter<AppState> {
@@ -104,12 +104,13 @@ fn routes() -> OpenApiRouter<AppState> {
         // /api/v1/users, /api/v1/users/{id}
         .routes(routes!(tenant::users::list, tenant::users::create))
         .routes(routes!(tenant::users::show, tenant::users::update, tenant::users::delete))
-        // /api/v1/chat, /api/v1/chat/{message_id}/events, /api/v1/chat/{message_id}/stop
-        .routes(routes!(tenant::chat::chat))
+        // /api/v1/chat, /api/ai/query
+        .merge(tenant::question_routes())
+        // /api/v1/chat/{message_id}/events, /api/v1/chat/{message_id}/stop
         .routes(routes!(tenant::chat::events))
         .routes(routes!(tenant::chat::stop))
-        // /api/ai/query
-        .routes(routes!(tenant::query::query))
+        // /api/v1/images/{id}
+        .routes(routes!(tenant::images::show))
         // /api/v1/assistants
         .routes(routes!(tenant::assistants::list))
         // /api/v1/sessions, /api/v1/sessions/{id}, /api/v1/sessions/{id}/messages

@@ -1,5 +1,8 @@
 //! What is asked of a model, and how it answers, in no provider's format.
 
+use std::fmt;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -98,6 +101,18 @@ impl Content {
             Part::Image(_) => None,
         }))
     }
+
+    /// The images in it.
+    pub fn images(&self) -> impl Iterator<Item = &Image> {
+        let parts = match self {
+            Self::Text(_) => &[][..],
+            Self::Parts(parts) => parts.as_slice(),
+        };
+        parts.iter().filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Image(image) => Some(image),
+        })
+    }
 }
 
 /// A part of a message.
@@ -119,7 +134,7 @@ pub struct Image {
 }
 
 /// Where an image is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum ImageSource {
     /// At an address that the provider fetches; this server never does.
     Url(String),
@@ -127,9 +142,19 @@ pub enum ImageSource {
     Data {
         /// Such as `image/png`.
         media_type: String,
-        /// The bytes in Base64.
-        base64: String,
+        /// The bytes in Base64, which may be megabytes: a request that is kept for the next provider shares them.
+        base64: Arc<String>,
     },
+}
+
+/// What an image shows is nobody's business, and neither is its address.
+impl fmt::Debug for ImageSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(_) => f.write_str("Url"),
+            Self::Data { media_type, base64 } => write!(f, "Data({media_type}, {} characters)", base64.len()),
+        }
+    }
 }
 
 impl ImageSource {

@@ -20,6 +20,7 @@ async fn every_statement_fits_the_schema() {
         access::api_keys::tenant_store::STATEMENTS,
         access::visitors::tenant_store::STATEMENTS,
         chat::feedback::tenant_store::STATEMENTS,
+        chat::images::tenant_store::STATEMENTS,
         chat::kept_answers::tenant_store::STATEMENTS,
         chat::tenant_store::STATEMENTS,
         chat::streams::tenant_store::STATEMENTS,

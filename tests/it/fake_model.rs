@@ -37,7 +37,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -169,6 +169,8 @@ async fn serve_shared(listener: TcpListener, shared: Arc<Shared>) -> io::Result<
         .route("/v1/chat/completions", post(chat))
         .route("/v1/models", get(models))
         .fallback(stray)
+        // Questions come with images.
+        .layer(DefaultBodyLimit::disable())
         .with_state(Arc::clone(&shared));
     let listener = listener.tap_io(move |socket: &mut TcpStream| {
         shared.connections.fetch_add(1, Ordering::SeqCst);

@@ -35,6 +35,7 @@ const FOR_USERS: &[&str] = &[
     "/api/v1/sessions",
     "/api/v1/sessions/{id}",
     "/api/v1/sessions/{id}/messages",
+    "/api/v1/images/{id}",
     "/api/v1/messages/{message_id}/feedback",
 ];
 

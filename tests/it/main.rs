@@ -32,6 +32,7 @@ mod fake_providers;
 mod fleet_audit;
 mod fleet_migration;
 mod harness;
+mod images;
 mod isolation;
 mod kill_matrix;
 mod ledger;

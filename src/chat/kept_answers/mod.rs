@@ -151,7 +151,7 @@ fn add_part(key: &mut Fingerprint, part: &Part) {
     };
     key.add_number(kind);
     key.add(first.as_bytes());
-    key.add_optional(second.map(String::as_bytes));
+    key.add_optional(second.map(|base64| base64.as_bytes()));
 }
 
 fn count<T>(of: &[T]) -> u64 {
@@ -183,7 +183,7 @@ impl Hit {
         self,
         chat: Chat,
         client: Client,
-        begin: Begin,
+        mut begin: Begin,
         begun: oneshot::Sender<NotHere>,
         log: Arc<EventLog>,
         mark: Mark,
@@ -197,6 +197,7 @@ impl Hit {
             Err(error) => Err(refused(error)),
         };
         let is_stored = stored.is_ok();
+        begin.images = Vec::new();
         if is_stored {
             let deltas = Deltas {
                 first_event: 1,
@@ -227,7 +228,7 @@ impl Hit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::providers::Tool;
+    use crate::providers::{Image, Tool};
 
     fn hash(request: &ChatRequest) -> Option<[u8; 32]> {
         let mut key = Fingerprint::new("test");
@@ -249,7 +250,17 @@ mod tests {
         named.messages[1].name = Some("Ada".to_owned());
         let mut in_parts = one.clone();
         in_parts.messages[1].content = Content::Parts(vec![Part::Text("Hello".to_owned())]);
+        let with_image = |media_type: &str, base64: &str| {
+            let source = ImageSource::Data { media_type: media_type.to_owned(), base64: Arc::new(base64.to_owned()) };
+            let parts = vec![Part::Image(Image { source, detail: None }), Part::Text("Hello".to_owned())];
+            let mut request = one.clone();
+            request.messages[1].content = Content::Parts(parts);
+            request
+        };
         let others = [
+            with_image("image/png", "QUJD"),
+            with_image("image/png", "QUJE"),
+            with_image("image/gif", "QUJD"),
             ChatRequest { temperature: Some(0.0), ..one.clone() },
             ChatRequest { temperature: Some(0.5), ..one.clone() },
             ChatRequest { top_p: Some(0.5), ..one.clone() },

@@ -21,7 +21,7 @@ use crate::chat::{CallContext, MeteredStream};
 use crate::http::limits::{self, Asker};
 use crate::limits::Admission;
 use crate::metering::CallKind;
-use crate::providers::{ChatEvent, ChatRequest, Content, FinishReason, Part, Usage};
+use crate::providers::{ChatEvent, ChatRequest, FinishReason, Usage};
 
 /// How long a stream's status waits for the model's first word: a call that is refused by then is answered with its own
 /// status, which clients act on; one that takes longer begins with a heartbeat, before any proxy grows impatient.
@@ -88,11 +88,7 @@ pub async fn create(
 }
 
 fn has_images(request: &ChatRequest) -> bool {
-    let is_image = |part: &Part| matches!(part, Part::Image(_));
-    request
-        .messages
-        .iter()
-        .any(|message| matches!(&message.content, Content::Parts(parts) if parts.iter().any(is_image)))
+    request.messages.iter().any(|message| message.content.images().next().is_some())
 }
 
 /// What has been collected of an answer.

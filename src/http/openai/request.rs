@@ -1,5 +1,7 @@
 //! From OpenAI's requests to those of no provider.
 
+use std::sync::Arc;
+
 use crate::api::openai::{
     ChatCompletionRequest, EmbeddingInput, Message, MessageContent, MessagePart, ResponseFormat as WireFormat,
     StopSequences, ToolDefinition,
@@ -242,7 +244,7 @@ fn image_source(url: String, place: impl Fn() -> String) -> Result<ImageSource, 
     };
     match data.split_once(";base64,") {
         Some((media_type, base64)) if media_type.starts_with("image/") && !base64.is_empty() => {
-            Ok(ImageSource::Data { media_type: media_type.to_owned(), base64: base64.to_owned() })
+            Ok(ImageSource::Data { media_type: media_type.to_owned(), base64: Arc::new(base64.to_owned()) })
         }
         _ => refuse("The data of an image is `data:image/…;base64,…`."),
     }

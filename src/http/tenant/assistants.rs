@@ -25,10 +25,12 @@ pub async fn list(
 ) -> ApiResult<Json<AssistantList>> {
     let context = state.chat.context(&caller.db).await?;
     let terms = terms(&state, caller.db.record());
+    let vision = terms.has("vision");
     let items = context.assistants(&terms).map(|assistant| Assistant {
         name: assistant.name.clone(),
         title: assistant.title.clone(),
         description: assistant.description.clone(),
+        accepts_images: assistant.accepts_images && vision,
     });
     Ok(Json(AssistantList { items: items.collect() }))
 }

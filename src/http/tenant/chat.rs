@@ -34,10 +34,11 @@ use crate::limits::Rate;
             (ChatResponse = "application/json"),
             (ChatDelta = "text/event-stream")
         )),
-        (status = 403, description = "not allowed, or the plan does not have the feature that the assistant needs", body = Problem),
+        (status = 403, description = "not allowed, or the plan does not have the feature that the assistant, or an image, needs", body = Problem),
         (status = 404, description = "the conversation is not the caller's", body = Problem),
         (status = 409, description = "no AI key is set, or none offers a model", body = Problem),
-        (status = 422, body = Problem),
+        (status = 413, body = Problem),
+        (status = 422, description = "a field was refused, or images are not accepted", body = Problem),
         (status = 429, description = "too many requests within a minute, or the month's quota is used up", body = Problem),
         (status = 503, description = "nobody can say whether a limit is reached", body = Problem),
         (status = 502, description = "the model failed; what had arrived is kept", body = Problem)
@@ -54,6 +55,7 @@ pub async fn chat(
         session_id: request.session_id,
         model: request.model,
         assistant: request.assistant,
+        images: request.images.0,
     };
     let (answer, rate) = ask(&state, &caller, asked).await?;
     let mut response = if request.stream { stream(answer) } else { Json(whole(answer).await?).into_response() };
@@ -61,28 +63,43 @@ pub async fn chat(
     Ok(response)
 }
 
+/// The longest text of a question, in bytes, of which no settings allow even the half.
+const LONGEST_TEXT: usize = 256 * 1024;
+
 /// A question, whichever route it came by.
 pub(super) struct Asked {
     pub(super) text: String,
     pub(super) session_id: Option<Uuid>,
     pub(super) model: Option<String>,
     pub(super) assistant: Option<String>,
+    /// As `data:` URLs.
+    pub(super) images: Vec<String>,
 }
 
 /// Admits a question and has it answered. Also returns how the nearest limit stands.
 pub(super) async fn ask(state: &AppState, caller: &TenantCaller, asked: Asked) -> ApiResult<(Listener, Option<Rate>)> {
+    // The body may be larger than this for its images' sake only.
+    if asked.text.len() > LONGEST_TEXT {
+        return Err(ApiError::body_too_large());
+    }
+    let (record, asker) = (caller.db.record(), Asker::User(caller.user_id));
+    let terms = limits::terms(state, record);
+    if !asked.images.is_empty() {
+        terms.require("vision")?;
+    }
+    let images = chat::images::read(asked.images).await?;
     // Before the tenant's own limits: visitors who are refused must not use up what users may ask.
     if caller.role == Role::Visitor {
         let visitors = state.pages.visitor_limits(caller.db.record().slug.as_str()).await?;
         state.tokens.count_question(caller, visitors).await?;
     }
-    let (record, asker) = (caller.db.record(), Asker::User(caller.user_id));
-    let admission = limits::admit(state, record, &limits::terms(state, record), asker).await?;
+    let admission = limits::admit(state, record, &terms, asker).await?;
     let question = Question {
         text: asked.text,
         session_id: asked.session_id.map(ChatSessionId::from_uuid),
         model: asked.model,
         assistant: asked.assistant,
+        images,
         permit: admission.permit,
         queries_remaining: admission.queries_remaining,
     };

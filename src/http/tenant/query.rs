@@ -26,10 +26,11 @@ const GENERAL: &str = "general";
     request_body = QueryRequest,
     responses(
         (status = 200, body = QueryResponse),
-        (status = 403, description = "not allowed, or the plan does not have the feature that the assistant needs", body = Problem),
+        (status = 403, description = "not allowed, or the plan does not have the feature that the assistant, or an image, needs", body = Problem),
         (status = 404, description = "the conversation is not the caller's", body = Problem),
         (status = 409, description = "no AI key is set, or none offers a model", body = Problem),
-        (status = 422, body = Problem),
+        (status = 413, body = Problem),
+        (status = 422, description = "a field was refused, or images are not accepted", body = Problem),
         (status = 429, description = "too many requests within a minute, or the month's quota is used up", body = Problem),
         (status = 503, description = "nobody can say whether a limit is reached", body = Problem),
         (status = 502, description = "the model failed; what had arrived is kept", body = Problem)
@@ -48,7 +49,8 @@ pub async fn query(
         }
         named => named,
     };
-    let asked = Asked { text: request.question, session_id: request.session_id, model: None, assistant };
+    let (session_id, images) = (request.session_id, request.images.0);
+    let asked = Asked { text: request.question, session_id, model: None, assistant, images };
     let answered = ask(&state, &caller, asked).await;
     let (answer, rate) =
         answered.map_err(|error| error.rename_field("message", "question").rename_field("assistant", "query_type"))?;

@@ -6,8 +6,10 @@ use axum::http::StatusCode;
 
 use crate::access::ConversationsOwn;
 use crate::api::Problem;
+use crate::api::images::ChatImage;
 use crate::api::tenant::{ChatMessage, ChatMessagePage, ChatSession, ChatSessionPage};
 use crate::app::AppState;
+use crate::chat::images::MessageImage;
 use crate::http::error::ApiResult;
 use crate::http::extract::{Active, Page, Path, Query, next_cursor};
 use crate::ids::{ChatSessionId, MessageId};
@@ -73,10 +75,15 @@ pub async fn messages(
             from_cache: found.from_cache,
             created_at: found.created_at,
             feedback: found.feedback,
+            images: found.images.into_iter().map(image).collect(),
         })
         .collect();
     let next_cursor = next_cursor(&mut items, page.limit(), |message| message.id);
     Ok(Json(ChatMessagePage { items, next_cursor }))
+}
+
+fn image(found: MessageImage) -> ChatImage {
+    ChatImage { id: found.id.as_uuid(), media_type: found.media_type.as_str().to_owned(), bytes: found.bytes }
 }
 
 /// Deletes one of the caller's conversations and all that was said in it.

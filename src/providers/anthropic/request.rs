@@ -305,7 +305,10 @@ mod tests {
                         Part::Text("look".to_owned()),
                         image(ImageSource::Url("https://example.com/a.png".to_owned())),
                         image(ImageSource::Url("data:image/png;base64,QUJD".to_owned())),
-                        image(ImageSource::Data { media_type: "image/gif".to_owned(), base64: "QQ".to_owned() }),
+                        image(ImageSource::Data {
+                            media_type: "image/gif".to_owned(),
+                            base64: std::sync::Arc::new("QQ".to_owned()),
+                        }),
                     ]),
                     ..ChatMessage::default()
                 },

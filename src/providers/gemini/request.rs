@@ -387,7 +387,10 @@ mod tests {
                 ChatMessage {
                     role: ChatRole::User,
                     content: Content::Parts(vec![
-                        image(ImageSource::Data { media_type: "image/png".to_owned(), base64: "QUJD".to_owned() }),
+                        image(ImageSource::Data {
+                            media_type: "image/png".to_owned(),
+                            base64: std::sync::Arc::new("QUJD".to_owned()),
+                        }),
                         image(ImageSource::Url("https://example.com/a.PNG?x=.gif".to_owned())),
                         Part::Text("look".to_owned()),
                     ]),

@@ -299,7 +299,8 @@ mod tests {
     #[test]
     fn everything_is_written_as_openai_documents_it() {
         let image = |source| Part::Image(Image { source, detail: Some("low".to_owned()) });
-        let data = ImageSource::Data { media_type: "image/png".to_owned(), base64: "QUJD".to_owned() };
+        let data =
+            ImageSource::Data { media_type: "image/png".to_owned(), base64: std::sync::Arc::new("QUJD".to_owned()) };
         let request = ChatRequest {
             model: "m".to_owned(),
             messages: vec![

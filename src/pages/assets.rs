@@ -23,6 +23,7 @@ const FILES: &[(&str, &str, &[u8])] = files! {
     "theme.js": SCRIPT,
     "chat.js": SCRIPT,
     "dom.js": SCRIPT,
+    "images.js": SCRIPT,
     "markdown.js": SCRIPT,
     "messages.js": SCRIPT,
     "session.js": SCRIPT,
@@ -33,7 +34,8 @@ const FILES: &[(&str, &str, &[u8])] = files! {
 const WIDGET: &[u8] = include_bytes!("../../templates/chat/assets/widget.js");
 
 /// The modules that the page's script needs, which a browser may fetch at once with it.
-pub(super) const MODULES: &[&str] = &["chat.js", "dom.js", "messages.js", "markdown.js", "session.js", "stream.js"];
+pub(super) const MODULES: &[&str] =
+    &["chat.js", "dom.js", "images.js", "messages.js", "markdown.js", "session.js", "stream.js"];
 
 /// One file.
 #[derive(Debug, Clone)]

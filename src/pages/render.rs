@@ -51,6 +51,8 @@ struct PageTemplate<'a> {
     suggestions: &'a [String],
     /// Whether there are several assistants to choose from. Which, is told to those who are signed in only.
     several: bool,
+    /// Whether any of them accepts images. Whether the plan has that, is told to those who are signed in only.
+    images: bool,
     notice: &'a str,
     privacy_url: Option<&'a str>,
     config: &'a str,
@@ -83,6 +85,7 @@ struct ScriptConfig<'a> {
     visitors: bool,
     sign_in: bool,
     max_message_length: u32,
+    images: bool,
     image_origins: &'a [String],
     allowed_origins: &'a [String],
     texts: &'a std::collections::BTreeMap<String, String>,
@@ -136,6 +139,7 @@ impl Maker<'_> {
     fn make(&self, embedded: bool) -> Result<Rendered, PageError> {
         let Self { slug, settings, language, theme, own_logo, assets } = self;
         let branding = &settings.branding;
+        let images = settings.assistants.iter().any(|assistant| assistant.accepts_images);
         let logo = own_logo.as_ref().map_or_else(|| format!("/c/{slug}/icon.svg"), Url::to_string);
         let nobody: &[String] = &[];
         let framed_by = if embedded { settings.widget.allowed_origins.as_slice() } else { nobody };
@@ -147,6 +151,7 @@ impl Maker<'_> {
             visitors: settings.visitors.enabled,
             sign_in: true,
             max_message_length: settings.max_message_length,
+            images,
             image_origins: &branding.image_origins,
             allowed_origins: framed_by,
             texts: &language.script,
@@ -163,6 +168,7 @@ impl Maker<'_> {
             welcome: &settings.welcome_message,
             suggestions: &branding.suggestions,
             several: settings.assistants.len() > 1,
+            images,
             notice: &branding.notice,
             privacy_url: branding.privacy_url.as_deref().filter(|url| https(url).is_some()),
             config: &data(&config),
@@ -185,14 +191,14 @@ fn data(config: &ScriptConfig<'_>) -> String {
     json.replace('<', "\\u003c").replace('>', "\\u003e").replace('&', "\\u0026")
 }
 
-/// What the page may do: run and load our own files, speak to us, load images from where the tenant says, and be framed by
-/// whom it says. Everything else is forbidden, above all scripts that stand in the page and texts that become markup.
+/// What the page may do: run and load our own files, speak to us, load images from where the tenant says and show those that its own
+/// scripts have (which they fetch with a token, as no image's address could), and be framed by whom it says. Everything else is forbidden, above all scripts that stand in the page and texts that become markup.
 fn policy(style: &str, images: &BTreeSet<String>, framed_by: &[String]) -> String {
     let style = STANDARD.encode(Sha256::digest(style));
     let images: String = images.iter().flat_map(|origin| [" ", origin]).collect();
     let framed_by = if framed_by.is_empty() { "'none'".to_owned() } else { framed_by.join(" ") };
     format!(
-        "default-src 'none'; script-src 'self'; style-src 'self' 'sha256-{style}'; img-src 'self'{images}; \
+        "default-src 'none'; script-src 'self'; style-src 'self' 'sha256-{style}'; img-src 'self' blob:{images}; \
          connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors {framed_by}; \
          require-trusted-types-for 'script'; trusted-types 'none'"
     )
@@ -281,6 +287,21 @@ mod tests {
     }
 
     #[test]
+    fn images_are_offered_where_an_assistant_accepts_them() {
+        let mut settings = settings();
+        let made_of = |accepts: bool| serde_json::json!({ "name": "a", "title": "A", "accepts_images": accepts });
+        for accepts in [false, true] {
+            settings.assistants = vec![serde_json::from_value(made_of(accepts)).unwrap()];
+            let (_, html) = made(&settings);
+            assert_eq!(
+                (html.contains("id=\"attach\""), html.contains("\"images\":true")),
+                (accepts, accepts),
+                "{html}"
+            );
+        }
+    }
+
+    #[test]
     fn what_a_tenant_writes_is_text() {
         let hostile = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&<!--";
         let mut settings = settings();
@@ -299,7 +320,7 @@ mod tests {
         // The scripts and the data that the template has, and no more.
         assert_eq!((html.matches("<script").count(), html.matches("</script").count()), (3, 3));
         assert!(!page.icon.contains("<script") && !page.icon.contains("<img"));
-        assert!(page.page.policy.contains("img-src 'self' https://x.example;"), "{}", page.page.policy);
+        assert!(page.page.policy.contains("img-src 'self' blob: https://x.example;"), "{}", page.page.policy);
     }
 
     #[test]

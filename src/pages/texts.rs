@@ -46,6 +46,8 @@ pub(super) struct PageTexts {
     pub(super) suggestions: String,
     pub(super) latest: String,
     pub(super) assistant: String,
+    pub(super) attach: String,
+    pub(super) attachments: String,
     pub(super) question: String,
     pub(super) placeholder: String,
     pub(super) send: String,
@@ -102,6 +104,7 @@ mod tests {
         for script in [
             include_str!("../../templates/chat/assets/chat.js"),
             include_str!("../../templates/chat/assets/messages.js"),
+            include_str!("../../templates/chat/assets/images.js"),
         ] {
             // `t("key"` and `this.#t("key"`.
             for part in script.split("t(\"").skip(1) {

@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import { HOSTILE, pause, site, until } from "./stack.mjs";
 
 const PHONE = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true };
+const PIXEL = Buffer.from("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC", "base64");
 const PWNED = "<img src=x onerror=window.pwned=90></script><script>window.pwned=91</script>";
 
 export function* cases({ stack, model, pictures, log, lasting }) {
@@ -21,7 +22,7 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     const known = (message) => message.location().url.endsWith("/api/v1/quota");
     page.on("console", (message) => { if (message.type() === "error" && !known(message)) page.noted.errors.push(message.text()); });
     page.on("request", (request) => {
-      if (!request.url().startsWith(stack.url) && !/^(?:data|about):/.test(request.url())) page.noted.foreign.push(request.url());
+      if (!request.url().startsWith(stack.url) && !/^(?:data|about|blob):/.test(request.url())) page.noted.foreign.push(request.url());
     });
     page.on("dialog", (dialog) => { page.noted.errors.push(`a dialog: ${dialog.message()}`); dialog.dismiss(); });
     page.clean = () => {
@@ -152,6 +153,84 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     page.clean();
     const plain = await signedIn(await context(), tenants.dental);
     assert.equal(await plain.locator("#assistant").count(), 0);
+    plain.clean();
+  }];
+
+  yield ["images go with a question, small enough, and are there again after a reload", async (context) => {
+    tenants.photos = await stack.tenant("photos", "Photo Desk", "general", model.url, {
+      assistants: [{ name: "words", title: "Words" }, { name: "pictures", title: "Pictures", accepts_images: true }],
+    });
+    const page = await signedIn(await context(), tenants.photos);
+    const attach = page.locator("#attach");
+    const thumbnails = page.locator("#attachments li:not([aria-busy]) img");
+    const focused = () => page.evaluate(() => document.activeElement.getAttribute("aria-label") ?? document.activeElement.id);
+    /** A photo of 3000 by 2000, on the clipboard or dragged. */
+    const give = (name, on) => page.evaluate(async ([kind, selector]) => {
+      const canvas = Object.assign(document.createElement("canvas"), { width: 3000, height: 2000 });
+      const drawing = canvas.getContext("2d");
+      for (let at = 0; at < 300; at += 1) { drawing.fillStyle = `hsl(${at * 7} 80% 50%)`; drawing.fillRect((at * 137) % 3000, (at * 71) % 2000, 400, 300); }
+      const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.9));
+      const data = new DataTransfer();
+      data.items.add(new File([blob], `${kind}.jpg`, { type: "image/jpeg" }));
+      const options = { bubbles: true, cancelable: true };
+      const event = kind === "paste" ? new ClipboardEvent("paste", { ...options, clipboardData: data }) : new DragEvent("drop", { ...options, dataTransfer: data });
+      return document.querySelector(selector).dispatchEvent(event);
+    }, [name, on]);
+
+    // Offered by whom it is for.
+    await attach.waitFor();
+    await page.locator("#assistant").selectOption("words");
+    await attach.waitFor({ state: "hidden" });
+    await page.locator("#assistant").selectOption("");
+    await attach.waitFor();
+    // Chosen, dropped and pasted; what is no image is named.
+    await page.locator("#files").setInputFiles([{ name: "pixel.png", mimeType: "image/png", buffer: PIXEL }, { name: "notes.png", mimeType: "image/png", buffer: Buffer.from("no image") }]);
+    await page.locator("#attach-problem").getByText("notes.png cannot be read as an image.").waitFor();
+    assert.equal(await give("drop", "#scroll"), false, "the browser does not open it");
+    assert.equal(await give("paste", "#question"), false);
+    await until("three of them", async () => (await thumbnails.count()) === 3);
+    assert.equal(await page.locator("#send").isDisabled(), true, "a question has words");
+    await page.locator("#files").setInputFiles(["4.png", "5.png"].map((name) => ({ name, mimeType: "image/png", buffer: PIXEL })));
+    await page.locator("#attach-problem").getByText("At most 4 images").waitFor();
+    await until("a fourth", async () => (await thumbnails.count()) === 4);
+    // Taken out with the keyboard, which stays where it is.
+    await page.getByLabel("Remove 4.png").focus();
+    await page.keyboard.press("Enter");
+    assert.equal(await focused(), "Remove paste.jpg");
+    await page.getByLabel("Remove pixel.png").focus();
+    await page.keyboard.press("Space");
+    assert.equal(await focused(), "Remove drop.jpg");
+    await page.keyboard.press("Tab");
+    await page.keyboard.press("Enter");
+    assert.equal(await focused(), "Remove drop.jpg");
+    await until("it is said", async () => /removed/.test(await page.locator("#announce").textContent()));
+    await page.keyboard.press("Tab");
+    assert.equal(await focused(), "Add images");
+    await page.keyboard.press("Tab");
+    await page.locator("#question").fill("say What a view.");
+    await picture(page, "photos-attached-desktop");
+    await page.keyboard.press("Enter");
+    await until("the answer", async () => /What a view/.test(await lastAnswer(page).textContent()));
+    await settled(page);
+    const sent = model.images.at(-1);
+    assert.equal(sent.length, 1);
+    assert.match(sent[0], /^data:image\/jpeg;base64,/);
+    assert.equal(await page.locator("#attachments").isVisible(), false);
+    const shown = page.locator(".message.user img");
+    const size = () => shown.first().evaluate((node) => [node.naturalWidth, node.naturalHeight, node.alt]);
+    await until("it is shown", async () => (await size())[0] > 0);
+    assert.deepEqual(await size(), [2048, 1365, "Image 1"]);
+    // From the server, and asked about once more.
+    await page.reload();
+    await until("it is back", async () => (await shown.count()) === 1 && (await size())[0] === 2048);
+    await picture(page, "photos-history-desktop");
+    await answers(page).first().getByLabel("Try again").click();
+    await until("it is asked again", async () => (await shown.count()) === 2);
+    await settled(page);
+    assert.deepEqual(model.images.at(-1), sent);
+    page.clean();
+    const plain = await signedIn(await context(), tenants.dental);
+    assert.equal(await plain.locator("#attach").count(), 0);
     plain.clean();
   }];
 

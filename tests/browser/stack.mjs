@@ -56,13 +56,18 @@ const LONG = Array.from({ length: 40 }, (_, index) => `word${index + 1}`);
 /** A model that answers as the last question says. */
 export async function fakeModel() {
   const calls = [];
+  /** The addresses of the images of each call's last question. */
+  const images = [];
   const cut = new Set();
   const server = createServer(async (request, response) => {
     let text = "";
     for await (const chunk of request) text += chunk;
     const body = JSON.parse(text || "{}");
-    const question = body.messages?.findLast((message) => message.role === "user")?.content ?? "";
+    const content = body.messages?.findLast((message) => message.role === "user")?.content ?? "";
+    const parts = typeof content === "string" ? [{ text: content }] : content;
+    const question = parts.map((part) => part.text ?? "").join("");
     calls.push(question);
+    images.push(parts.filter((part) => part.image_url).map((part) => part.image_url.url));
     const send = (delta, finish = null) => response.write(`data: ${JSON.stringify({
       id: "x", object: "chat.completion.chunk", created: 1, model: "fake",
       choices: [{ index: 0, delta, finish_reason: finish }], usage: null,
@@ -97,7 +102,7 @@ export async function fakeModel() {
   });
   const port = await freePort();
   await new Promise((resolve) => server.listen(port, "127.0.0.1", resolve));
-  return { url: `http://127.0.0.1:${port}/v1`, calls, close: () => { server.closeAllConnections(); server.close(); } };
+  return { url: `http://127.0.0.1:${port}/v1`, calls, images, close: () => { server.closeAllConnections(); server.close(); } };
 }
 
 /** A client's own site, which embeds the widget or frames the page. */

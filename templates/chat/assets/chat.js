@@ -1,5 +1,6 @@
 // The chat page: who is there, which conversation is open, and what happens to a question.
 import { byId, el, icon, stored } from "./dom.js";
+import { Attachments, dataUrl, kept } from "./images.js";
 import { Messages } from "./messages.js";
 import { Refused, Session } from "./session.js";
 import { follow } from "./stream.js";
@@ -75,6 +76,9 @@ function busy(on) {
 // --- The field -----------------------------------------------------------------------------------------------------
 
 const field = byId("question");
+const attachments = new Attachments({
+  button: byId("attach"), input: byId("files"), list: byId("attachments"), problem: byId("attach-problem"), field, area: byId("chat"),
+}, t, announce, sizeQuestion);
 
 function sizeQuestion() {
   field.style.height = "auto";
@@ -83,7 +87,7 @@ function sizeQuestion() {
   const left = config.max_message_length - length;
   byId("count").hidden = left > 50;
   byId("count").textContent = String(left);
-  byId("send").disabled = field.value.trim() === "" || left < 0;
+  byId("send").disabled = field.value.trim() === "" || left < 0 || attachments.preparing;
 }
 
 field.addEventListener("input", sizeQuestion);
@@ -98,11 +102,12 @@ byId("composer").addEventListener("submit", (event) => {
   const text = field.value.trim();
   if (text === "" || state.asking || byId("send").disabled) return;
   field.value = "";
+  const images = attachments.take();
   sizeQuestion();
-  ask(text);
+  ask(text, images);
 });
 byId("stop").addEventListener("click", stop);
-for (const button of document.querySelectorAll(".suggestion")) button.addEventListener("click", () => { if (!state.asking) ask(button.textContent); });
+for (const button of document.querySelectorAll(".suggestion")) button.addEventListener("click", () => { if (!state.asking && !attachments.preparing) ask(button.textContent, attachments.take()); });
 
 // --- Whom to ask -------------------------------------------------------------------------------------------------------
 
@@ -110,73 +115,93 @@ for (const button of document.querySelectorAll(".suggestion")) button.addEventLi
 const choice = byId("assistant");
 const CHOSEN = `freehold:${config.slug}:assistants`;
 const titles = new Map();
+/** The names of those that accept images. */
+let accepting = new Set();
 
 async function loadAssistants() {
-  if (!choice) return;
-  if (!session.kind) { byId("choice").hidden = true; return; }
+  if (!choice && !config.images) return;
+  if (!session.kind) {
+    if (choice) byId("choice").hidden = true;
+    // Whoever has asked nothing yet is nobody's visitor yet: the settings say that it may be possible, the first answer whether it is.
+    attachments.offer(config.images && config.visitors);
+    return;
+  }
   try {
     const { items } = await session.json("/api/v1/assistants");
+    accepting = new Set(items.filter((one) => one.accepts_images).map((one) => one.name));
+    if (!choice) { offerImages(); return; }
     titles.clear();
     for (const one of items) titles.set(one.name, one.title);
     const before = choice.value;
     choice.replaceChildren(el("option", { value: "" }, t("automatic")), ...items.map((one) => el("option", { value: one.name, title: one.description }, one.title)));
     choice.value = titles.has(before) ? before : "";
     byId("choice").hidden = items.length < 2;
+    offerImages();
   } catch { /* Without a choice the service chooses. */ }
+}
+
+/** Images are for those who accept them. */
+function offerImages() {
+  attachments.offer(choice?.value ? accepting.has(choice.value) : accepting.size > 0);
 }
 
 /** A conversation goes on with whom its reader chose for it. */
 function showChoice() {
   if (!choice) return;
-  const kept = stored.get("sessionStorage", CHOSEN)?.[state.conversation];
-  choice.value = titles.has(kept) ? kept : "";
+  const chosen = stored.get("sessionStorage", CHOSEN)?.[state.conversation];
+  choice.value = titles.has(chosen) ? chosen : "";
+  offerImages();
 }
 
 function keepChoice() {
   if (!choice || !state.conversation) return;
   const { [state.conversation]: _, ...others } = stored.get("sessionStorage", CHOSEN) ?? {};
-  const kept = choice.value ? { ...others, [state.conversation]: choice.value } : others;
-  stored.set("sessionStorage", CHOSEN, Object.fromEntries(Object.entries(kept).slice(-50)));
+  const all = choice.value ? { ...others, [state.conversation]: choice.value } : others;
+  stored.set("sessionStorage", CHOSEN, Object.fromEntries(Object.entries(all).slice(-50)));
 }
 
-choice?.addEventListener("change", keepChoice);
+choice?.addEventListener("change", () => { keepChoice(); offerImages(); });
 
 // --- A question and its answer ---------------------------------------------------------------------------------------
 
-async function ask(text) {
+async function ask(text, images = []) {
   state.loading = null;
   busy(true);
   root.toggleAttribute("data-talking", true);
-  messages.question(text);
+  messages.question(text, images);
   pinned = true;
   const answer = messages.answer();
   toBottom();
   field.focus();
   const conversation = state.conversation;
   const assistant = choice?.value;
-  await listen(answer, null, text, async (signal) => {
+  await listen(answer, null, () => ask(text, images), async (signal) => {
     if (!(await session.token())) {
       if (!config.visitors) throw new Refused(401, { code: "unauthenticated" }, 0);
       await session.visit();
       showAccount();
       loadAssistants();
     }
+    const urls = await Promise.all(images.map(async (image) => dataUrl(await image.blob())));
     return session.request("/api/v1/chat", {
       method: "POST", signal, headers: { "content-type": "application/json" },
-      body: JSON.stringify({ message: text, stream: true, ...(conversation ? { session_id: conversation } : {}), ...(assistant ? { assistant } : {}) }),
+      body: JSON.stringify({
+        message: text, stream: true, ...(conversation ? { session_id: conversation } : {}), ...(assistant ? { assistant } : {}),
+        ...(urls.length > 0 ? { images: urls } : {}),
+      }),
     });
   });
 }
 
-/** Listens to an answer until it is over, and shows how it ended. */
-async function listen(answer, messageId, question, open) {
+/** Listens to an answer until it is over, and shows how it ended. `retry` asks its question once more. */
+async function listen(answer, messageId, retry, open) {
   busy(true);
   const listening = new AbortController();
   state.listening = listening;
   state.answerId = messageId;
   state.stopWanted = false;
   answer.id = messageId;
-  const again = () => { if (!state.asking) ask(question); };
+  const again = () => { if (!state.asking) retry(); };
   const finish = (how) => answer.finish({ again, rate, ...how });
   const fresh = messageId === null && state.conversation === null;
   try {
@@ -237,11 +262,14 @@ function explain(error) {
     case "visitors_not_allowed": return t("visitors_not_allowed");
     case "quota_exceeded": return t("quota");
     case "feature_not_in_plan": return t("feature_missing");
+    case "images_not_accepted": return t("images_not_accepted");
     case "assistant_unknown": loadAssistants(); return t("assistant_gone");
     case "model_missing": case "ai_key_missing": case "ai_key_unusable": return t("model_missing");
     case "unauthenticated": return t("signed_out");
     default:
   }
+  if (error.status === 413) return t("images_too_large");
+  if (error.status === 422 && error.field.startsWith("images")) return t("image_refused");
   if (error.status === 422) return t("too_long", { limit: config.max_message_length });
   if (error.status === 429) return t("too_many", { seconds });
   if (error.status === 403 || error.status === 503) return t("unavailable");
@@ -327,23 +355,28 @@ async function loadConversation(id) {
   messages.clear();
   root.toggleAttribute("data-talking", found.length > 0);
   pinned = true;
-  let question = "";
+  let question = () => {};
   let resumed = null;
   for (const message of found) {
-    if (message.role === "user") { question = message.content; messages.question(question); continue; }
+    if (message.role === "user") {
+      const images = (message.images ?? []).map((image) => kept(session, image.id));
+      question = () => ask(message.content, images);
+      messages.question(message.content, images);
+      continue;
+    }
     const answer = messages.answer();
     answer.id = message.id;
-    const asked = question;
-    if (message.state === "generating") { resumed = [answer, message.id, asked]; continue; }
+    const retry = question;
+    if (message.state === "generating") { resumed = [answer, message.id, retry]; continue; }
     answer.finish({
       text: message.content, state: message.state, degraded: message.degraded, feedback: message.feedback, by: titles.get(message.assistant),
-      again: () => { if (!state.asking) ask(asked); }, rate,
+      again: () => { if (!state.asking) retry(); }, rate,
     });
   }
   toBottom();
   if (resumed) {
-    const [answer, answerId, asked] = resumed;
-    listen(answer, answerId, asked, (signal) => session.request(`/api/v1/chat/${answerId}/events`, { signal }));
+    const [answer, answerId, retry] = resumed;
+    listen(answer, answerId, retry, (signal) => session.request(`/api/v1/chat/${answerId}/events`, { signal }));
   }
   return undefined;
 }
@@ -474,6 +507,7 @@ byId("sign-out").addEventListener("click", async () => {
   stored.set("sessionStorage", OPEN, null);
   stored.set("sessionStorage", `freehold:${config.slug}:name`, null);
   newConversation();
+  attachments.take();
   showSessions([], false);
   loadAssistants();
   byId("quota").hidden = true;
@@ -566,7 +600,7 @@ async function start() {
     const token = await session.token().catch(() => session.kind);
     if (token) return enter();
   }
-  if (config.visitors) { show("chat"); showAccount(); return undefined; }
+  if (config.visitors) { show("chat"); showAccount(); loadAssistants(); return undefined; }
   return leave();
 }
 

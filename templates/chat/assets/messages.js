@@ -6,6 +6,17 @@ export class Messages {
   #t;
   #config;
   #log;
+  /** The addresses under which this page shows images. */
+  #urls = [];
+  /** Loads images once somebody is about to see them. */
+  #seen = new IntersectionObserver((entries, seen) => {
+    for (const { isIntersecting, target } of entries) {
+      if (!isIntersecting) continue;
+      seen.unobserve(target);
+      this.#load(target);
+    }
+  });
+  #images = new WeakMap();
 
   constructor(log, config, t) {
     this.#log = log;
@@ -13,13 +24,35 @@ export class Messages {
     this.#t = t;
   }
 
-  clear() { this.#log.replaceChildren(); }
+  clear() {
+    this.#log.replaceChildren();
+    this.#seen.disconnect();
+    for (const url of this.#urls.splice(0)) URL.revokeObjectURL(url);
+  }
 
-  /** A question. */
-  question(text) {
-    const node = el("article", { class: "message user", "aria-label": this.#t("you") }, el("div", { class: "text" }, text));
+  /** A question, with the images that came with it. */
+  question(text, images = []) {
+    const pictures = images.map((image, index) => {
+      const picture = el("img", { alt: this.#t("image_number", { number: index + 1 }) });
+      this.#images.set(picture, image);
+      this.#seen.observe(picture);
+      return picture;
+    });
+    const row = pictures.length > 0 ? el("div", { class: "pictures" }, ...pictures) : null;
+    const node = el("article", { class: "message user", "aria-label": this.#t("you") }, row, el("div", { class: "text" }, text));
     this.#log.append(node);
     return node;
+  }
+
+  async #load(picture) {
+    try {
+      const url = URL.createObjectURL(await this.#images.get(picture).blob());
+      if (!picture.isConnected) { URL.revokeObjectURL(url); return; }
+      this.#urls.push(url);
+      picture.src = url;
+    } catch {
+      picture.replaceWith(el("span", { class: "note" }, this.#t("image_gone")));
+    }
   }
 
   /** An answer that is still to come. */

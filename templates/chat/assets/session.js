@@ -14,6 +14,8 @@ export class Refused extends Error {
     this.status = status;
     this.code = problem?.code ?? "";
     this.detail = problem?.detail ?? "";
+    /** The first field that was refused. */
+    this.field = problem?.errors?.[0]?.field ?? "";
     this.retryAfter = retryAfter;
   }
 }

@@ -74,15 +74,13 @@ struct Turn {
     chat: Chat,
     db: TenantDb,
     begin: Begin,
-    /// None if every AI key that offers the model is left alone.
+    /// None if every AI key that offers the model is left alone, or the answer is kept already.
     call: Option<ModelCall>,
     settings: Arc<Settings>,
     /// What the answer goes through before anybody sees it and before it is stored, if anything is to be masked.
     masking: Option<Masking>,
     /// How the answer is kept for the next who asks this; none if it is not.
     keeping: Option<Keeping>,
-    /// One that is kept already: no model is called.
-    hit: Option<Hit>,
 }
 
 impl Chat {
@@ -97,11 +95,11 @@ impl Chat {
         question: Question,
         mark: Mark,
     ) -> Result<FirstAsked, ChatError> {
-        let (mut turn, client) = self.prepare(caller, question).await?;
+        let (turn, hit, client) = self.prepare(caller, question).await?;
         let log = EventLog::new(turn.begin.session_id, turn.begin.answer_id);
         let listener = Listener::new(Arc::clone(&log), None);
         let (begun, stored) = oneshot::channel();
-        match turn.hit.take() {
+        match hit {
             Some(hit) => {
                 self.tasks.spawn(hit.tell(self.clone(), client, turn.begin, begun, log, mark).in_current_span())
             }
@@ -111,7 +109,12 @@ impl Chat {
         Ok(elsewhere.map_or_else(|| FirstAsked::Begun(listener), FirstAsked::Elsewhere))
     }
 
-    async fn prepare(&self, caller: &TenantCaller, question: Question) -> Result<(Turn, Client), ChatError> {
+    /// What a question needs, and the answer that is kept of it, if there is one: then no model is called.
+    async fn prepare(
+        &self,
+        caller: &TenantCaller,
+        question: Question,
+    ) -> Result<(Turn, Option<Hit>, Client), ChatError> {
         let text = question.text;
         let client = caller.db.client().await?;
         let history = async {
@@ -187,8 +190,8 @@ impl Chat {
             }
         };
         let masking = context.masking();
-        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings, masking, keeping, hit };
-        Ok((turn, client))
+        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings, masking, keeping };
+        Ok((turn, hit, client))
     }
 }
 
@@ -226,7 +229,7 @@ impl Turn {
         if !is_begun {
             return;
         }
-        let Self { chat, db, mut call, settings, begin, mut masking, keeping, hit: _ } = self;
+        let Self { chat, db, mut call, settings, begin, mut masking, keeping } = self;
         let started = Instant::now();
         let parted = chat.parts.enter(&db, message_id, &log, &interruption);
         let end = match &mut call {

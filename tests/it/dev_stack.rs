@@ -117,7 +117,13 @@ async fn a_newcomer_gets_two_clients_that_answer_and_keeps_them_over_a_restart()
         assert!(done["usage"]["output_tokens"].as_u64().unwrap() > 0, "{done}");
         let admin = json!({ "user": tenant["admin"], "slug": tenant["slug"] });
         let config = Client::new().get(stack.url("/api/v1/config")).bearer_auth(stack.token(&admin).await);
-        settings.push(config.send().await.unwrap().json::<Value>().await.unwrap()["settings"].clone());
+        let configured = config.send().await.unwrap().json::<Value>().await.unwrap()["settings"].clone();
+        // Nothing in it says whose it is, so it is the first assistant's.
+        assert_eq!(
+            (configured["assistants"].as_array().unwrap().len(), &done["assistant"]),
+            (2, &configured["routing"]["default"])
+        );
+        settings.push(configured);
     }
     assert_ne!(settings[0]["system_prompt"], settings[1]["system_prompt"]);
     assert_ne!(settings[0]["branding"], settings[1]["branding"]);

@@ -16,7 +16,7 @@ const SAID: &str = "A freehold is held by its owner alone";
 async fn put_key(platform: &Platform, tenant: &Tenant) {
     let body = json!({
         "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-        "models": ["instant", "echo", "cut", "error-500", "no-usage"], "default_model": "instant"
+        "models": ["instant", "echo", "cut", "length", "error-500", "no-usage"], "default_model": "instant"
     });
     platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
 }
@@ -249,6 +249,10 @@ async fn what_is_not_whole_is_not_kept() {
                 assert_eq!((&answer["degraded"], &answer["from_cache"]), (&json!(true), &json!(false)), "{answer}");
             }
         }
+    }
+    // Whoever asks for a longer one, or hopes for more luck, is not given half a sentence again.
+    for _ in 0..2 {
+        assert!(!kept(&platform, &tenant, json!({ "message": "hello", "model": "length" })).await);
     }
     // An answer whose tokens the provider did not count is as good as any.
     let uncounted = json!({ "message": "hello", "model": "no-usage" });

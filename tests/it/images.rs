@@ -83,10 +83,11 @@ async fn shown(tenant: &Tenant) -> Vec<String> {
         url.or(part.as_str()).unwrap_or_else(|| panic!("{part}")).to_owned()
     };
     let contents = told(tenant).await;
-    contents
-        .iter()
-        .flat_map(|content| content.as_array().map_or(vec![one(content)], |parts| parts.iter().map(one).collect()))
-        .collect()
+    let parts = contents.iter().flat_map(|content| match content {
+        Value::Array(parts) => parts.iter().map(one).collect(),
+        text => vec![one(text)],
+    });
+    parts.collect()
 }
 
 async fn messages(platform: &Platform, token: &str, session: &Value) -> Value {

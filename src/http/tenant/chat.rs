@@ -7,13 +7,14 @@ use axum::response::{IntoResponse as _, Response};
 use uuid::Uuid;
 
 use super::answer_stream::stream;
+use super::question_body::{LONGEST_TEXT, QuestionBody};
 use crate::access::{AiChat, TenantCaller};
 use crate::api::Problem;
 use crate::api::tenant::{ChatDelta, ChatRequest, ChatResponse, Role};
 use crate::app::AppState;
 use crate::chat::{self, AnswerEnd, Listener, Question};
 use crate::http::error::{ApiError, ApiResult};
-use crate::http::extract::{Active, Body, Caller, Path, Query};
+use crate::http::extract::{Active, Caller, Path, Query};
 use crate::http::limits::{self, Asker};
 use crate::ids::{ChatSessionId, MessageId};
 use crate::limits::Rate;
@@ -37,10 +38,11 @@ use crate::limits::Rate;
         (status = 403, description = "not allowed, or the plan does not have the feature that the assistant, or an image, needs", body = Problem),
         (status = 404, description = "the conversation is not the caller's", body = Problem),
         (status = 409, description = "no AI key is set, or none offers a model", body = Problem),
+        (status = 408, description = "the body took too long to arrive", body = Problem),
         (status = 413, body = Problem),
         (status = 422, description = "a field was refused, or images are not accepted", body = Problem),
         (status = 429, description = "too many requests within a minute, or the month's quota is used up", body = Problem),
-        (status = 503, description = "nobody can say whether a limit is reached", body = Problem),
+        (status = 503, description = "nobody can say whether a limit is reached, or too many images are being sent", body = Problem),
         (status = 502, description = "the model failed; what had arrived is kept", body = Problem)
     )
 )]
@@ -48,7 +50,7 @@ use crate::limits::Rate;
 pub async fn chat(
     Caller { caller, .. }: Caller<AiChat>,
     State(state): State<AppState>,
-    Body(request): Body<ChatRequest>,
+    QuestionBody { body: request, room }: QuestionBody<ChatRequest>,
 ) -> ApiResult<Response> {
     let asked = Asked {
         text: request.message,
@@ -58,13 +60,11 @@ pub async fn chat(
         images: request.images.0,
     };
     let (answer, rate) = ask(&state, &caller, asked).await?;
+    drop(room);
     let mut response = if request.stream { stream(answer) } else { Json(whole(answer).await?).into_response() };
     limits::tell(response.headers_mut(), rate);
     Ok(response)
 }
-
-/// The longest text of a question, in bytes, of which no settings allow even the half.
-const LONGEST_TEXT: usize = 256 * 1024;
 
 /// A question, whichever route it came by.
 pub(super) struct Asked {

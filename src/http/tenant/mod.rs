@@ -12,6 +12,7 @@ pub mod feedback;
 pub mod images;
 pub mod me;
 pub mod query;
+pub mod question_body;
 pub mod quota;
 pub mod sessions;
 pub mod usage;
@@ -23,16 +24,12 @@ use utoipa_axum::routes;
 
 use crate::app::AppState;
 
-/// Bodies of questions hold images in Base64: 10 MiB of them, and the text. Nobody's body is read before their token is verified, and
-/// of a list of images no more is kept than there may be.
-const QUESTION_BODY_LIMIT: usize = 14 * 1024 * 1024;
-
-/// The routes of questions.
+/// The routes of questions, whose bodies may be large. Nobody's is read before their token is verified.
 pub fn question_routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         // /api/v1/chat
         .routes(routes!(chat::chat))
         // /api/ai/query
         .routes(routes!(query::query))
-        .layer(DefaultBodyLimit::max(QUESTION_BODY_LIMIT))
+        .layer(DefaultBodyLimit::max(question_body::LARGEST))
 }

@@ -5,12 +5,13 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 
 use super::chat::{Asked, ask, whole};
+use super::question_body::QuestionBody;
 use crate::access::AiChat;
 use crate::api::Problem;
 use crate::api::assistants::{QueryRequest, QueryResponse};
 use crate::app::AppState;
 use crate::http::error::ApiResult;
-use crate::http::extract::{Body, Caller};
+use crate::http::extract::Caller;
 use crate::http::limits;
 
 /// The query type that is no particular one.
@@ -29,10 +30,11 @@ const GENERAL: &str = "general";
         (status = 403, description = "not allowed, or the plan does not have the feature that the assistant, or an image, needs", body = Problem),
         (status = 404, description = "the conversation is not the caller's", body = Problem),
         (status = 409, description = "no AI key is set, or none offers a model", body = Problem),
+        (status = 408, description = "the body took too long to arrive", body = Problem),
         (status = 413, body = Problem),
         (status = 422, description = "a field was refused, or images are not accepted", body = Problem),
         (status = 429, description = "too many requests within a minute, or the month's quota is used up", body = Problem),
-        (status = 503, description = "nobody can say whether a limit is reached", body = Problem),
+        (status = 503, description = "nobody can say whether a limit is reached, or too many images are being sent", body = Problem),
         (status = 502, description = "the model failed; what had arrived is kept", body = Problem)
     )
 )]
@@ -40,7 +42,7 @@ const GENERAL: &str = "general";
 pub async fn query(
     Caller { caller, .. }: Caller<AiChat>,
     State(state): State<AppState>,
-    Body(request): Body<QueryRequest>,
+    QuestionBody { body: request, room }: QuestionBody<QueryRequest>,
 ) -> ApiResult<Response> {
     let assistant = match request.query_type {
         Some(name) if name == GENERAL => {
@@ -52,6 +54,7 @@ pub async fn query(
     let (session_id, images) = (request.session_id, request.images.0);
     let asked = Asked { text: request.question, session_id, model: None, assistant, images };
     let answered = ask(&state, &caller, asked).await;
+    drop(room);
     let (answer, rate) =
         answered.map_err(|error| error.rename_field("message", "question").rename_field("assistant", "query_type"))?;
     let answer = whole(answer).await?;

@@ -387,11 +387,7 @@ async fn speak(
     }
 }
 
-async fn collect(
-    call: &mut ModelCall,
-    log: &EventLog,
-    masking: &mut Option<Masking>,
-) -> Result<Spoken, Failure> {
+async fn collect(call: &mut ModelCall, log: &EventLog, masking: &mut Option<Masking>) -> Result<Spoken, Failure> {
     let mut length = 0;
     loop {
         match call.next().await? {

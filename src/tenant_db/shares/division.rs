@@ -60,7 +60,7 @@ mod tests {
     #[test]
     fn newcomers_divide_what_a_dead_server_leaves() {
         let [dead, old, first, second, third] = [1, 2, 3, 4, 5].map(Uuid::from_u128);
-        let mut held = vec![(dead, 40), (old, 16), (first, 0), (second, 0), (third, 0)];
+        let mut held = [(dead, 40), (old, 16), (first, 0), (second, 0), (third, 0)];
         for me in [first, second, third] {
             let others: Vec<_> = held.iter().copied().filter(|(id, _)| *id != me).collect();
             let part = divide(80, me, &others);

@@ -151,7 +151,7 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     await page.locator("#new-chat").click();
     assert.equal(await choice.inputValue(), "");
     page.clean();
-    const plain = await signedIn(await context(), tenants.dental);
+    const plain = await signedIn(await context(), await stack.tenant("plain", "Plain", "general", model.url));
     assert.equal(await plain.locator("#assistant").count(), 0);
     plain.clean();
   }];

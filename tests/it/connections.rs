@@ -8,11 +8,11 @@ use freehold::tenant_db::{
     GenericClient as _, TenantDb, TenantDbError, database_url_location, next_database_url_location,
 };
 use futures::future::join_all;
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Options, Platform, Tenant, announce, connect, execute, fake_model, server};
+use crate::harness::{Answer, Options, Platform, Tenant, announce, connect, execute, server};
 use crate::proxy::{Line, Proxy};
 
 /// A platform with few connections, and little patience.
@@ -96,14 +96,6 @@ impl Platform {
     async fn set_state(&self, tenant: &Tenant, state: &str) {
         let sql = "UPDATE chat_instances SET state = $2 WHERE id = $1";
         self.platform_client().await.execute(sql, &[&tenant.id, &state]).await.unwrap();
-    }
-
-    async fn use_model(&self, tenant: &Tenant, model: &str) {
-        let body = json!({
-            "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-            "models": [model], "default_model": model
-        });
-        self.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
     }
 
     async fn chat(&self, tenant: &Tenant) -> Answer {
@@ -330,7 +322,7 @@ async fn refused_credentials_are_not_tried_again_and_again() {
 async fn an_answer_is_stored_though_the_credentials_changed_meanwhile() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("rotated").await;
-    platform.use_model(&tenant, "slow-1500").await;
+    platform.offer(&tenant, &["slow-1500"]).await;
     let url = platform.database_url(&tenant).await;
     let (role, admin) = (role(&url), administrator().await);
     let rotate = async {
@@ -508,7 +500,7 @@ async fn two_servers_share_one_budget_and_never_pass_it() {
 async fn tenants_go_on_while_the_platforms_database_is_away() {
     let (platform, proxy) = platform_over_a_line().await;
     let tenant = platform.tenant("goes-on").await;
-    platform.use_model(&tenant, "instant").await;
+    platform.offer(&tenant, &["instant"]).await;
     for line in [Line::Cut, Line::Silent] {
         proxy.set(line);
         // The worst moment: everything known may be outdated, and nobody can be asked.

@@ -306,6 +306,20 @@ impl Platform {
         self.send(Method::PATCH, &path, &self.token, Some(json!({ "limits": limits }))).await.expect(StatusCode::OK);
     }
 
+    /// Lets the tenant's own key of the fake model offer these models; the first is the default one.
+    pub async fn offer(&self, tenant: &Tenant, models: &[&str]) {
+        let body = json!({
+            "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
+            "models": models, "default_model": models[0]
+        });
+        self.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+    }
+
+    /// Changes a tenant's settings as its admin; returns the answer as it comes.
+    pub async fn configure(&self, tenant: &Tenant, change: Value) -> Answer {
+        self.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(change)).await
+    }
+
     pub async fn login(&self, slug: &str, email: &str) -> Tokens {
         let body = json!({ "tenant": slug, "email": email, "password": PASSWORD });
         Tokens::from(&self.post("/api/v1/auth/login", "", body).await.expect(StatusCode::OK))

@@ -61,6 +61,25 @@ pub struct AssistantSettings {
     pub feature: Option<String>,
 }
 
+#[cfg(test)]
+impl AssistantSettings {
+    /// One for tests that need any, with a name for a title.
+    pub(crate) fn sample(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            title: name.to_owned(),
+            description: String::new(),
+            prompt: String::new(),
+            model: None,
+            temperature: None,
+            max_tokens: None,
+            keywords: vec![],
+            patterns: vec![],
+            feature: None,
+        }
+    }
+}
+
 /// Which assistant a question comes to that names none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, Validate, ToSchema)]
 #[serde(default)]
@@ -289,7 +308,7 @@ mod tests {
     fn many_patterns_are_bounded_together() {
         let assistant = |name: usize, patterns: Vec<String>| AssistantSettings {
             patterns,
-            ..serde_json::from_value(json!({ "name": format!("a{name}"), "title": "A" })).unwrap()
+            ..AssistantSettings::sample(&format!("a{name}"))
         };
         let small: Vec<_> = (0..5).map(|name| assistant(name, vec!["order".to_owned(); 10])).collect();
         assert!(together(&small, &()).is_ok());

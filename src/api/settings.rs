@@ -132,6 +132,32 @@ pub struct Branding {
 }
 
 #[cfg(test)]
+impl Settings {
+    /// Some for tests that need any.
+    pub(crate) fn sample() -> Self {
+        Self {
+            system_prompt: "You are the assistant of Northwind.".to_owned(),
+            models: vec![],
+            temperature: None,
+            max_tokens: 256,
+            history_length: 20,
+            max_message_length: 2000,
+            welcome_message: "Hello".to_owned(),
+            error_message: "Sorry".to_owned(),
+            degraded_message: String::new(),
+            branding: Branding::sample(),
+            visitors: VisitorSettings::default(),
+            widget: WidgetSettings::default(),
+            answer_cache: AnswerCacheSettings::default(),
+            assistants: vec![],
+            routing: RoutingSettings::default(),
+            content_filter: ContentFilterSettings::default(),
+            features: BTreeMap::new(),
+        }
+    }
+}
+
+#[cfg(test)]
 impl Branding {
     /// One for tests that need any.
     pub(crate) fn sample() -> Self {

@@ -114,18 +114,8 @@ mod tests {
     use crate::chat::prompt::tests::settings;
 
     fn assistant(name: &str, keywords: &[&str]) -> AssistantSettings {
-        AssistantSettings {
-            name: name.to_owned(),
-            title: name.to_owned(),
-            description: String::new(),
-            prompt: String::new(),
-            model: None,
-            temperature: None,
-            max_tokens: None,
-            keywords: keywords.iter().map(|&keyword| keyword.to_owned()).collect(),
-            patterns: vec![],
-            feature: None,
-        }
+        let keywords = keywords.iter().map(|&keyword| keyword.to_owned()).collect();
+        AssistantSettings { keywords, ..AssistantSettings::sample(name) }
     }
 
     fn assistants(by: RoutingBy, default: Option<&str>) -> Assistants {

@@ -193,10 +193,9 @@ impl Cache {
 /// What tells these settings and keys from all others. A key that was set again was sealed again, which gives other bytes.
 fn version_of(settings: (i64, DateTime<Utc>), rows: &[AiKeyRow], lent: Option<&[Arc<LentModel>]>) -> [u8; 32] {
     let mut version = Fingerprint::new("freehold configuration");
-    let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
     version.add(&settings.0.to_be_bytes());
     version.add(&settings.1.timestamp_micros().to_be_bytes());
-    version.add_number(number(rows.len()));
+    version.add_count(rows.len());
     for row in rows {
         version.add(row.id.as_uuid().as_bytes());
         version.add(&row.sealed);
@@ -209,7 +208,7 @@ fn version_of(settings: (i64, DateTime<Utc>), rows: &[AiKeyRow], lent: Option<&[
         add_names(&mut version, &row.models, &row.model_aliases);
     }
     let lent = lent.unwrap_or_default();
-    version.add_number(number(lent.len()));
+    version.add_count(lent.len());
     for model in lent {
         version.add(model.name.as_bytes());
         version.add(model.kind.as_str().as_bytes());
@@ -221,9 +220,9 @@ fn version_of(settings: (i64, DateTime<Utc>), rows: &[AiKeyRow], lent: Option<&[
 }
 
 fn add_names(version: &mut Fingerprint, models: &[String], aliases: &BTreeMap<String, String>) {
-    version.add_number(u64::try_from(models.len()).unwrap_or(u64::MAX));
+    version.add_count(models.len());
     models.iter().for_each(|model| version.add(model.as_bytes()));
-    version.add_number(u64::try_from(aliases.len()).unwrap_or(u64::MAX));
+    version.add_count(aliases.len());
     for (alias, model) in aliases {
         version.add(alias.as_bytes());
         version.add(model.as_bytes());

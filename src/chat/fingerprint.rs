@@ -14,7 +14,7 @@ impl Fingerprint {
     }
 
     pub(super) fn add(&mut self, part: &[u8]) {
-        self.add_number(u64::try_from(part.len()).unwrap_or(u64::MAX));
+        self.add_count(part.len());
         self.0.update(part);
     }
 
@@ -24,7 +24,12 @@ impl Fingerprint {
         self.add(part.unwrap_or_default());
     }
 
-    /// How many parts come, say, or a number that is a part itself.
+    /// How many parts come.
+    pub(super) fn add_count(&mut self, count: usize) {
+        self.add_number(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
+    /// A number that is a part itself.
     pub(super) fn add_number(&mut self, number: u64) {
         self.0.update(number.to_be_bytes());
     }

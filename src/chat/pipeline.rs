@@ -39,7 +39,7 @@ use crate::clock::SharedClock;
 use crate::content_filter::Masking;
 use crate::ids::{ChatSessionId, MessageId};
 use crate::metering::{CallKind, CallState, EndedCall, Outcome};
-use crate::providers::{ChatEvent, ChatRequest, Usage};
+use crate::providers::{ChatEvent, ChatRequest, FinishReason, Usage};
 use crate::telemetry::causes;
 use crate::tenant_db::{Client, TenantDb, TenantDbError, is_statement_at_fault};
 
@@ -66,6 +66,9 @@ const NOT_STORED: &str = "answer_not_stored";
 /// How long one attempt may take. A statement that needs one round trip and takes this long will not come back.
 const STORE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the model's answer used, if it said so, and why it ended.
+type Spoken = (Option<Usage>, FinishReason);
+
 /// Whether a question was stored; if not, the answer that another server is giving it, or why not.
 pub(super) type NotHere = Result<Option<MessageId>, ChatError>;
 
@@ -74,15 +77,13 @@ struct Turn {
     chat: Chat,
     db: TenantDb,
     begin: Begin,
-    /// None if every AI key that offers the model is left alone.
+    /// None if every AI key that offers the model is left alone, or the answer is kept already.
     call: Option<ModelCall>,
     settings: Arc<Settings>,
     /// What the answer goes through before anybody sees it and before it is stored, if anything is to be masked.
     masking: Option<Masking>,
     /// How the answer is kept for the next who asks this; none if it is not.
     keeping: Option<Keeping>,
-    /// One that is kept already: no model is called.
-    hit: Option<Hit>,
 }
 
 impl Chat {
@@ -97,11 +98,11 @@ impl Chat {
         question: Question,
         mark: Mark,
     ) -> Result<FirstAsked, ChatError> {
-        let (mut turn, client) = self.prepare(caller, question).await?;
+        let (turn, hit, client) = self.prepare(caller, question).await?;
         let log = EventLog::new(turn.begin.session_id, turn.begin.answer_id);
         let listener = Listener::new(Arc::clone(&log), None);
         let (begun, stored) = oneshot::channel();
-        match turn.hit.take() {
+        match hit {
             Some(hit) => {
                 self.tasks.spawn(hit.tell(self.clone(), client, turn.begin, begun, log, mark).in_current_span())
             }
@@ -111,7 +112,12 @@ impl Chat {
         Ok(elsewhere.map_or_else(|| FirstAsked::Begun(listener), FirstAsked::Elsewhere))
     }
 
-    async fn prepare(&self, caller: &TenantCaller, question: Question) -> Result<(Turn, Client), ChatError> {
+    /// What a question needs, and the answer that is kept of it, if there is one: then no model is called.
+    async fn prepare(
+        &self,
+        caller: &TenantCaller,
+        question: Question,
+    ) -> Result<(Turn, Option<Hit>, Client), ChatError> {
         let text = question.text;
         let client = caller.db.client().await?;
         let history = async {
@@ -187,8 +193,8 @@ impl Chat {
             }
         };
         let masking = context.masking();
-        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings, masking, keeping, hit };
-        Ok((turn, client))
+        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings, masking, keeping };
+        Ok((turn, hit, client))
     }
 }
 
@@ -226,7 +232,7 @@ impl Turn {
         if !is_begun {
             return;
         }
-        let Self { chat, db, mut call, settings, begin, mut masking, keeping, hit: _ } = self;
+        let Self { chat, db, mut call, settings, begin, mut masking, keeping } = self;
         let started = Instant::now();
         let parted = chat.parts.enter(&db, message_id, &log, &interruption);
         let end = match &mut call {
@@ -241,9 +247,11 @@ impl Turn {
             log.push(&rest);
         }
         let (content, delta_lengths) = log.content();
+        // One that was cut at its longest, or by a provider's filter, is not what the next who asks is to be given.
+        let is_whole = matches!(&end, Ok((_, FinishReason::Stop | FinishReason::Other)));
         let (usage, failure) = match end {
-            Ok(usage) if content.is_empty() => (usage, Some(Failure::Empty)),
-            Ok(usage) => (usage, None),
+            Ok((usage, _)) if content.is_empty() => (usage, Some(Failure::Empty)),
+            Ok((usage, _)) => (usage, None),
             Err(failure) => (None, Some(failure)),
         };
         let stopped = matches!(failure, Some(Failure::Stopped));
@@ -308,7 +316,7 @@ impl Turn {
             // The call is settled though its conversation may be gone. Otherwise the ledger goes on trying.
             finished.call.take().into_iter().for_each(EndedCall::stored);
         }
-        if let (Ok(()), Some(keeping)) = (&stored, keeping) {
+        if let (Ok(()), Some(keeping)) = (&stored, keeping.filter(|_| is_whole)) {
             // Before the end is told: whoever asks again after that is given it.
             keeping.keep(&chat, db.record(), answered_by.as_deref(), &finished);
         }
@@ -362,13 +370,13 @@ fn degraded(settings: &Settings) -> &str {
     messages.into_iter().find(|message| !message.is_empty()).unwrap_or("No answer can be given just now.")
 }
 
-/// Lets the model speak into the log. Returns how it ended.
+/// Lets the model speak into the log. Returns how it ended, and what that used.
 async fn speak(
     call: &mut ModelCall,
     (log, masking): (&EventLog, &mut Option<Masking>),
     deadline: Duration,
     (give_up, interruption): (&CancellationToken, &Interruption),
-) -> Result<Option<Usage>, Failure> {
+) -> Result<Spoken, Failure> {
     tokio::select! {
         end = timeout(deadline, collect(call, log, masking)) => end.unwrap_or(Err(Failure::Deadline)),
         () = give_up.cancelled() => Err(Failure::Stopping),
@@ -379,11 +387,7 @@ async fn speak(
     }
 }
 
-async fn collect(
-    call: &mut ModelCall,
-    log: &EventLog,
-    masking: &mut Option<Masking>,
-) -> Result<Option<Usage>, Failure> {
+async fn collect(call: &mut ModelCall, log: &EventLog, masking: &mut Option<Masking>) -> Result<Spoken, Failure> {
     let mut length = 0;
     loop {
         match call.next().await? {
@@ -404,7 +408,7 @@ async fn collect(
             }
             // Thinking is no part of the answer, and no tools were offered that could be called.
             ChatEvent::Reasoning(_) | ChatEvent::ToolCall(_) => {}
-            ChatEvent::Finished { usage, .. } => return Ok(usage),
+            ChatEvent::Finished { usage, finish_reason } => return Ok((usage, finish_reason)),
         }
     }
 }

@@ -72,32 +72,17 @@ pub(super) fn length(messages: &[ChatMessage]) -> usize {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::api::answer_cache::AnswerCacheSettings;
-    use crate::api::content_filter::ContentFilterSettings;
-    use crate::api::tenant::{Branding, RoutingSettings, VisitorSettings, WidgetSettings};
+    use crate::api::tenant::Branding;
 
     pub(in crate::chat) fn settings() -> Settings {
         Settings {
             system_prompt: " You help customers of Northwind.\n".to_owned(),
-            models: vec![],
-            temperature: None,
-            max_tokens: 256,
             history_length: 4,
-            max_message_length: 2000,
             welcome_message: String::new(),
             error_message: "Sorry.".to_owned(),
-            degraded_message: String::new(),
             branding: Branding { voice: "warm and brief".to_owned(), ..Branding::sample() },
-            visitors: VisitorSettings::default(),
-            widget: WidgetSettings::default(),
-            answer_cache: AnswerCacheSettings::default(),
-            assistants: vec![],
-            routing: RoutingSettings::default(),
-            content_filter: ContentFilterSettings::default(),
-            features: BTreeMap::new(),
+            ..Settings::sample()
         }
     }
 

@@ -225,16 +225,9 @@ mod tests {
         let all: Vec<_> = assistants
             .iter()
             .map(|(keywords, patterns)| AssistantSettings {
-                name: "a".to_owned(),
-                title: "A".to_owned(),
-                description: String::new(),
-                prompt: String::new(),
-                model: None,
-                temperature: None,
-                max_tokens: None,
                 keywords: owned(keywords),
                 patterns: owned(patterns),
-                feature: None,
+                ..AssistantSettings::sample("a")
             })
             .collect();
         Rules::new(&all)

@@ -36,16 +36,9 @@ mod tests {
 
     fn assistant(name: &str, model: Option<&str>, feature: Option<&str>) -> AssistantSettings {
         AssistantSettings {
-            name: name.to_owned(),
-            title: name.to_owned(),
-            description: String::new(),
-            prompt: String::new(),
             model: model.map(str::to_owned),
-            temperature: None,
-            max_tokens: None,
-            keywords: vec![],
-            patterns: vec![],
             feature: feature.map(str::to_owned),
+            ..AssistantSettings::sample(name)
         }
     }
 

@@ -186,25 +186,7 @@ pub(super) mod tests {
     use super::*;
 
     pub(in crate::configuration) fn settings() -> Settings {
-        Settings {
-            system_prompt: "You are the assistant of Northwind.".to_owned(),
-            models: vec![],
-            temperature: None,
-            max_tokens: 256,
-            history_length: 20,
-            max_message_length: 2000,
-            welcome_message: "Hello".to_owned(),
-            error_message: "Sorry".to_owned(),
-            degraded_message: String::new(),
-            branding: Branding::sample(),
-            visitors: VisitorSettings::default(),
-            widget: WidgetSettings::default(),
-            answer_cache: AnswerCacheSettings::default(),
-            assistants: vec![],
-            routing: RoutingSettings::default(),
-            content_filter: ContentFilterSettings::default(),
-            features: BTreeMap::from([("data_questions".to_owned(), false)]),
-        }
+        Settings { features: BTreeMap::from([("data_questions".to_owned(), false)]), ..Settings::sample() }
     }
 
     #[test]

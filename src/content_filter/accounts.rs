@@ -1,7 +1,8 @@
 //! Finds numbers of bank accounts (IBAN), so that parts of them are not taken for cards or telephones. Two letters of a
 //! country, as many characters as that country's have, and check digits that fit.
 
-use super::{Kind, Span, characters};
+use super::characters::Seen;
+use super::{Kind, Span};
 
 /// Countries, and the length of their numbers.
 const LENGTHS: &str = "AD24AE23AL28AT20AZ28BA20BE16BG22BH22BR29BY28CH21CR22CY28CZ24DE22DK18DO28EE20EG29ES24FI18FO18FR27\
@@ -17,7 +18,6 @@ pub(super) struct Accounts {
     spaced: bool,
     /// Whether the last character was part of a word.
     in_word: bool,
-    invisible: u32,
     now: usize,
 }
 
@@ -27,17 +27,13 @@ impl Accounts {
         if self.text.is_empty() { self.now } else { self.start }
     }
 
-    pub(super) fn step(&mut self, at: usize, c: char, spans: &mut Vec<Span>) {
-        let end = at + c.len_utf8();
+    pub(super) fn step(&mut self, at: usize, end: usize, seen: Seen, spans: &mut Vec<Span>) {
         self.now = end;
-        let Some(c) = characters::fold(c) else {
-            self.invisible += 1;
-            if self.invisible > characters::MOST_INVISIBLE {
-                self.text.clear();
-            }
-            return;
+        let c = match seen {
+            Seen::Character(c) => c,
+            Seen::Invisible => return,
+            Seen::Break => return self.text.clear(),
         };
-        self.invisible = 0;
         let fits = match self.text.len() {
             0 | 1 => c.is_ascii_uppercase(),
             2 | 3 => c.is_ascii_digit(),

@@ -9,10 +9,44 @@ const ZEROS: [u32; 37] = [
 ];
 
 /// How many invisible characters in a row may stand inside something that is recognised.
-pub(super) const MOST_INVISIBLE: u32 = 8;
+const MOST_INVISIBLE: u32 = 8;
+
+/// A character as the finders are told it.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Seen {
+    /// What it counts as.
+    Character(char),
+    /// Nothing. It may stand inside something that is recognised.
+    Invisible,
+    /// Nothing, once too often in a row: whatever was begun is over.
+    Break,
+}
+
+/// Reads a text once, for all finders.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    /// How many invisible characters have come in a row.
+    invisible: u32,
+}
+
+impl Reader {
+    /// The next character.
+    pub(super) fn see(&mut self, c: char) -> Seen {
+        match fold(c) {
+            Some(c) => {
+                self.invisible = 0;
+                Seen::Character(c)
+            }
+            None => {
+                self.invisible = self.invisible.saturating_add(1);
+                if self.invisible > MOST_INVISIBLE { Seen::Break } else { Seen::Invisible }
+            }
+        }
+    }
+}
 
 /// What a character counts as; `None` if it is invisible.
-pub(super) fn fold(c: char) -> Option<char> {
+fn fold(c: char) -> Option<char> {
     if c.is_ascii() {
         return (c != '\0').then_some(c);
     }

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 
-use super::{Kind, Span, characters};
+use super::characters::Seen;
+use super::{Kind, Span};
 
 /// The longest name before the `@`.
 const MOST_LOCAL: usize = 64;
@@ -22,7 +23,6 @@ pub(super) struct Emails {
     address: Option<(usize, bool)>,
     /// What came since the `@`: characters, and where each ends.
     domain: Vec<(usize, char)>,
-    invisible: u32,
     now: usize,
 }
 
@@ -33,18 +33,13 @@ impl Emails {
         self.address.map(|(at, _)| at).or(local).unwrap_or(self.now)
     }
 
-    pub(super) fn step(&mut self, at: usize, c: char, spans: &mut Vec<Span>) {
-        let end = at + c.len_utf8();
+    pub(super) fn step(&mut self, at: usize, end: usize, seen: Seen, spans: &mut Vec<Span>) {
         self.now = end;
-        let Some(c) = characters::fold(c) else {
-            self.invisible += 1;
-            if self.invisible > characters::MOST_INVISIBLE {
-                self.over(' ', spans);
-                self.local.clear();
-            }
-            return;
+        let c = match seen {
+            Seen::Character(c) => c,
+            Seen::Invisible => return,
+            Seen::Break => return self.finish(spans),
         };
-        self.invisible = 0;
         let of_domain = c.is_alphanumeric() || c == '-' || c == '.';
         if self.address.is_some() {
             if of_domain && self.domain.len() < MOST_DOMAIN {

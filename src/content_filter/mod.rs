@@ -25,6 +25,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use self::accounts::Accounts;
+use self::characters::Reader;
 use self::emails::Emails;
 use self::numbers::Numbers;
 pub use self::patterns::LONGEST_MATCH;
@@ -127,6 +128,8 @@ struct Span {
 #[derive(Debug)]
 pub struct Masking {
     filter: Arc<ContentFilter>,
+    /// Reads for the three that follow. The tenant's patterns match what is written, not what is seen.
+    reader: Option<Reader>,
     accounts: Option<Accounts>,
     numbers: Option<Numbers>,
     emails: Option<Emails>,
@@ -147,6 +150,7 @@ impl Masking {
     pub fn new(filter: Arc<ContentFilter>) -> Self {
         let numbers = filter.cards || filter.phones;
         Self {
+            reader: (numbers || filter.emails).then(Reader::default),
             accounts: numbers.then(Accounts::default),
             numbers: numbers.then(|| Numbers::new(filter.cards, filter.phones)),
             emails: filter.emails.then(Emails::default),
@@ -169,19 +173,23 @@ impl Masking {
         let mut settled_at = at;
         for c in piece.chars() {
             let spans = &mut self.spans;
-            if let Some(accounts) = &mut self.accounts {
-                accounts.step(at, c, spans);
-            }
-            if let Some(numbers) = &mut self.numbers {
-                numbers.step(at, c, spans);
-            }
-            if let Some(emails) = &mut self.emails {
-                emails.step(at, c, spans);
+            let end = at + c.len_utf8();
+            if let Some(reader) = &mut self.reader {
+                let seen = reader.see(c);
+                if let Some(accounts) = &mut self.accounts {
+                    accounts.step(at, end, seen, spans);
+                }
+                if let Some(numbers) = &mut self.numbers {
+                    numbers.step(at, end, seen, spans);
+                }
+                if let Some(emails) = &mut self.emails {
+                    emails.step(at, end, seen, spans);
+                }
             }
             if let Some(matcher) = &mut self.matcher {
                 matcher.step(at, c, spans);
             }
-            at += c.len_utf8();
+            at = end;
             // Of a long piece not everything is kept until its end.
             if at - settled_at >= 1024 {
                 settled_at = at;

@@ -1,8 +1,9 @@
 //! Finds card and telephone numbers: gathers groups of digits with what joins them, and judges each once enough of what
 //! follows is known.
 
+use super::characters::Seen;
 use super::phones::{self, Hint};
-use super::{Kind, Span, cards, characters};
+use super::{Kind, Span, cards};
 
 /// More digits in one piece are nobody's number.
 const MOST_DIGITS: usize = 19;
@@ -78,7 +79,6 @@ pub(super) struct Numbers {
     lead: Option<Lead>,
     /// In digits that are too many.
     overlong: bool,
-    invisible: u32,
     now: usize,
 }
 
@@ -94,7 +94,6 @@ impl Numbers {
             between: Vec::new(),
             lead: None,
             overlong: false,
-            invisible: 0,
             now: 0,
         }
     }
@@ -105,17 +104,9 @@ impl Numbers {
         group.or_else(|| self.lead.map(|lead| lead.start)).unwrap_or(self.now)
     }
 
-    pub(super) fn step(&mut self, at: usize, c: char, spans: &mut Vec<Span>) {
-        let end = at + c.len_utf8();
-        match characters::fold(c) {
-            None => {
-                self.invisible += 1;
-                if self.invisible > characters::MOST_INVISIBLE {
-                    self.over(None, spans);
-                }
-            }
-            Some(c) => {
-                self.invisible = 0;
+    pub(super) fn step(&mut self, at: usize, end: usize, seen: Seen, spans: &mut Vec<Span>) {
+        match seen {
+            Seen::Character(c) => {
                 match c {
                     '0'..='9' => self.digit(at, end, c, spans),
                     ' ' | '-' | '.' | '/' | ')' if !self.groups.is_empty() && !self.overlong => {
@@ -137,6 +128,8 @@ impl Numbers {
                 }
                 self.remember(c);
             }
+            Seen::Invisible => {}
+            Seen::Break => self.over(None, spans),
         }
         self.now = end;
     }

@@ -16,13 +16,13 @@
 //! has cooled. The account never gives out more than *L*, so there are *L* permits. Hence at most *L* requests. For this
 //! it has to hold that:
 //!
-//! - *The account is changed by one server at a time.* In Postgres its row is locked from reading to writing. In Redis a
-//!   script writes it only if it is what was read.
+//! - *The account is changed by one server at a time.* In Postgres its row is locked from reading to writing, or written only if
+//!   nobody has since this server did. In Redis a script writes it only if it is what was read.
 //! - *A server never thinks that it holds more than its account says.* What it gives is put aside before the round and
 //!   not used during it; what it gets is used once the store has confirmed. **An answer that is late or lost** changes
 //!   neither: what may have been given stays unused, what may have been got is found in the account in the next round.
 //!   That one's success proves that nothing older can come after it: in Postgres it waited for the older
-//!   transaction's end, in Redis an older one finds another mark and does nothing.
+//!   transaction's end, or that finds another version of the row and does nothing, as an older one in Redis finds another mark.
 //! - *What a server holds is given out again only when it has stopped using it* ([`members`]). **A server that died** is one
 //!   whose place another serves at, or that has been silent for its lease of 5 minutes: it uses what it holds for no
 //!   longer than that after it last said that it is there, counted from before it said so. Then its permits cool once

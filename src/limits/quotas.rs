@@ -15,7 +15,8 @@ use uuid::Uuid;
 use super::members::Membership;
 use super::quota_account::{self, Ask, QuotaAccount, Settled};
 use super::rounds::Rounds;
-use super::{LimitsError, QuotaKey, store};
+use super::store::{self, Written};
+use super::{LimitsError, QuotaKey};
 use crate::ids::TenantId;
 use crate::telemetry::causes;
 
@@ -33,6 +34,8 @@ const STORE_AWAY: u64 = 500;
 const IDLE: u64 = 10 * 60 * 1000;
 /// How often it is looked whether all is on record.
 const RECORDING: Duration = Duration::from_millis(20);
+/// How long an account is read each time that another server has written as well, in milliseconds.
+const SHARED: u64 = 1_000;
 /// How old what is shown of a month may be, in milliseconds.
 const FRESH: u64 = 1_000;
 /// When to come back if the platform's database does not answer.
@@ -73,6 +76,10 @@ struct State {
     /// When what is known was learned, and what.
     learned_at: Option<u64>,
     last: Settled,
+    /// The account, unless another server may have written it since.
+    written: Option<Written<QuotaAccount>>,
+    /// Until when it is taken that others write it.
+    shared_until: u64,
     removed: bool,
 }
 
@@ -332,10 +339,15 @@ impl Quotas {
 
     async fn round(&self, keys: &[QuotaKey]) {
         let holder = self.members.id();
-        let (mut names, mut asks, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut names, mut asks, mut places, mut known) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for key in keys {
             let Some(quota) = self.keys.get(key).map(|quota| Arc::clone(&quota)) else { continue };
-            asks.push(self.prepare(&mut quota.state(), holder));
+            {
+                let mut state = quota.state();
+                asks.push(self.prepare(&mut state, holder));
+                // Taken: if no answer comes, nobody knows what is there.
+                known.push(state.written.take());
+            }
             names.push((key.to_string(), key.tenant.as_uuid()));
             places.push((*key, quota));
         }
@@ -350,7 +362,8 @@ impl Quotas {
         };
         let result = match self.members.in_contact() {
             true => {
-                timeout(STORE, store::exchange(&self.pool, &names, &settle)).await.unwrap_or(Err(LimitsError::Timeout))
+                let exchange = store::exchange(&self.pool, &names, known, &settle);
+                timeout(STORE, exchange).await.unwrap_or(Err(LimitsError::Timeout))
             }
             false => Err(LimitsError::Unavailable { retry_after: COME_BACK }),
         };
@@ -361,11 +374,16 @@ impl Quotas {
         }
         let mut results = result.map(Vec::into_iter);
         for ((key, quota), ask) in places.iter().zip(&asks) {
-            let settled = results.as_mut().ok().and_then(Iterator::next);
+            let exchanged = results.as_mut().ok().and_then(Iterator::next);
             let now = self.now();
             let mut state = quota.state();
-            match settled {
-                Some(settled) if same => {
+            match exchanged {
+                Some(exchanged) if same => {
+                    let settled = exchanged.result;
+                    if exchanged.is_shared {
+                        state.shared_until = now + SHARED;
+                    }
+                    state.written = (now >= state.shared_until).then_some(exchanged.written);
                     state.granted = settled.granted;
                     state.recorded = ask.settled;
                     state.last = settled;

@@ -102,13 +102,114 @@ async fn lock_accounts(
     Ok(rows.into_iter().map(|row| (row.key, row.account.0)).collect())
 }
 
-/// Lets each account be settled while nobody else can change it, all in one transaction. Whoever asks next waits for
-/// that, so what is read is never older than what was written, whatever became of an answer.
+/// An account as this server has written it.
+#[derive(Debug, Clone)]
+pub(super) struct Written<A> {
+    pub(super) account: A,
+    /// The transaction that wrote the row. Whoever writes it again, even the same, leaves another one there, and none comes
+    /// a second time within four billion.
+    version: i64,
+}
+
+/// What became of an account in an exchange.
+#[derive(Debug)]
+pub(super) struct Exchanged<A, R> {
+    /// What settling it said.
+    pub(super) result: R,
+    pub(super) written: Written<A>,
+    /// Whether another server had written it since this one did last.
+    pub(super) is_shared: bool,
+}
+
+/// Lets each account be settled while nobody else can change it. Whoever asks next waits for that, so what is read is never
+/// older than what was written, whatever became of an answer.
+///
+/// An account that nobody has written since this server did (`known`, by index) is settled in memory and written by one
+/// statement, which does nothing if somebody has. So does one that was given up and comes late: whoever asked after it has
+/// written the row. All others are read under a lock and written in one transaction.
 pub(super) async fn exchange<A, R>(
     pool: &PgPool,
     keys: &[(String, Uuid)],
+    known: Vec<Option<Written<A>>>,
     settle: &(impl Fn(usize, &mut A) -> R + Sync),
-) -> Result<Vec<R>, LimitsError>
+) -> Result<Vec<Exchanged<A, R>>, LimitsError>
+where
+    A: Serialize + DeserializeOwned + Default + Send,
+    R: Send,
+{
+    let mut exchanged: Vec<Option<Exchanged<A, R>>> = keys.iter().map(|_| None).collect();
+    let mut outdated = vec![false; keys.len()];
+    let settled = known.into_iter().enumerate().filter_map(|(index, written)| {
+        let mut written = written?;
+        let result = settle(index, &mut written.account);
+        Some((index, Exchanged { result, written, is_shared: false }))
+    });
+    let settled: Vec<_> = settled.collect();
+    if !settled.is_empty() {
+        let mut versions = replace(pool, keys, &settled).await?;
+        for (index, mut one) in settled {
+            let Some((key, _)) = keys.get(index) else { continue };
+            match (versions.remove(key), exchanged.get_mut(index), outdated.get_mut(index)) {
+                (Some(version), Some(place), _) => {
+                    one.written.version = version;
+                    *place = Some(one);
+                }
+                (None, _, Some(outdated)) => *outdated = true,
+                _ => {}
+            }
+        }
+    }
+    let rest: Vec<usize> = (0..keys.len()).filter(|index| matches!(exchanged.get(*index), Some(None))).collect();
+    if !rest.is_empty() {
+        let names: Vec<_> = rest.iter().filter_map(|index| keys.get(*index).cloned()).collect();
+        let settle = |index: usize, account: &mut A| settle(rest.get(index).copied().unwrap_or(usize::MAX), account);
+        for (index, (result, written)) in rest.iter().zip(exchange_locked(pool, &names, &settle).await?) {
+            let is_shared = outdated.get(*index).copied().unwrap_or_default();
+            if let Some(place) = exchanged.get_mut(*index) {
+                *place = Some(Exchanged { result, written, is_shared });
+            }
+        }
+    }
+    Ok(exchanged.into_iter().flatten().collect())
+}
+
+/// Writes the accounts whose rows are still of the version that is known, and returns their new ones.
+async fn replace<A: Serialize, R>(
+    pool: &PgPool,
+    keys: &[(String, Uuid)],
+    settled: &[(usize, Exchanged<A, R>)],
+) -> Result<HashMap<String, i64>, LimitsError> {
+    let (mut names, mut versions, mut accounts) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, one) in settled {
+        let Some((key, _)) = keys.get(*index) else { continue };
+        names.push(key.clone());
+        versions.push(one.written.version);
+        accounts.push(Json(serde_json::to_value(&one.written.account).map_err(|_| LimitsError::Unreadable)?));
+    }
+    // Locked in one order, as above. Whoever waits for a lock looks at the version again.
+    let rows = sqlx::query!(
+        r#"WITH current AS (
+             SELECT a.key, n.account FROM limit_accounts a
+             JOIN UNNEST($1::text[], $2::bigint[], $3::jsonb[]) n (key, version, account) ON a.key = n.key
+             WHERE a.xmin::text::bigint = n.version ORDER BY a.key FOR UPDATE OF a
+         )
+         UPDATE limit_accounts a SET account = c.account, updated_at = clock_timestamp()
+         FROM current c WHERE a.key = c.key
+         RETURNING a.key, a.xmin::text::bigint AS "version!""#,
+        &names,
+        &versions,
+        &accounts as &[Json<serde_json::Value>]
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.key, row.version)).collect())
+}
+
+async fn exchange_locked<A, R>(
+    pool: &PgPool,
+    keys: &[(String, Uuid)],
+    settle: &(impl Fn(usize, &mut A) -> R + Sync),
+) -> Result<Vec<(R, Written<A>)>, LimitsError>
 where
     A: Serialize + DeserializeOwned + Default + Send,
     R: Send,
@@ -132,25 +233,29 @@ where
         // Another server may have made it a moment ago.
         found.extend(lock_accounts(&mut transaction, &new).await?);
     }
-    let (mut results, mut accounts) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
+    let (mut settled, mut accounts) = (Vec::with_capacity(keys.len()), Vec::with_capacity(keys.len()));
     for (index, (key, _)) in keys.iter().enumerate() {
         let mut account = match found.remove(key) {
             None | Some(serde_json::Value::Null) => A::default(),
             Some(value) => serde_json::from_value(value).map_err(|_| LimitsError::Unreadable)?,
         };
-        results.push(settle(index, &mut account));
+        let result = settle(index, &mut account);
         accounts.push(Json(serde_json::to_value(&account).map_err(|_| LimitsError::Unreadable)?));
+        settled.push((result, account));
     }
-    sqlx::query!(
-        "UPDATE limit_accounts a SET account = n.account, updated_at = clock_timestamp()
-         FROM UNNEST($1::text[], $2::jsonb[]) n (key, account) WHERE a.key = n.key",
+    let rows = sqlx::query!(
+        r#"UPDATE limit_accounts a SET account = n.account, updated_at = clock_timestamp()
+         FROM UNNEST($1::text[], $2::jsonb[]) n (key, account) WHERE a.key = n.key
+         RETURNING a.key, a.xmin::text::bigint AS "version!""#,
         &names,
         &accounts as &[Json<serde_json::Value>]
     )
-    .execute(&mut *transaction)
+    .fetch_all(&mut *transaction)
     .await?;
     transaction.commit().await?;
-    Ok(results)
+    let versions: HashMap<String, i64> = rows.into_iter().map(|row| (row.key, row.version)).collect();
+    let written = |(key, account): (&String, A)| Written { account, version: versions.get(key).copied().unwrap_or(-1) };
+    Ok(names.iter().zip(settled).map(|(key, (result, account))| (result, written((key, account)))).collect())
 }
 
 /// Asks the servers that hold permits of this limit to give what they have free.

@@ -214,24 +214,19 @@ pub(super) fn unavailable(temporarily: bool, assets: &Assets) -> Result<Rendered
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::io::Read as _;
 
     use super::*;
-    use crate::api::content_filter::ContentFilterSettings;
-    use crate::api::tenant::{Branding, RoutingSettings, WidgetSettings};
+    use crate::api::tenant::{Branding, WidgetSettings};
 
     fn settings() -> Settings {
         Settings {
             system_prompt: "canary-of-the-prompt".to_owned(),
             models: vec!["canary-of-the-models".to_owned()],
-            temperature: None,
             max_tokens: 1,
             history_length: 1,
-            max_message_length: 2000,
             welcome_message: "Welcome".to_owned(),
             error_message: String::new(),
-            degraded_message: String::new(),
             branding: Branding {
                 primary_color: "#1d7a6b".to_owned(),
                 language: "de-CH".to_owned(),
@@ -239,13 +234,8 @@ mod tests {
                 font: "serif".to_owned(),
                 ..Branding::sample()
             },
-            visitors: VisitorSettings::default(),
-            answer_cache: crate::api::answer_cache::AnswerCacheSettings::default(),
             widget: WidgetSettings { allowed_origins: vec!["https://shop.example".to_owned()] },
-            assistants: vec![],
-            routing: RoutingSettings::default(),
-            content_filter: ContentFilterSettings::default(),
-            features: BTreeMap::new(),
+            ..Settings::sample()
         }
     }
 

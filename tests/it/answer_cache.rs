@@ -14,7 +14,7 @@ use crate::limits::redis;
 const SAID: &str = "A freehold is held by its owner alone";
 
 async fn put_key(platform: &Platform, tenant: &Tenant) {
-    platform.offer(tenant, &["instant", "echo", "cut", "error-500", "no-usage"]).await;
+    platform.offer(tenant, &["instant", "echo", "cut", "length", "error-500", "no-usage"]).await;
 }
 
 /// A tenant whose answers are kept for five minutes.
@@ -241,6 +241,10 @@ async fn what_is_not_whole_is_not_kept() {
                 assert_eq!((&answer["degraded"], &answer["from_cache"]), (&json!(true), &json!(false)), "{answer}");
             }
         }
+    }
+    // Whoever asks for a longer one, or hopes for more luck, is not given half a sentence again.
+    for _ in 0..2 {
+        assert!(!kept(&platform, &tenant, json!({ "message": "hello", "model": "length" })).await);
     }
     // An answer whose tokens the provider did not count is as good as any.
     let uncounted = json!({ "message": "hello", "model": "no-usage" });

@@ -46,6 +46,20 @@ impl Platform {
         (answer["assistant"].clone(), answer["session_id"].clone())
     }
 
+    /// What was used, once no call is under way: one that was given up is settled beside, and of those of dead servers nobody
+    /// looks again for a few seconds if the periodic task has just looked.
+    async fn settled_usage(&self, tenant: &Tenant, query: &str) -> Value {
+        let mut report = Value::Null;
+        for _ in 0..100 {
+            report = self.get(&format!("/api/v1/usage{query}"), &tenant.admin.access).await.expect(StatusCode::OK);
+            if report["total"]["started"] == 0 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        report
+    }
+
     async fn quota_used(&self, tenant: &Tenant) -> Value {
         let quota = self.get("/api/v1/quota", &tenant.user.access).await.expect(StatusCode::OK);
         quota["requests_this_month"]["used"].clone()
@@ -248,15 +262,7 @@ async fn a_model_routes_first_questions_and_its_calls_are_on_record() {
 
     // Each is a call of a kind of its own, and none is a query.
     assert_eq!(platform.quota_used(&tenant).await, 8);
-    // The one that was given up is settled beside.
-    let mut report = Value::Null;
-    for _ in 0..100 {
-        report = platform.get("/api/v1/usage?group_by=kind", &tenant.admin.access).await.expect(StatusCode::OK);
-        if report["total"]["started"] == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let report = platform.settled_usage(&tenant, "?group_by=kind").await;
     let of = |kind: &str| report["items"].as_array().unwrap().iter().find(|item| item["key"] == kind).cloned().unwrap();
     let routing = of("routing");
     assert_eq!((&of("chat")["calls"], &routing["calls"]), (&json!(8), &json!(6)));
@@ -281,15 +287,7 @@ async fn a_routing_call_whose_server_died_is_settled_like_any_other() {
                   VALUES ($1, 'routing', $2, 'openai_compatible', 'main', 'echo', 'echo', 'own', 'started', 9,
                       now() - interval '2 hours')";
     database.execute(insert, &[&Uuid::now_v7(), &Uuid::now_v7()]).await.unwrap();
-    // The periodic task may have looked a moment ago, and nobody looks again for a few seconds.
-    let mut report = Value::Null;
-    for _ in 0..100 {
-        report = platform.get("/api/v1/usage", &tenant.admin.access).await.expect(StatusCode::OK);
-        if report["total"]["started"] == 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let report = platform.settled_usage(&tenant, "").await;
     assert_eq!((&report["total"]["started"], &report["total"]["interrupted"]), (&json!(0), &json!(1)));
 }
 

@@ -28,6 +28,17 @@ fn project() -> tempfile::TempDir {
     directory
 }
 
+/// Puts a browser into the project that writes down what it is to open, and returns where.
+fn with_browser(project: &Path) -> PathBuf {
+    use std::os::unix::fs::PermissionsExt;
+    let (directory, opened) = (project.join("bin"), project.join("opened"));
+    std::fs::create_dir(&directory).unwrap();
+    let program = directory.join("xdg-open");
+    std::fs::write(&program, format!("#!/bin/sh\necho \"$1\" > {}\n", opened.display())).unwrap();
+    std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    opened
+}
+
 struct Stack {
     child: Child,
     info: Value,
@@ -35,11 +46,18 @@ struct Stack {
 }
 
 impl Stack {
-    async fn start(project: &Path) -> Self {
+    async fn start(project: &Path, options: &[&str]) -> Self {
         let output = project.join("output");
         let file = std::fs::File::create(&output).unwrap();
+        // Programs of the project's own come first.
+        let path = std::env::join_paths(
+            std::iter::once(project.join("bin")).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
+        )
+        .unwrap();
         let child = Command::new(freehold())
             .arg("dev")
+            .args(options)
+            .env("PATH", path)
             .current_dir(project)
             .env_remove("PLATFORM_DATABASE_URL")
             .env_remove("FREEHOLD_MODEL_URL")
@@ -100,7 +118,7 @@ impl Stack {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_newcomer_gets_two_clients_that_answer_and_keeps_them_over_a_restart() {
     let project = project();
-    let stack = Stack::start(project.path()).await;
+    let stack = Stack::start(project.path(), &[]).await;
     let tenants = stack.info["tenants"].as_array().unwrap().clone();
     assert_eq!(tenants.len(), 2);
     let mut settings = Vec::new();
@@ -119,7 +137,13 @@ async fn a_newcomer_gets_two_clients_that_answer_and_keeps_them_over_a_restart()
         assert!(done["usage"]["output_tokens"].as_u64().unwrap() > 0, "{done}");
         let admin = json!({ "user": tenant["admin"], "slug": tenant["slug"] });
         let config = Client::new().get(stack.url("/api/v1/config")).bearer_auth(stack.token(&admin).await);
-        settings.push(config.send().await.unwrap().json::<Value>().await.unwrap()["settings"].clone());
+        let configured = config.send().await.unwrap().json::<Value>().await.unwrap()["settings"].clone();
+        // Nothing in it says whose it is, so it is the first assistant's.
+        assert_eq!(
+            (configured["assistants"].as_array().unwrap().len(), &done["assistant"]),
+            (2, &configured["routing"]["default"])
+        );
+        settings.push(configured);
     }
     assert_ne!(settings[0]["system_prompt"], settings[1]["system_prompt"]);
     assert_ne!(settings[0]["branding"], settings[1]["branding"]);
@@ -153,9 +177,18 @@ async fn a_newcomer_gets_two_clients_that_answer_and_keeps_them_over_a_restart()
     let () = again;
 
     let began = Instant::now();
-    let stack = Stack::start(project.path()).await;
+    let opened = with_browser(project.path());
+    let stack = Stack::start(project.path(), &["--open"]).await;
     announce(&format!("dev stack: the second start took {:.1} s", began.elapsed().as_secs_f64()));
     assert_eq!(stack.info["tenants"], first["tenants"]);
+    let page = stack.url(&format!("/c/{}", tenants[0]["slug"].as_str().unwrap()));
+    while !stack.printed().contains("Ctrl-C stops") {
+        assert!(began.elapsed() < Duration::from_secs(150), "{}", stack.printed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(std::fs::read_to_string(opened).unwrap().trim(), page);
+    let page = Client::new().get(page).send().await.unwrap();
+    assert_eq!(page.status(), StatusCode::OK);
     let token = stack.token(&tenants[0]).await;
     let sessions = Client::new().get(stack.url("/api/v1/sessions")).bearer_auth(token).send().await.unwrap();
     assert_eq!(sessions.json::<Value>().await.unwrap()["items"].as_array().unwrap().len(), 1);

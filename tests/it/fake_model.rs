@@ -14,6 +14,7 @@
 //! | `drip-<ms>` | as `instant`, waiting before each event |
 //! | `cut` | drops the connection midway |
 //! | `truncated` | ends the stream midway as if all were well |
+//! | `length` | ends midway with the reason that the answer has its full length |
 //! | `stall` | stops midway and says nothing more |
 //! | `flood` | 7 MiB, and then nothing more |
 //! | `hang` | never answers |
@@ -352,6 +353,7 @@ async fn behave(asked: &Asked, presence: &Presence) -> Answer {
         "cut" => fixed().half().answer_with(Duration::ZERO, Ending::Cut),
         "stall" => fixed().half().answer_with(Duration::ZERO, Ending::Stall),
         "truncated" => fixed().half().answer(),
+        "length" => Words { broken: false, finish_reason: "length", ..fixed().half() }.answer(),
         // More than any buffer on the way takes, and then nothing.
         "flood" => Words { words: vec!["x".repeat(64 * 1024); 112], broken: true, ..fixed() }
             .answer_with(Duration::ZERO, Ending::Stall),
@@ -406,12 +408,13 @@ struct Words<'a> {
     broken: bool,
     usage: bool,
     done: bool,
+    finish_reason: &'static str,
 }
 
 impl<'a> Words<'a> {
     fn new(asked: &'a Asked, text: &str) -> Self {
         let words = text.split_inclusive(char::is_whitespace).map(str::to_owned).collect();
-        Self { asked, words, after: Vec::new(), broken: false, usage: true, done: true }
+        Self { asked, words, after: Vec::new(), broken: false, usage: true, done: true, finish_reason: "stop" }
     }
 
     fn half(mut self) -> Self {
@@ -448,7 +451,7 @@ impl<'a> Words<'a> {
         let message = json!({"role": "assistant", "content": self.words.concat(), "refusal": null});
         let mut whole = json!({
             "id": "chatcmpl-fake", "object": "chat.completion", "created": 0, "model": self.asked.model,
-            "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": "stop"}],
+            "choices": [{"index": 0, "message": message, "logprobs": null, "finish_reason": self.finish_reason}],
         });
         if let (true, Some(whole)) = (self.usage, whole.as_object_mut()) {
             whole.insert("usage".to_owned(), self.counts());
@@ -477,7 +480,7 @@ impl<'a> Words<'a> {
         if self.broken {
             return events;
         }
-        events.push(choice("{}", r#""stop""#));
+        events.push(choice("{}", &json!(self.finish_reason).to_string()));
         if with_usage && self.usage {
             events.push(event("", &format!(r#","usage":{}"#, self.counts())));
         }

@@ -271,6 +271,45 @@ async fn a_month_is_counted_over_all_servers_and_ends_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_have_used_is_seen_by_a_server_that_thinks_it_is_alone() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("not-alone").await;
+    platform.set_limits("not-alone", json!({ "requests_per_month": 100, "requests_per_minute": "unlimited" })).await;
+    heard().await;
+    let registry = platform.platform_client().await;
+    let used = async || {
+        let sql = "SELECT (account->>'used')::bigint FROM limit_accounts WHERE key LIKE 'quota:%'";
+        registry.query_one(sql, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    for expected in 1..=3 {
+        assert_eq!(ask(&platform, &tenant).await.status, StatusCode::OK);
+        until(async || used().await == expected).await;
+    }
+    // As another server would write it, between two of this one's statements.
+    let sql =
+        "UPDATE limit_accounts SET account = jsonb_set(account, '{used}', to_jsonb((account->>'used')::bigint + 90))
+               WHERE key LIKE 'quota:%'";
+    assert_eq!(registry.execute(sql, &[]).await.unwrap(), 1);
+    for expected in 94..=100 {
+        assert_eq!(ask(&platform, &tenant).await.status, StatusCode::OK);
+        until(async || used().await == expected).await;
+    }
+    assert_eq!(ask(&platform, &tenant).await.expect_problem(StatusCode::TOO_MANY_REQUESTS), "quota_exceeded");
+    assert_eq!(used().await, 100);
+}
+
+/// Waits for something that comes to be true within moments.
+async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..100 {
+        if holds().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("it does not come to be true");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_stops_leaves_what_it_held_to_the_others() {
     let servers = servers(2, None).await;
     let tenant = servers[0].tenant("left").await;

@@ -320,14 +320,7 @@ async fn an_answer_is_stopped_at_its_own_server_and_at_another_one() {
         assert_eq!((&stored["state"], &stored["error_code"]), (&json!("stopped"), &Value::Null));
         assert_eq!(stored["content"], json!(text(&frames)));
         assert!(text(&frames).split_whitespace().count() < 27);
-        // The model was told, too.
-        for _ in 0..50 {
-            if fake_model().await.cancelled_with_key(&tenant.key) > cancelled {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        assert_eq!(fake_model().await.cancelled_with_key(&tenant.key), cancelled + 1);
+        assert!(hears_of_it(&tenant, cancelled).await, "the model was told, too");
         for platform in [&first, &second] {
             assert_eq!(platform.stop(&tenant.user.access, message).await, StatusCode::NO_CONTENT, "it is over");
             assert_eq!(platform.resumed(&tenant, message, None).await.all().await, frames);
@@ -338,6 +331,43 @@ async fn an_answer_is_stopped_at_its_own_server_and_at_another_one() {
     let body = json!({ "message": "go on", "model": "echo", "session_id": sessions["items"][0]["id"] });
     first.post("/api/v1/chat", &tenant.user.access, body).await.expect(StatusCode::OK);
     assert_eq!(fake_model().await.calls_with_key(&tenant.key).last().unwrap().contents().len(), 4);
+}
+
+/// Whether the model hears of an end that comes from here, after so many before.
+async fn hears_of_it(tenant: &Tenant, before: usize) -> bool {
+    for _ in 0..100 {
+        if fake_model().await.cancelled_with_key(&tenant.key) > before {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    false
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conversation_that_is_deleted_ends_its_answer_at_whichever_server() {
+    let first = Platform::start().await;
+    let tenant = with_model(&first, "deleted-midway", "drip-200").await;
+    let second = second(&first).await;
+    let database = connect(&first.tenant_database(&tenant.slug).await).await.unwrap();
+    for (number, platform) in [&first, &second].into_iter().enumerate() {
+        let mut stream = first.asked(&tenant, json!({ "message": "hello", "stream": true })).await;
+        let started = data(&stream.next().await.unwrap());
+        let cancelled = fake_model().await.cancelled_with_key(&tenant.key);
+        let path = format!("/api/v1/sessions/{}", started["session_id"].as_str().unwrap());
+        let deleted = platform.send(Method::DELETE, &path, &tenant.user.access, None).await;
+        assert_eq!(deleted.status, StatusCode::NO_CONTENT, "{}", deleted.text);
+        let rest = stream.all().await;
+        let error = rest.last().unwrap();
+        assert_eq!((field(error, "event: "), &data(error)["code"]), ("error", &json!("conversation_deleted")));
+        assert!(text(&rest).split_whitespace().count() < 27, "it was not told to its end");
+        assert!(hears_of_it(&tenant, cancelled).await, "nobody pays for the rest of it");
+        // What was used until then is on record.
+        let sql = "SELECT count(*) FILTER (WHERE state = 'cancelled'), count(*) FROM model_calls";
+        let row = database.query_one(sql, &[]).await.unwrap();
+        let calls = i64::try_from(number + 1).unwrap();
+        assert_eq!((row.get::<_, i64>(0), row.get::<_, i64>(1)), (calls, calls));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

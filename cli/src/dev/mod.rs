@@ -82,12 +82,12 @@ pub async fn run(args: DevArgs, json: bool) -> Result<ExitCode> {
     }
     if args.detach {
         let code = detached::start(&project, args.port, json).await?;
-        open_page(&project, args.open.as_deref())?;
+        open_page(&project, args.open.as_deref()).await?;
         return Ok(code);
     }
     let Some(_lock) = project.lock()? else {
         let code = already_up(&project, json)?;
-        open_page(&project, args.open.as_deref())?;
+        open_page(&project, args.open.as_deref()).await?;
         return Ok(code);
     };
     run_stack(&project, &args, json).await
@@ -119,7 +119,7 @@ async fn run_stack(project: &Project, args: &DevArgs, json: bool) -> Result<Exit
                 detached::announce(project)?;
             } else {
                 print_ready(project, &state, json)?;
-                open_page(project, args.open.as_deref())?;
+                open_page(project, args.open.as_deref()).await?;
                 line("\nCtrl-C stops every process.");
             }
             tokio::select! {
@@ -154,11 +154,11 @@ fn print_ready(project: &Project, state: &DevState, json: bool) -> Result<()> {
 }
 
 /// Opens the chat page of a demo client: of the first one if the name is empty.
-fn open_page(project: &Project, client: Option<&str>) -> Result<()> {
+async fn open_page(project: &Project, client: Option<&str>) -> Result<()> {
     let (Some(client), Some(state)) = (client, DevState::load(project)?) else { return Ok(()) };
     let mut tenants = state.tenants.iter();
     match tenants.find(|tenant| client.is_empty() || tenant.slug == client) {
-        Some(tenant) => browser::open(&tenant.page(&state.server_url)),
+        Some(tenant) => browser::open(&tenant.page(&state.server_url)).await,
         None => line(&format!("There is no demo client `{client}`.")),
     }
     Ok(())

@@ -106,9 +106,9 @@ fn add_request(key: &mut Fingerprint, request: &ChatRequest) -> Option<()> {
     key.add_optional(temperature.map(f32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
     key.add_optional(top_p.map(f32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
     key.add_optional(max_tokens.map(u32::to_be_bytes).as_ref().map(<[u8; 4]>::as_slice));
-    key.add_number(count(stop));
+    key.add_count(stop.len());
     stop.iter().for_each(|text| key.add(text.as_bytes()));
-    key.add_number(count(messages));
+    key.add_count(messages.len());
     messages.iter().try_for_each(|message| add_message(key, message))
 }
 
@@ -129,7 +129,7 @@ fn add_message(key: &mut Fingerprint, message: &ChatMessage) -> Option<()> {
         }
         Content::Parts(parts) => {
             key.add_number(1);
-            key.add_number(count(parts));
+            key.add_count(parts.len());
             for part in parts {
                 add_part(key, part);
             }
@@ -152,10 +152,6 @@ fn add_part(key: &mut Fingerprint, part: &Part) {
     key.add_number(kind);
     key.add(first.as_bytes());
     key.add_optional(second.map(String::as_bytes));
-}
-
-fn count<T>(of: &[T]) -> u64 {
-    u64::try_from(of.len()).unwrap_or(u64::MAX)
 }
 
 /// An answer that is kept, for a question that has just been asked.

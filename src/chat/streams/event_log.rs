@@ -76,6 +76,20 @@ impl AnswerEnd {
             Self::Done { .. } | Self::Away => None,
         }
     }
+
+    /// A whole answer's, for tests that need any.
+    #[cfg(test)]
+    pub(crate) fn sample() -> Self {
+        Self::Done {
+            model: "m".to_owned(),
+            assistant: None,
+            usage: Usage { input_tokens: 1, output_tokens: 2, reported: true },
+            stopped: false,
+            degraded: false,
+            from_cache: false,
+            queries_remaining: None,
+        }
+    }
 }
 
 /// What has happened of an answer so far.
@@ -377,19 +391,6 @@ mod tests {
         EventLog::new(ChatSessionId::new(), MessageId::new())
     }
 
-    fn done() -> AnswerEnd {
-        let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        AnswerEnd::Done {
-            model: "m".to_owned(),
-            assistant: None,
-            usage,
-            stopped: false,
-            degraded: false,
-            from_cache: false,
-            queries_remaining: None,
-        }
-    }
-
     fn failed() -> AnswerEnd {
         AnswerEnd::Failed { code: Cow::Borrowed("code"), message: String::new() }
     }
@@ -422,7 +423,7 @@ mod tests {
         for delta in ["Zw", "ölf", " Zeichen"] {
             log.push(delta);
         }
-        log.end(done());
+        log.end(AnswerEnd::sample());
         let whole = all(&log, None);
         let names: Vec<_> = whole.iter().map(|(_, name)| name.as_str()).collect();
         assert_eq!(names, ["started", "+Zw", "+ölf", "+ Zeichen", "done", "mark"]);
@@ -439,7 +440,7 @@ mod tests {
         let log = log();
         log.push("a");
         log.end(failed());
-        log.end(done());
+        log.end(AnswerEnd::sample());
         assert_eq!(all(&log, Some(0)), [(1, "+a".to_owned()), (2, "error".to_owned())]);
         assert!(all(&log, Some(2)).is_empty());
     }
@@ -472,7 +473,7 @@ mod tests {
             log.push("b");
         }
         assert_eq!(taken(&mut listener).len(), BATCH);
-        log.end(done());
+        log.end(AnswerEnd::sample());
         let rest = taken(&mut listener);
         assert_eq!(rest.last().map(|(number, _)| *number), Some(u64::try_from(BATCH).unwrap() + 4));
         assert!(listener.is_over());
@@ -491,8 +492,8 @@ mod tests {
         log.push("a");
         waiting.await.unwrap();
         listener.ready().await;
-        log.end(done());
-        assert_eq!(listener.whole().await, ("a".to_owned(), done()));
+        log.end(AnswerEnd::sample());
+        assert_eq!(listener.whole().await, ("a".to_owned(), AnswerEnd::sample()));
     }
 
     #[test]
@@ -501,7 +502,7 @@ mod tests {
         for delta in ["a".to_owned(), "ö".repeat(100), "c".repeat(20_000), "d".to_owned()] {
             source.push(&delta);
         }
-        source.end(done());
+        source.end(AnswerEnd::sample());
         let copy = log();
         let (first, known) = source.since(0).unwrap();
         assert_eq!(known, 4);
@@ -510,7 +511,7 @@ mod tests {
         copy.fill(&first);
         copy.fill(&source.since(2).unwrap().0);
         assert!(source.since(4).is_none());
-        copy.end(done());
+        copy.end(AnswerEnd::sample());
         assert_eq!(all(&copy, None), all(&source, None));
         assert_eq!(copy.content(), source.content());
         // Parts follow each other as their texts do.

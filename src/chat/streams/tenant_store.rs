@@ -11,7 +11,7 @@ use crate::ids::{ChatSessionId, MessageId, UserId};
 use crate::tenant_db::{Client, GenericClient as _};
 
 /// Writes parts of answers that are still being generated, and returns those of all answers named that are to be
-/// stopped. A part that was written by a statement whose end nobody heard is replaced by one that is at least as long.
+/// stopped: their users said so, or deleted them with their conversations. A part that was written by a statement whose end nobody heard is replaced by one that is at least as long.
 const WRITE_PARTS: &str = "\
     WITH parts AS (
         INSERT INTO chat_answer_parts (message_id, first_event, content, delta_lengths)
@@ -21,7 +21,8 @@ const WRITE_PARTS: &str = "\
         ON CONFLICT (message_id, first_event)
         DO UPDATE SET content = excluded.content, delta_lengths = excluded.delta_lengths
     )
-    SELECT id FROM chat_messages WHERE id = ANY($1) AND stop_requested_at IS NOT NULL";
+    SELECT named.id FROM unnest($1::uuid[]) named (id) LEFT JOIN chat_messages m ON m.id = named.id
+    WHERE m.id IS NULL OR m.stop_requested_at IS NOT NULL";
 
 /// An answer of the user's, with the deltas from a number on while it is being generated, and all once it is not.
 const ANSWER: &str = "\

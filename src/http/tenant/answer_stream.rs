@@ -143,22 +143,12 @@ fn data(frames: &mut BytesMut, name: Option<&str>, data: &impl Serialize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::tenant::Usage;
 
     #[test]
     fn frames_have_their_numbers_and_one_line_of_data() {
         let (session, message) = (ChatSessionId::new(), MessageId::new());
         let mut frames = BytesMut::new();
-        let usage = Usage { input_tokens: 1, output_tokens: 2, reported: true };
-        let done = AnswerEnd::Done {
-            model: "m".to_owned(),
-            assistant: None,
-            usage,
-            stopped: false,
-            degraded: false,
-            from_cache: false,
-            queries_remaining: None,
-        };
+        let done = AnswerEnd::sample();
         let events =
             [AnswerEvent::Started, AnswerEvent::Delta("a\n\"b\""), AnswerEvent::Ended(&done), AnswerEvent::Mark];
         for (number, event) in (0..).zip(events) {

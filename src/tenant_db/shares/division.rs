@@ -12,13 +12,30 @@ pub(super) struct Part {
 }
 
 /// The part of `me`, where each of `others` holds so many. Whatever they hold is theirs until they say otherwise.
+///
+/// While somebody holds more than a fair part, such as a server that died and is not known to have, those that have less
+/// divide the rest equally: whoever comes last is not left with nothing.
 pub(super) fn divide(budget: usize, me: Uuid, others: &[(Uuid, usize)]) -> Part {
     let servers = others.len() + 1;
     // What does not divide goes to the first of them, so that all agree on who that is.
-    let rank = others.iter().filter(|(other, _)| *other < me).count();
-    let fair = budget / servers + usize::from(rank < budget % servers);
-    let held: usize = others.iter().map(|(_, held)| held).sum();
-    Part { fair, granted: fair.min(budget.saturating_sub(held)) }
+    let fair_of = |id: Uuid| {
+        let rank = usize::from(me < id) + others.iter().filter(|(other, _)| *other < id).count();
+        budget / servers + usize::from(rank < budget % servers)
+    };
+    let (mut held, mut kept, mut needy, mut rank) = (0, 0, 1, 0);
+    for &(other, holds) in others {
+        held += holds;
+        if holds < fair_of(other) {
+            needy += 1;
+            rank += usize::from(other < me);
+        } else {
+            kept += holds;
+        }
+    }
+    let rest = budget.saturating_sub(kept);
+    let part_of_rest = rest / needy + usize::from(rank < rest % needy);
+    let fair = fair_of(me);
+    Part { fair, granted: fair.min(part_of_rest).min(budget.saturating_sub(held)) }
 }
 
 #[cfg(test)]
@@ -38,6 +55,21 @@ mod tests {
         assert_eq!(divide(40, new, &[(old, 40)]), Part { fair: 20, granted: 0 });
         assert_eq!(divide(40, old, &[(new, 0)]), Part { fair: 20, granted: 20 });
         assert_eq!(divide(40, new, &[(old, 20)]), Part { fair: 20, granted: 20 });
+    }
+
+    #[test]
+    fn newcomers_divide_what_a_dead_server_leaves() {
+        let [dead, old, first, second, third] = [1, 2, 3, 4, 5].map(Uuid::from_u128);
+        let mut held = [(dead, 40), (old, 16), (first, 0), (second, 0), (third, 0)];
+        for me in [first, second, third] {
+            let others: Vec<_> = held.iter().copied().filter(|(id, _)| *id != me).collect();
+            let part = divide(80, me, &others);
+            assert_eq!(part, Part { fair: 16, granted: 8 });
+            held.iter_mut().filter(|(id, _)| *id == me).for_each(|(_, holds)| *holds = part.granted);
+        }
+        // Whoever took more before the others came gives some of it.
+        assert_eq!(divide(80, first, &[(dead, 40), (old, 16), (second, 8), (third, 0)]).granted, 8);
+        assert_eq!(divide(80, first, &[(old, 16), (second, 8), (third, 8)]), Part { fair: 20, granted: 20 });
     }
 
     #[test]

@@ -49,6 +49,10 @@ pub async fn server() -> &'static Server {
             let url = server.url(TEMPLATE).parse().unwrap();
             let pool = platform_db::pool(&url, 2);
             platform_db::migrate(&pool).await.unwrap();
+            // As on a platform that was audited a moment ago. Each would find all other tests' tenants to be strangers.
+            let audited = "INSERT INTO scheduled_tasks (name, next_run_at, last_run_at)
+                           VALUES ('audit_fleet', now() + interval '1 hour', now())";
+            sqlx::query(audited).execute(&pool).await.unwrap();
             pool.close().await;
             execute(&server.url("postgres"), "REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC").await;
             server

@@ -3,6 +3,9 @@
 
 SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Tests wait more than they compute: for time-outs, for other servers, for dead ones. So more run at once than there are cores.
+RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+export RUST_TEST_THREADS
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test check generate

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::connections::provision;
 use crate::limits::Replicas;
 use crate::upstream::{self, Books};
-use crate::{Bench, PASSWORD, repeat, report, resident_mib, text};
+use crate::{Bench, PASSWORD, RedisOption, repeat, report, resident_mib, text};
 
 /// What of it is measured.
 #[derive(Debug, Clone, clap::Args)]
@@ -23,8 +23,8 @@ pub(crate) struct Options {
     /// `clicks`, `strangers`, `bound` or `speed`.
     drill: String,
     /// A Redis that the servers share.
-    #[arg(long)]
-    redis: Option<String>,
+    #[command(flatten)]
+    pub(crate) redis: RedisOption,
     /// How many questions are asked three times at once.
     #[arg(long, default_value_t = 1000)]
     triples: usize,
@@ -43,10 +43,6 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
-        self.redis.iter().map(|url| ("REDIS_URL", url.clone())).collect()
-    }
-
     /// The memory is that of this process.
     pub(crate) fn needs_no_server(&self) -> bool {
         self.drill == "bound"

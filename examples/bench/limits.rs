@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::process::{Child, Command};
 
 use crate::connections::{Tenant, provision};
-use crate::{Bench, connect, load, report, server_binary, start_model};
+use crate::{Bench, RedisOption, connect, load, report, server_binary, start_model};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// How long nobody may have been answered before the quota is taken for used up.
@@ -24,8 +24,8 @@ pub(crate) struct Options {
     /// `rate`, `quota` or `latency`.
     drill: String,
     /// A Redis that the replicas share.
-    #[arg(long)]
-    redis: Option<String>,
+    #[command(flatten)]
+    pub(crate) redis: RedisOption,
     /// How long the hot key is asked with.
     #[arg(long, default_value_t = 180)]
     seconds: u64,
@@ -46,14 +46,8 @@ pub(crate) struct Options {
     kills: usize,
 }
 
-impl Options {
-    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
-        self.redis.iter().map(|url| ("REDIS_URL", url.clone())).collect()
-    }
-}
-
 pub(crate) async fn run(bench: &Bench, options: &Options) -> Result<()> {
-    let store = if options.redis.is_some() { "Redis" } else { "Postgres" };
+    let store = if options.redis.url.is_some() { "Redis" } else { "Postgres" };
     match options.drill.as_str() {
         "rate" => rate(bench, options, store).await,
         "quota" => quota(bench, options).await,

@@ -165,6 +165,14 @@ enum What {
     },
 }
 
+/// A Redis, of the benchmarks that can do with and without one.
+#[derive(Debug, Clone, clap::Args)]
+struct RedisOption {
+    /// The address of a Redis that the servers share.
+    #[arg(long = "redis", value_name = "URL")]
+    url: Option<String>,
+}
+
 /// The directory of the server's backups, which goes with the benchmark.
 fn backup_dir() -> PathBuf {
     std::env::temp_dir().join(format!("freehold-bench-backups-{}", std::process::id()))
@@ -222,12 +230,12 @@ impl What {
             ("FREEHOLD_TENANT_CONNECTIONS", connections.to_string()),
             ("FREEHOLD_ACCESS_TOKEN_MINUTES", "1440".to_owned()),
         ];
-        if let Self::Answers(options) = self {
-            environment.extend(options.environment());
-        }
-        if let Self::Limits(options) = self {
-            environment.extend(options.environment());
-        }
+        let redis = match self {
+            Self::Answers(options) => options.redis.url.as_ref(),
+            Self::Limits(options) => options.redis.url.as_ref(),
+            _ => None,
+        };
+        environment.extend(redis.map(|url| ("REDIS_URL", url.clone())));
         environment
     }
 }

@@ -86,17 +86,29 @@ fn a_passphrase_opens_what_it_sealed_and_no_other_does() {
     assert!(matches!(kind, Err(ArchiveError::OtherKeyKind(KeyKind::Passphrase))));
 }
 
-#[test]
-fn every_changed_bit_of_the_header_and_of_the_edges_is_noticed() {
-    let (bytes, key) = write(&secret(), &sample(140_000));
-    let edges = (0..200).chain(65_600..65_660).chain(131_200..131_300).chain(bytes.len() - 100..bytes.len());
-    for position in edges {
+fn notices_every_changed_bit(bytes: &[u8], key: &ArchiveKey, positions: impl IntoIterator<Item = usize>) {
+    for position in positions {
         for bit in 0..8 {
-            let mut changed = bytes.clone();
+            let mut changed = bytes.to_owned();
             changed[position] ^= 1 << bit;
-            assert!(read(&changed, &key).is_err(), "byte {position}, bit {bit}");
+            assert!(read(&changed, key).is_err(), "byte {position} of {}, bit {bit}", bytes.len());
         }
     }
+}
+
+#[test]
+fn every_changed_bit_of_an_archive_is_noticed() {
+    let (bytes, key) = write(&secret(), &sample(100));
+    notices_every_changed_bit(&bytes, &key, 0..bytes.len());
+}
+
+#[test]
+fn every_changed_bit_around_the_seams_of_chunks_is_noticed() {
+    let (bytes, key) = write(&secret(), &sample(140_000));
+    // Chunks end with the 16 bytes of their tag. Some bytes before it, and the first ones of the next chunk, or none.
+    let ends = [96 + 65_552, 96 + 2 * 65_552, bytes.len()];
+    let seams = ends.map(|end| end - 20..(end + 4).min(bytes.len()));
+    notices_every_changed_bit(&bytes, &key, seams.into_iter().flatten());
 }
 
 #[test]

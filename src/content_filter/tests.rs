@@ -2,46 +2,10 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SENSITIVE: &str = include_str!("../../tests/content-filter/sensitive.txt");
-const HARMLESS: &str = include_str!("../../tests/content-filter/harmless.txt");
+#[path = "../../tests/content-filter/marked.rs"]
+mod marked;
 
-/// The texts of a table: `\n` is a new line, `\u{a0}` a character by its number.
-fn texts(table: &str) -> Vec<String> {
-    let lines = table.lines().filter(|line| !line.is_empty() && !line.starts_with("# "));
-    lines
-        .map(|line| {
-            let mut parts = line.split("\\u{");
-            let mut text = parts.next().unwrap().to_owned();
-            for part in parts {
-                let (code, rest) = part.split_once('}').unwrap();
-                text.push(char::from_u32(u32::from_str_radix(code, 16).unwrap()).unwrap());
-                text.push_str(rest);
-            }
-            text.replace("\\n", "\n")
-        })
-        .collect()
-}
-
-/// A text with marks, as it comes and as it is to go out.
-fn marked(text: &str) -> (String, String) {
-    let (mut plain, mut masked, mut inside) = (String::new(), String::new(), false);
-    for c in text.chars() {
-        match c {
-            '⟦' => masked.push_str("[card number]"),
-            '⟨' => masked.push_str("[e-mail address]"),
-            '⟪' => masked.push_str("[phone number]"),
-            '⟧' | '⟩' | '⟫' => {}
-            _ => {
-                plain.push(c);
-                if !inside {
-                    masked.push(c);
-                }
-            }
-        }
-        inside = matches!(c, '⟦' | '⟨' | '⟪') || (inside && !matches!(c, '⟧' | '⟩' | '⟫'));
-    }
-    (plain, masked)
-}
+use marked::{HARMLESS, SENSITIVE, marked, texts};
 
 fn filter(rules: Rules<'_>) -> Arc<ContentFilter> {
     ContentFilter::new(rules).unwrap().unwrap()

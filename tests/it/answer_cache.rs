@@ -14,23 +14,17 @@ use crate::limits::redis;
 const SAID: &str = "A freehold is held by its owner alone";
 
 async fn put_key(platform: &Platform, tenant: &Tenant) {
-    let body = json!({
-        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-        "models": ["instant", "echo", "cut", "length", "error-500", "no-usage"], "default_model": "instant"
-    });
-    platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
-}
-
-async fn configure(platform: &Platform, tenant: &Tenant, settings: Value) {
-    let answer = platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(settings)).await;
-    answer.expect(StatusCode::OK);
+    platform.offer(tenant, &["instant", "echo", "cut", "length", "error-500", "no-usage"]).await;
 }
 
 /// A tenant whose answers are kept for five minutes.
 async fn keeping(platform: &Platform, slug: &str, scope: &str) -> Tenant {
     let tenant = platform.tenant(slug).await;
     put_key(platform, &tenant).await;
-    configure(platform, &tenant, json!({ "answer_cache": { "enabled": true, "scope": scope, "minutes": 5 } })).await;
+    platform
+        .configure(&tenant, json!({ "answer_cache": { "enabled": true, "scope": scope, "minutes": 5 } }))
+        .await
+        .expect(StatusCode::OK);
     tenant
 }
 
@@ -144,7 +138,7 @@ async fn whatever_shapes_an_answer_makes_another_question_of_it() {
         ("back again", json!({ "system_prompt": "" })),
         ("how long", json!({ "answer_cache": { "enabled": true, "scope": "user", "minutes": 10 } })),
     ] {
-        configure(&platform, &tenant, change).await;
+        platform.configure(&tenant, change).await.expect(StatusCode::OK);
         changed(what).await;
     }
     put_key(&platform, &tenant).await;
@@ -179,7 +173,7 @@ async fn whatever_shapes_an_answer_makes_another_question_of_it() {
         ],
         "answer_cache": { "enabled": true, "minutes": 10, "minutes_by_assistant": { "orders": 5 } }
     });
-    configure(&platform, &tenant, assistants).await;
+    platform.configure(&tenant, assistants).await.expect(StatusCode::OK);
     let to = |assistant: &str| json!({ "message": "hello", "assistant": assistant });
     for assistant in ["orders", "billing"] {
         assert!(!ask(to(assistant)).await && ask(to(assistant)).await, "{assistant}");
@@ -193,21 +187,19 @@ async fn whatever_shapes_an_answer_makes_another_question_of_it() {
     clock.advance(TimeDelta::minutes(6));
     assert!(ask(to("billing")).await && !ask(to("orders")).await);
     // Switched off, nothing is given again.
-    configure(&platform, &tenant, json!({ "answer_cache": { "enabled": false } })).await;
+    platform.configure(&tenant, json!({ "answer_cache": { "enabled": false } })).await.expect(StatusCode::OK);
     assert!(!ask(hello()).await && !ask(hello()).await);
     for (settings, field) in [
         (json!({ "enabled": true, "minutes": 4 }), "answer_cache.minutes"),
         (json!({ "enabled": true, "minutes": 61 }), "answer_cache.minutes"),
         (json!({ "minutes_by_assistant": { "nobody": 5 } }), "answer_cache.minutes_by_assistant"),
     ] {
-        let body = Some(json!({ "answer_cache": settings }));
-        let refused = platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, body).await;
+        let refused = platform.configure(&tenant, json!({ "answer_cache": settings })).await;
         assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", refused.text);
         assert_eq!(refused.body["errors"][0]["field"], field, "{}", refused.text);
     }
     for settings in [json!({ "hours": 1 }), json!({ "scope": "everybody" })] {
-        let body = Some(json!({ "answer_cache": settings }));
-        let refused = platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, body).await;
+        let refused = platform.configure(&tenant, json!({ "answer_cache": settings })).await;
         assert!(refused.status.is_client_error(), "{}", refused.text);
     }
 }
@@ -222,7 +214,7 @@ async fn an_answer_is_its_users_own_unless_the_settings_say_otherwise_and_never_
     assert!(!ask(user).await && ask(user).await);
     assert!(!ask(admin).await && ask(admin).await, "somebody else's");
     let public = json!({ "answer_cache": { "enabled": true, "scope": "public", "minutes": 5 } });
-    configure(&platform, &tenant, public).await;
+    platform.configure(&tenant, public).await.expect(StatusCode::OK);
     assert!(!ask(user).await && ask(admin).await && ask(user).await);
     assert!(!ask(&other.user.access).await && ask(&other.admin.access).await);
     assert_eq!((calls(&tenant).await, calls(&other).await), (3, 1));
@@ -266,7 +258,7 @@ async fn what_is_masked_is_kept_masked() {
     let question = json!({ "message": "write to ada@mail.example please", "model": "echo" });
     let asked = async || send(&platform, &tenant.user.access, question.clone()).await.expect(StatusCode::OK);
     assert!(asked().await["content"].as_str().unwrap().contains("ada@mail.example"));
-    configure(&platform, &tenant, json!({ "content_filter": { "email_addresses": true } })).await;
+    platform.configure(&tenant, json!({ "content_filter": { "email_addresses": true } })).await.expect(StatusCode::OK);
     let (first, second) = (asked().await, asked().await);
     assert_eq!((&first["from_cache"], &second["from_cache"]), (&json!(false), &json!(true)));
     assert_eq!((&second["content"], second["content"].as_str().unwrap().contains("ada@")), (&first["content"], false));

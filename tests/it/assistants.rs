@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -31,16 +31,8 @@ impl Platform {
     /// A tenant whose key offers these models beside its own name for each; the first is the default one.
     async fn tenant_with_models(&self, slug: &str, models: &[&str]) -> Tenant {
         let tenant = self.tenant(slug).await;
-        let body = json!({
-            "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-            "models": models, "default_model": models[0]
-        });
-        self.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+        self.offer(&tenant, models).await;
         tenant
-    }
-
-    async fn configure(&self, tenant: &Tenant, body: Value) -> Answer {
-        self.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(body)).await
     }
 
     async fn put_question(&self, tenant: &Tenant, body: Value) -> Answer {

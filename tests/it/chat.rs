@@ -53,11 +53,6 @@ impl Platform {
         let path = format!("/api/v1/ai-keys/{name}");
         self.send(Method::PUT, &path, &tenant.admin.access, Some(body)).await.expect_success();
     }
-
-    async fn patch_config(&self, tenant: &Tenant, body: Value) -> Value {
-        let answer = self.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(body)).await;
-        answer.expect(StatusCode::OK)
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -263,7 +258,10 @@ async fn a_conversation_deleted_meanwhile_is_never_done() {
 async fn questions_are_refused_with_a_reason() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("refusals").await;
-    platform.patch_config(&tenant, json!({ "max_message_length": 10, "models": ["instant", "cut"] })).await;
+    platform
+        .configure(&tenant, json!({ "max_message_length": 10, "models": ["instant", "cut"] }))
+        .await
+        .expect(StatusCode::OK);
     let refused = async |body: Value, status: StatusCode| {
         platform.post("/api/v1/chat", &tenant.user.access, body).await.expect_problem(status)
     };
@@ -275,7 +273,7 @@ async fn questions_are_refused_with_a_reason() {
     assert_eq!(refused(strange, StatusCode::NOT_FOUND).await, "not_found");
     let answer = platform.ask(&tenant, json!({ "message": "ä".repeat(10) })).await;
     assert_eq!(answer["model"], "instant");
-    platform.patch_config(&tenant, json!({ "models": ["unheard-of"] })).await;
+    platform.configure(&tenant, json!({ "models": ["unheard-of"] })).await.expect(StatusCode::OK);
     assert_eq!(refused(json!({ "message": "hi" }), StatusCode::CONFLICT).await, "model_missing");
     let path = "/api/v1/ai-keys/main";
     platform.send(Method::DELETE, path, &tenant.admin.access, None).await.expect_success();
@@ -337,7 +335,10 @@ async fn a_change_of_keys_or_settings_counts_from_the_next_question() {
     for tenant in [&tenant, &other] {
         platform.ask(tenant, json!({ "message": "warm" })).await;
     }
-    platform.patch_config(&tenant, json!({ "system_prompt": "Speak Latin.", "history_length": 0 })).await;
+    platform
+        .configure(&tenant, json!({ "system_prompt": "Speak Latin.", "history_length": 0 }))
+        .await
+        .expect(StatusCode::OK);
     let mut changed = tenant;
     changed.key = format!("key-{}", Uuid::new_v4().simple());
     platform.put_key(&changed, "main", &["instant"]).await;

@@ -2,13 +2,9 @@
 
 use freehold::{access, chat, configuration, metering};
 use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::harness::{Platform, Tenant, connect, fake_model};
-
-async fn patch(platform: &Platform, tenant: &Tenant, body: Value) -> crate::harness::Answer {
-    platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(body)).await
-}
+use crate::harness::{Platform, connect, fake_model};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_statement_fits_the_schema() {
@@ -43,24 +39,24 @@ async fn settings_are_merged_checked_and_versioned() {
     assert!(first["settings"]["system_prompt"].as_str().unwrap().contains("Company settings"));
 
     let change = json!({ "version": 1, "temperature": 0.7, "features": { "files": true } });
-    let second = patch(&platform, &tenant, change.clone()).await.expect(StatusCode::OK);
+    let second = platform.configure(&tenant, change.clone()).await.expect(StatusCode::OK);
     assert_eq!((&second["version"], &second["settings"]["temperature"]), (&json!(2), &json!(0.7)));
     assert_eq!(second["settings"]["features"]["files"], true);
     assert_eq!(second["settings"]["system_prompt"], first["settings"]["system_prompt"]);
     assert_eq!(platform.get("/api/v1/config", &tenant.admin.access).await.expect(StatusCode::OK), second);
 
-    assert_eq!(patch(&platform, &tenant, change).await.expect_problem(StatusCode::CONFLICT), "version_conflict");
-    assert_eq!(patch(&platform, &tenant, json!({})).await.expect(StatusCode::OK)["version"], 2);
+    assert_eq!(platform.configure(&tenant, change).await.expect_problem(StatusCode::CONFLICT), "version_conflict");
+    assert_eq!(platform.configure(&tenant, json!({})).await.expect(StatusCode::OK)["version"], 2);
 
-    let cleared = patch(&platform, &tenant, json!({ "temperature": null })).await.expect(StatusCode::OK);
+    let cleared = platform.configure(&tenant, json!({ "temperature": null })).await.expect(StatusCode::OK);
     assert_eq!(cleared["settings"]["temperature"], json!(null));
-    let refused = patch(&platform, &tenant, json!({ "temperature": 3, "max_tokens": 0 })).await;
+    let refused = platform.configure(&tenant, json!({ "temperature": 3, "max_tokens": 0 })).await;
     let refused = refused.expect(StatusCode::UNPROCESSABLE_ENTITY);
     let mut fields: Vec<_> =
         refused["errors"].as_array().unwrap().iter().map(|e| e["field"].as_str().unwrap()).collect();
     fields.sort_unstable();
     assert_eq!(fields, ["max_tokens", "temperature"]);
-    let nul = patch(&platform, &tenant, json!({ "system_prompt": "a\u{0}b" })).await;
+    let nul = platform.configure(&tenant, json!({ "system_prompt": "a\u{0}b" })).await;
     assert_eq!(nul.expect(StatusCode::UNPROCESSABLE_ENTITY)["errors"][0]["field"], "system_prompt");
     assert_eq!(platform.get("/api/v1/config", &tenant.admin.access).await.expect(StatusCode::OK)["version"], 3);
     let as_user = platform.get("/api/v1/config", &tenant.user.access).await;
@@ -79,10 +75,10 @@ async fn settings_of_a_newer_server_are_read_and_requests_stay_strict() {
     let read = platform.get("/api/v1/config", &tenant.admin.access).await.expect(StatusCode::OK);
     assert_eq!(read["version"], 2);
     let mut branding = read["settings"]["branding"].clone();
-    patch(&platform, &tenant, json!({ "branding": branding })).await.expect(StatusCode::OK);
+    platform.configure(&tenant, json!({ "branding": branding })).await.expect(StatusCode::OK);
     branding["of_tomorrow"] = json!(2);
     for body in [json!({ "branding": branding }), json!({ "of_tomorrow": 1 })] {
-        let refused = patch(&platform, &tenant, body).await;
+        let refused = platform.configure(&tenant, body).await;
         assert_eq!(refused.expect_problem(StatusCode::UNPROCESSABLE_ENTITY), "invalid_request");
     }
 }
@@ -91,13 +87,13 @@ async fn settings_of_a_newer_server_are_read_and_requests_stay_strict() {
 async fn changes_at_once_are_all_made_unless_they_name_a_version() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("at-once").await;
-    let merged = (0..6).map(|n| patch(&platform, &tenant, json!({ "features": { format!("f{n}"): true } })));
+    let merged = (0..6).map(|n| platform.configure(&tenant, json!({ "features": { format!("f{n}"): true } })));
     for answer in futures::future::join_all(merged).await {
         answer.expect(StatusCode::OK);
     }
     let config = platform.get("/api/v1/config", &tenant.admin.access).await.expect(StatusCode::OK);
     assert_eq!((config["version"].as_i64(), config["settings"]["features"].as_object().unwrap().len()), (Some(7), 6));
-    let named = (0..6).map(|n| patch(&platform, &tenant, json!({ "version": 7, "max_tokens": 100 + n })));
+    let named = (0..6).map(|n| platform.configure(&tenant, json!({ "version": 7, "max_tokens": 100 + n })));
     let statuses: Vec<_> = futures::future::join_all(named).await.iter().map(|answer| answer.status).collect();
     assert_eq!(statuses.iter().filter(|status| **status == StatusCode::OK).count(), 1);
     assert_eq!(statuses.iter().filter(|status| **status == StatusCode::CONFLICT).count(), 5);

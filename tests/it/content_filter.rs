@@ -3,48 +3,22 @@
 
 use std::time::Duration;
 
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 
-use crate::harness::{Platform, Tenant, connect, events, fake_model};
+use crate::harness::{Platform, Tenant, connect, events};
 
-const SENSITIVE: &str = include_str!("../content-filter/sensitive.txt");
-const HARMLESS: &str = include_str!("../content-filter/harmless.txt");
+#[path = "../content-filter/marked.rs"]
+mod marked;
+
+use marked::{HARMLESS, SENSITIVE};
+
 /// Between texts, so that none says anything of the next.
 const BETWEEN: &str = "\n\n~\n\n";
 
 /// The texts of a table, as they come and as they are to go out.
 fn texts(table: &str) -> Vec<(String, String)> {
-    let lines = table.lines().filter(|line| !line.is_empty() && !line.starts_with("# "));
-    lines
-        .map(|line| {
-            let mut parts = line.split("\\u{");
-            let mut text = parts.next().unwrap().to_owned();
-            for part in parts {
-                let (code, rest) = part.split_once('}').unwrap();
-                text.push(char::from_u32(u32::from_str_radix(code, 16).unwrap()).unwrap());
-                text.push_str(rest);
-            }
-            let text = text.replace("\\n", "\n");
-            let (mut plain, mut masked, mut inside) = (String::new(), String::new(), false);
-            for c in text.chars() {
-                match c {
-                    '⟦' => masked.push_str("[card number]"),
-                    '⟨' => masked.push_str("[e-mail address]"),
-                    '⟪' => masked.push_str("[phone number]"),
-                    '⟧' | '⟩' | '⟫' => {}
-                    _ => {
-                        plain.push(c);
-                        if !inside {
-                            masked.push(c);
-                        }
-                    }
-                }
-                inside = matches!(c, '⟦' | '⟨' | '⟪') || (inside && !matches!(c, '⟧' | '⟩' | '⟫'));
-            }
-            (plain, masked)
-        })
-        .collect()
+    marked::texts(table).iter().map(|text| marked::marked(text)).collect()
 }
 
 /// All of them in one question, and the answer that is to come of it.
@@ -71,15 +45,11 @@ impl Platform {
     /// A tenant with these models of the fake, and an API key for it.
     async fn filtered(&self, slug: &str, models: &[&str], filter: Value) -> (Tenant, String) {
         let tenant = self.tenant(slug).await;
-        let body = json!({
-            "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-            "models": models, "default_model": models[0]
-        });
-        self.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+        self.offer(&tenant, models).await;
         let made = self.post("/api/v1/api-keys", &tenant.admin.access, json!({ "name": "test" })).await;
         let key = made.expect(StatusCode::CREATED)["token"].as_str().unwrap().to_owned();
         let change = json!({ "content_filter": filter, "max_message_length": 20_000 });
-        self.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(change)).await.expect(StatusCode::OK);
+        self.configure(&tenant, change).await.expect(StatusCode::OK);
         (tenant, key)
     }
 
@@ -178,10 +148,7 @@ async fn nothing_is_masked_unless_it_is_switched_on_and_what_cannot_be_a_filter_
     assert_eq!(platform.said(&tenant, "pieces-3", text).await.0, text);
     assert_eq!(platform.completed(&key, "pieces-3", text, true).await, text);
 
-    let change = async |filter: Value| {
-        let body = json!({ "content_filter": filter });
-        platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(body)).await
-    };
+    let change = async |filter: Value| platform.configure(&tenant, json!({ "content_filter": filter })).await;
     let pattern = |name: &str, pattern: &str| json!({ "patterns": [{ "name": name, "pattern": pattern }] });
     for (filter, why) in [
         (pattern("a", "x*"), "empty"),
@@ -217,10 +184,7 @@ async fn nothing_is_masked_unless_it_is_switched_on_and_what_cannot_be_a_filter_
 async fn what_is_kept_and_given_again_is_masked_and_never_from_before_the_filter() {
     let platform = Platform::start().await;
     let (tenant, _) = platform.filtered("kept", &["pieces-3"], json!({})).await;
-    let patch = async |change: Value| {
-        platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(change)).await.expect(StatusCode::OK);
-    };
-    patch(json!({ "answer_cache": { "enabled": true } })).await;
+    platform.configure(&tenant, json!({ "answer_cache": { "enabled": true } })).await.expect(StatusCode::OK);
     let ask = async || {
         let body = json!({ "message": "Write to anna@example.com." });
         let answer = platform.post("/api/v1/chat", &tenant.user.access, body).await.expect(StatusCode::OK);
@@ -228,7 +192,7 @@ async fn what_is_kept_and_given_again_is_masked_and_never_from_before_the_filter
     };
     let plain = "Write to anna@example.com.".to_owned();
     assert_eq!((ask().await, ask().await), ((plain.clone(), false), (plain, true)));
-    patch(json!({ "content_filter": everything() })).await;
+    platform.configure(&tenant, json!({ "content_filter": everything() })).await.expect(StatusCode::OK);
     let masked = "Write to [e-mail address].".to_owned();
     assert_eq!((ask().await, ask().await), ((masked.clone(), false), (masked, true)));
 }

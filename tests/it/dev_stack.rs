@@ -61,6 +61,8 @@ impl Stack {
             .current_dir(project)
             .env_remove("PLATFORM_DATABASE_URL")
             .env_remove("FREEHOLD_MODEL_URL")
+            // Threads of the model that wait for each other sleep: other tests need the cores.
+            .env("OMP_WAIT_POLICY", "passive")
             .stdin(Stdio::null())
             .stdout(file.try_clone().unwrap())
             .stderr(file)

@@ -16,11 +16,7 @@ async fn second(first: &Platform) -> Platform {
 
 async fn with_model(platform: &Platform, slug: &str, models: &[&str]) -> Tenant {
     let tenant = platform.tenant(slug).await;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-        "models": models, "default_model": models[0]
-    });
-    platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+    platform.offer(&tenant, models).await;
     tenant
 }
 
@@ -184,7 +180,7 @@ async fn what_differs_in_anything_is_not_joined() {
     let other = with_model(&platform, "differs-too", &["slow-400", "slow-401"]).await;
     let (user, admin) = (&tenant.user.access, &tenant.admin.access);
     let assistants = json!({ "assistants": [{ "name": "orders", "title": "Orders", "prompt": "You know parcels." }] });
-    platform.send(Method::PATCH, "/api/v1/config", admin, Some(assistants)).await.expect(StatusCode::OK);
+    platform.configure(&tenant, assistants).await.expect(StatusCode::OK);
     let begun = ask(&platform, user, json!({ "message": "first" }), false).await;
     let session = &begun.session_id;
     let hello = || json!({ "message": "hello" });

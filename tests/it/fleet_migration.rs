@@ -342,14 +342,14 @@ async fn an_index_is_built_concurrently_beside_open_transactions_and_again_after
     let watch = database(&platform, "con-a").await;
     open.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT * FROM chat_messages").await.unwrap();
     // A lock time-out that short would end the wait for the open transaction, if it counted there.
-    let begun = migrate(&platform, json!({ "lock_timeout_ms": 50, "statement_timeout_ms": 100 })).await;
+    let begun = migrate(&platform, json!({ "lock_timeout_ms": 100, "statement_timeout_ms": 800 })).await;
     let invalid =
         "SELECT EXISTS (SELECT FROM pg_index WHERE indexrelid = to_regclass('messages_model') AND NOT indisvalid)";
     until(&watch, invalid).await;
     // Writers are not held up by it.
     let insert = "INSERT INTO sign_in_attempts VALUES ('\\x00', 1, now())";
     watch.batch_execute(insert).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    tokio::time::sleep(Duration::from_millis(1000)).await;
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                 WHERE application_name = 'freehold-migrate' AND datname = current_database()";
     watch.batch_execute(kill).await.unwrap();

@@ -49,6 +49,10 @@ pub async fn server() -> &'static Server {
             let url = server.url(TEMPLATE).parse().unwrap();
             let pool = platform_db::pool(&url, 2);
             platform_db::migrate(&pool).await.unwrap();
+            // As on a platform that was audited a moment ago. Each would find all other tests' tenants to be strangers.
+            let audited = "INSERT INTO scheduled_tasks (name, next_run_at, last_run_at)
+                           VALUES ('audit_fleet', now() + interval '1 hour', now())";
+            sqlx::query(audited).execute(&pool).await.unwrap();
             pool.close().await;
             execute(&server.url("postgres"), "REVOKE CONNECT ON DATABASE postgres, template1 FROM PUBLIC").await;
             server
@@ -304,6 +308,20 @@ impl Platform {
     pub async fn set_limits(&self, slug: &str, limits: Value) {
         let path = format!("/platform/v1/tenants/{slug}");
         self.send(Method::PATCH, &path, &self.token, Some(json!({ "limits": limits }))).await.expect(StatusCode::OK);
+    }
+
+    /// Lets the tenant's own key of the fake model offer these models; the first is the default one.
+    pub async fn offer(&self, tenant: &Tenant, models: &[&str]) {
+        let body = json!({
+            "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
+            "models": models, "default_model": models[0]
+        });
+        self.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+    }
+
+    /// Changes a tenant's settings as its admin; returns the answer as it comes.
+    pub async fn configure(&self, tenant: &Tenant, change: Value) -> Answer {
+        self.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(change)).await
     }
 
     pub async fn login(&self, slug: &str, email: &str) -> Tokens {

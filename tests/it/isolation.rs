@@ -267,7 +267,7 @@ async fn another_tenants_things_do_not_exist() {
     let (ours, other) = (platform.tenant("things-ours").await, platform.tenant("things-other").await);
     let session = start_conversation(&platform, &ours, "canary-of-ours: the recipe").await;
     let settings = json!({ "system_prompt": "canary-of-ours prompt" });
-    platform.send(Method::PATCH, "/api/v1/config", &ours.admin.access, Some(settings)).await.expect_success();
+    platform.configure(&ours, settings).await.expect(StatusCode::OK);
     let mut cases = 0;
     // The same request for what exists at another tenant and for what exists nowhere gets the same answer.
     let nowhere = Uuid::now_v7().to_string();

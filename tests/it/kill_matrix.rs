@@ -42,6 +42,9 @@ enum Blow {
     Failure,
 }
 
+const DIRECTIONS: [Direction; 2] = [Direction::Run, Direction::Undo];
+const BLOWS: [Blow; 4] = [Blow::Before, Blow::After, Blow::Twice, Blow::Failure];
+
 /// One case: a place and what happens there.
 #[derive(Debug, Clone)]
 struct Case {
@@ -82,6 +85,21 @@ impl Case {
         })
     }
 
+    /// The case in words, for the process that is to die there.
+    fn place(&self) -> String {
+        format!("{}/{}/{}/{:?}/{:?}", self.kind, self.step, self.fails_first, self.direction, self.blow)
+    }
+
+    /// What [`Self::place`] says. The process has one case, and keeps its words for as long as it lives.
+    fn at(place: &'static str) -> Self {
+        let [kind, step, fails_first, direction, blow] = place.split('/').collect::<Vec<_>>()[..] else {
+            panic!("{place} is no place")
+        };
+        let direction = DIRECTIONS.into_iter().find(|one| format!("{one:?}") == direction).unwrap();
+        let blow = BLOWS.into_iter().find(|one| format!("{one:?}") == blow).unwrap();
+        Self { kind, step, direction, blow, fails_first }
+    }
+
     fn dies(&self) -> bool {
         self.blow != Blow::Failure
     }
@@ -104,8 +122,8 @@ fn cases(kinds: &[(&'static str, Vec<&'static str>)]) -> Vec<Case> {
     for (kind, steps) in kinds {
         let fails_first = *steps.last().unwrap();
         for step in steps {
-            for direction in [Direction::Run, Direction::Undo] {
-                for blow in [Blow::Before, Blow::After, Blow::Twice, Blow::Failure] {
+            for direction in DIRECTIONS {
+                for blow in BLOWS {
                     cases.push(Case { kind, step, direction, blow, fails_first });
                     // And undoing from the step itself: what it is then to take back has not been superseded yet.
                     if direction == Direction::Undo && *step != fails_first {
@@ -480,12 +498,11 @@ async fn orphans(platform: &Platform) -> Vec<String> {
 /// Starts a worker that dies as the case says; returns whether it did.
 async fn child(platform: &Platform, operation: &str, case: &Case) -> bool {
     let mut command = tokio::process::Command::new(std::env::current_exe().unwrap());
-    let place = format!("{}/{}/{}/{:?}/{:?}", case.kind, case.step, case.fails_first, case.direction, case.blow);
     let output = command
         .args(["--exact", "kill_matrix::a_worker_that_dies", "--ignored", "--nocapture"])
         .env("FREEHOLD_TEST_DATABASE", server().await.url(&platform.database))
         .env("FREEHOLD_TEST_OPERATION", operation)
-        .env("FREEHOLD_TEST_PLACE", place)
+        .env("FREEHOLD_TEST_PLACE", case.place())
         .stdin(Stdio::null())
         .output();
     let output = tokio::time::timeout(Duration::from_secs(60), output).await.unwrap().unwrap();
@@ -503,19 +520,10 @@ async fn a_worker_that_dies() {
     let Ok(database) = std::env::var("FREEHOLD_TEST_DATABASE") else { return };
     drop(rustls::crypto::aws_lc_rs::default_provider().install_default());
     let operation = std::env::var("FREEHOLD_TEST_OPERATION").unwrap();
-    let place = std::env::var("FREEHOLD_TEST_PLACE").unwrap();
-    let place: Vec<&str> = place.split('/').collect();
+    let case = Case::at(std::env::var("FREEHOLD_TEST_PLACE").unwrap().leak());
     let config = harness::config(&database, SETTINGS);
-    let probe_of = |kinds: &[(&'static str, Vec<&'static str>)]| {
-        let case = cases(kinds).into_iter().find(|case| {
-            [case.kind, case.step, case.fails_first, &format!("{:?}", case.direction), &format!("{:?}", case.blow)]
-                == place[..]
-        });
-        case.unwrap().probe(die)
-    };
-    let kinds = AppState::build(harness::config(&database, &[]), SystemClock::shared(), None).unwrap().engine.kinds();
     let clock = harness::manual_clock();
-    let state = AppState::build_with(config, clock.clone(), Some(probe_of(&kinds)), migrations()).unwrap();
+    let state = AppState::build_with(config, clock.clone(), Some(case.probe(die)), migrations()).unwrap();
     let run = run_without_waiting(&state, &clock, &operation).await;
     panic!("the worker lived on: {run:?}");
 }

@@ -230,7 +230,7 @@ async fn when_all_are_down_the_tenants_own_message_stands_in() {
     let tenant = platform.tenant("all-down").await;
     let (db, ledger) = (platform.tenant_db(&tenant).await, platform.ledger(&tenant).await);
     let change = json!({ "degraded_message": "Call us: 555." });
-    platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(change)).await.expect_success();
+    platform.configure(&tenant, change).await.expect(StatusCode::OK);
     let answer = platform.chat_with(&tenant, "error-500").await.expect(StatusCode::OK);
     assert_eq!((&answer["content"], &answer["degraded"]), (&json!("Call us: 555."), &json!(true)));
     let path = format!("/api/v1/sessions/{}/messages", answer["session_id"].as_str().unwrap());

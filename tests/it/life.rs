@@ -11,7 +11,7 @@ use futures::StreamExt;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::{self, Options, PASSWORD, Platform, Tenant, connect, events, fake_model, server};
+use crate::harness::{self, Options, PASSWORD, Platform, Tenant, connect, events, server};
 
 fn path(slug: &str, what: &str) -> String {
     format!("/platform/v1/tenants/{slug}/{what}")
@@ -144,11 +144,7 @@ async fn a_server_that_misses_the_news_is_locked_out_of_the_database() {
 async fn an_answer_under_way_ends_when_its_tenant_is_suspended() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("mid-answer").await;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": "slow",
-        "models": ["drip-300"], "default_model": "drip-300"
-    });
-    platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+    platform.offer(&tenant, &["drip-300"]).await;
     let question = |stream: bool| {
         let words = "one two three four five six seven eight nine ten eleven twelve";
         let body = json!({ "message": format!("{words} {stream}"), "stream": stream });

@@ -27,11 +27,7 @@ impl Caller {
 
     async fn on(platform: Platform, slug: &str, models: &[&str]) -> Self {
         let tenant = platform.tenant(slug).await;
-        let body = json!({
-            "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-            "models": models, "default_model": models[0]
-        });
-        platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+        platform.offer(&tenant, models).await;
         let made = platform.post("/api/v1/api-keys", &tenant.admin.access, json!({ "name": "test" })).await;
         let key = made.expect(StatusCode::CREATED)["token"].as_str().unwrap().to_owned();
         Self { platform, tenant, key }

@@ -10,11 +10,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{self, Answer, Options, PASSWORD, Platform, Tenant, Tokens, connect};
-
-async fn configure(platform: &Platform, tenant: &Tenant, change: Value) {
-    platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(change)).await.expect(StatusCode::OK);
-}
+use crate::harness::{self, Answer, Options, PASSWORD, Platform, Tokens, connect};
 
 fn visitors(per_day: u32, each: u32) -> Value {
     json!({ "visitors": { "enabled": true, "questions_per_day": per_day, "questions_per_visitor": each } })
@@ -47,7 +43,7 @@ async fn until(what: &str, mut look: impl AsyncFnMut() -> bool) {
 async fn visitors_come_where_they_are_allowed_and_see_their_own_only() {
     let platform = Platform::start().await;
     let (open, closed) = (platform.tenant("visits-open").await, platform.tenant("visits-closed").await);
-    configure(&platform, &open, visitors(1000, 100)).await;
+    platform.configure(&open, visitors(1000, 100)).await.expect(StatusCode::OK);
     // Not allowed, no such tenant, no slug at all: one answer.
     let refusal = |answer: Answer| (answer.status, answer.body["code"].clone(), answer.body["detail"].clone());
     let expected = refusal(visit(&platform, &closed.slug).await);
@@ -95,7 +91,7 @@ async fn visitors_come_where_they_are_allowed_and_see_their_own_only() {
     let me = platform.get("/api/v1/me", &renewed.access).await.expect(StatusCode::OK);
     assert_eq!((&me["role"], &me["id"]), (&json!("visitor"), &json!(id)));
     // Switched off, those who are there ask no more.
-    configure(&platform, &open, json!({ "visitors": { "enabled": false } })).await;
+    platform.configure(&open, json!({ "visitors": { "enabled": false } })).await.expect(StatusCode::OK);
     until("visitors are refused", async || {
         ask(&platform, &renewed.access, "still?").await.body["code"] == "visitors_not_allowed"
     })
@@ -107,7 +103,7 @@ async fn visitors_come_where_they_are_allowed_and_see_their_own_only() {
 async fn visitors_limits_hold_over_servers_however_many_ask_at_once() {
     let first = Platform::start().await;
     let tenant = first.tenant("visits-limits").await;
-    configure(&first, &tenant, visitors(30, 12)).await;
+    first.configure(&tenant, visitors(30, 12)).await.expect(StatusCode::OK);
     let options = Options { database: Some(first.database.clone()), ..Options::default() };
     let second = Platform::start_with(options).await;
     let servers = [&first, &second];
@@ -143,7 +139,7 @@ async fn a_visitor_goes_with_all_that_was_said_when_its_time_is_over() {
     let shared: freehold::clock::SharedClock = clock.clone();
     let platform = Platform::start_with(Options { clock: Some(shared), ..Options::default() }).await;
     let tenant = platform.tenant("visits-end").await;
-    configure(&platform, &tenant, visitors(1000, 100)).await;
+    platform.configure(&tenant, visitors(1000, 100)).await.expect(StatusCode::OK);
     let gone = visitor(&platform, &tenant.slug).await;
     ask(&platform, &gone.access, "canary").await.expect(StatusCode::OK);
     // While the super admin's session lasts.
@@ -179,7 +175,7 @@ async fn strangers_get_a_page_from_memory_and_nothing_but_the_page() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("page-open").await;
     let canary = json!({ "system_prompt": "canary-of-the-prompt", "welcome_message": "Welcome in" });
-    configure(&platform, &tenant, canary).await;
+    platform.configure(&tenant, canary).await.expect(StatusCode::OK);
     let page = platform.get("/c/page-open", "").await;
     assert_eq!(page.status, StatusCode::OK);
     assert!(page.text.contains("Welcome in"), "{}", page.text);
@@ -220,7 +216,7 @@ async fn strangers_get_a_page_from_memory_and_nothing_but_the_page() {
     for found in &opened {
         assert!(Arc::ptr_eq(found.as_ref().unwrap().as_ref().unwrap(), &first));
     }
-    configure(&platform, &tenant, json!({ "welcome_message": "Another welcome" })).await;
+    platform.configure(&tenant, json!({ "welcome_message": "Another welcome" })).await.expect(StatusCode::OK);
     until("the new text is shown", async || platform.get("/c/page-open", "").await.text.contains("Another")).await;
     // Out of service, it looks like one that never was.
     let unknown = platform.get("/c/page-unknown", "").await;

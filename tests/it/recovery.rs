@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use freehold::scheduled::TASKS;
 use freehold::tenant_db::TenantDb;
-use reqwest::{Method, StatusCode};
+use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio_postgres::Client;
 use uuid::Uuid;
@@ -86,11 +86,7 @@ async fn an_answer_without_an_open_call_does_not_stay_generating_for_ever() {
 async fn an_answer_that_could_not_be_stored_in_time_is_stored_later_as_what_was_told() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("stored-later").await;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-        "models": ["slow-1500"], "default_model": "slow-1500"
-    });
-    platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+    platform.offer(&tenant, &["slow-1500"]).await;
     let url = platform.tenant_database(&tenant.slug).await;
     let name = url.rsplit('/').next().unwrap().split('?').next().unwrap().to_owned();
     let admin = server().await.url("postgres");
@@ -223,11 +219,7 @@ async fn calls_under_way_when_their_tenant_is_suspended_are_settled_once() {
     let platform = Platform::start().await;
     let other = beside(&platform).await;
     let tenant = platform.tenant("suspended-midway").await;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-        "models": ["drip-300"], "default_model": "drip-300"
-    });
-    platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+    platform.offer(&tenant, &["drip-300"]).await;
     let made = platform.post("/api/v1/api-keys", &tenant.admin.access, json!({ "name": "program" })).await;
     let key = made.expect(StatusCode::CREATED)["token"].as_str().unwrap().to_owned();
     let database = database(&platform, &tenant).await;
@@ -290,11 +282,7 @@ async fn a_completion_that_died_with_its_server_is_estimated_by_what_it_had_deli
     let shared: freehold::clock::SharedClock = clock.clone();
     let survivor = Platform::start_with(Options { clock: Some(shared), ..Options::default() }).await;
     let tenant = survivor.tenant("died-midway").await;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-        "models": ["drip-200"], "default_model": "drip-200"
-    });
-    survivor.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+    survivor.offer(&tenant, &["drip-200"]).await;
     let made = survivor.post("/api/v1/api-keys", &tenant.admin.access, json!({ "name": "program" })).await;
     let key = made.expect(StatusCode::CREATED)["token"].as_str().unwrap().to_owned();
     // On a runtime of its own, which ends in the middle of everything.

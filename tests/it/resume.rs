@@ -72,11 +72,7 @@ async fn second(first: &Platform) -> Platform {
 
 async fn with_model(platform: &Platform, slug: &str, model: &str) -> Tenant {
     let tenant = platform.tenant(slug).await;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-        "models": [model, "cut", "echo", "error-500"], "default_model": model
-    });
-    platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+    platform.offer(&tenant, &[model, "cut", "echo", "error-500"]).await;
     tenant
 }
 

@@ -3,20 +3,15 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Options, Platform, Tenant, connect, events, fake_model};
+use crate::harness::{Options, Platform, Tenant, connect, events};
 
 /// A tenant whose model takes its time, and the text of a streamed answer whose server is told to stop after the first
 /// words.
 async fn stopped_in_mid_answer(platform: &Platform, slug: &str, model: &str) -> (Tenant, String) {
     let tenant = platform.tenant(slug).await;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": "slow", "models": [model],
-        "default_model": model
-    });
-    platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
+    platform.offer(&tenant, &[model]).await;
     let request = platform.client.post(format!("{}/api/v1/chat", platform.url)).bearer_auth(&tenant.user.access);
     let body = json!({ "message": "one two three four five six seven eight", "stream": true });
     let mut stream = request.json(&body).send().await.unwrap().bytes_stream();

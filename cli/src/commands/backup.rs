@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use super::{Context, note_more, pages};
-use crate::args::{ArchiveSecretArgs, BackupCommand, BackupKeyCommand, TenantBackupArgs, TenantRestoreArgs};
+use crate::args::backup::{ArchiveSecretArgs, BackupCommand, BackupKeyCommand, TenantBackupArgs, TenantRestoreArgs};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{Output, fields, instant, optional, table, wire};

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::Context;
 use super::tenant::{fetch, shown};
-use crate::args::{TenantDeleteArgs, TenantLifeArgs, TenantSuspendArgs};
+use crate::args::tenant::{TenantDeleteArgs, TenantLifeArgs, TenantSuspendArgs};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::follow;

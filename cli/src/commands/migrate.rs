@@ -9,7 +9,7 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::Context;
-use crate::args::MigrateArgs;
+use crate::args::migrate::MigrateArgs;
 use crate::client::Client;
 use crate::failure::{Exit, Failure};
 use crate::follow;

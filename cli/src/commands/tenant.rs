@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 use super::{Context, backup, life, note_more, pages};
-use crate::args::{
+use crate::args::tenant::{
     ConfigFileArgs, Limit, LimitName, RequestLimit, TenantCommand, TenantCreateArgs, TenantDatabaseTokenArgs,
     TenantInviteArgs, TenantListArgs, TenantSetArgs,
 };

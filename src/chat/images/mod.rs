@@ -228,7 +228,7 @@ impl fmt::Debug for StoredImage {
 }
 
 /// What is told of an image in the list of messages.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageImage {
     /// Its id.
     pub id: ImageId,

@@ -322,9 +322,9 @@ async fn of_two_runs_the_second_is_told_of_the_first() {
     assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
-/// Waits until a condition holds in a database.
+/// Waits until a condition holds in a database. Others may be building templates, one at a time, and a run waits for them.
 async fn until(client: &Client, sql: &str) {
-    for _ in 0..200 {
+    for _ in 0..800 {
         if client.query_one(sql, &[]).await.unwrap().get::<_, bool>(0) {
             return;
         }

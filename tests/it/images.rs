@@ -41,20 +41,11 @@ fn assistants() -> Value {
     ])
 }
 
-async fn configure(platform: &Platform, tenant: &Tenant, settings: Value) {
-    let answer = platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(settings)).await;
-    answer.expect(StatusCode::OK);
-}
-
 /// A tenant with these assistants and models of the fake's, of which the first is the default one.
 async fn with_models(platform: &Platform, slug: &str, models: &[&str]) -> Tenant {
     let tenant = platform.tenant(slug).await;
-    let body = json!({
-        "provider": "openai_compatible", "base_url": fake_model().await.base_url(), "api_key": tenant.key,
-        "models": models, "default_model": models[0]
-    });
-    platform.send(Method::PUT, "/api/v1/ai-keys/main", &tenant.admin.access, Some(body)).await.expect_success();
-    configure(platform, &tenant, json!({ "assistants": assistants() })).await;
+    platform.offer(&tenant, models).await;
+    platform.configure(&tenant, json!({ "assistants": assistants() })).await.expect(StatusCode::OK);
     tenant
 }
 
@@ -247,12 +238,12 @@ async fn what_is_refused_stores_nothing_and_uses_nothing() {
     assert_eq!((named.0.as_str(), named.1.as_str()), ("images_not_accepted", "images"));
     assert!(named.2.contains("`words`") && named.2.contains("`pictures`"), "{}", named.2);
     let blind = json!({ "assistants": [assistants()[0]] });
-    configure(&platform, &tenant, blind).await;
+    platform.configure(&tenant, blind).await.expect(StatusCode::OK);
     let nobody = refusal(ask(&platform, &tenant, json!({ "message": "hi", "images": [png(1)] })).await);
     assert_eq!(nobody.0, "images_not_accepted");
-    configure(&platform, &tenant, json!({ "assistants": [] })).await;
+    platform.configure(&tenant, json!({ "assistants": [] })).await.expect(StatusCode::OK);
     assert_eq!(refusal(ask(&platform, &tenant, json!({ "message": "hi", "images": [png(1)] })).await).0, nobody.0);
-    configure(&platform, &tenant, json!({ "assistants": assistants() })).await;
+    platform.configure(&tenant, json!({ "assistants": assistants() })).await.expect(StatusCode::OK);
     // And the plan has to have it, however good the images are.
     let listed = async || {
         let listed = platform.get("/api/v1/assistants", &tenant.user.access).await.expect(StatusCode::OK);
@@ -281,7 +272,7 @@ async fn what_is_refused_stores_nothing_and_uses_nothing() {
 async fn follow_ups_show_the_last_images_to_those_that_accept_them() {
     let platform = Platform::start().await;
     let tenant = with_models(&platform, "follow-ups", &["says-ok"]).await;
-    configure(&platform, &tenant, json!({ "routing": { "by": "rule" } })).await;
+    platform.configure(&tenant, json!({ "routing": { "by": "rule" } })).await.expect(StatusCode::OK);
     let (first, second) = (png(1), png(2));
     let begun = ask(&platform, &tenant, json!({ "message": "one word", "images": [first, second] })).await;
     let begun = begun.expect(StatusCode::OK);
@@ -313,10 +304,10 @@ async fn follow_ups_show_the_last_images_to_those_that_accept_them() {
     let urls: Vec<_> = told.iter().filter(|text| text.starts_with("data:")).collect();
     assert_eq!(urls, [&third]);
     // What is behind the window is not shown.
-    configure(&platform, &tenant, json!({ "history_length": 2 })).await;
+    platform.configure(&tenant, json!({ "history_length": 2 })).await.expect(StatusCode::OK);
     let (assistant, told) = go_on("Really?", json!([])).await;
     assert_eq!((assistant, told), (json!("pictures"), ["Sure?", "ok", "Really?"].map(str::to_owned).to_vec()));
-    configure(&platform, &tenant, json!({ "history_length": 20 })).await;
+    platform.configure(&tenant, json!({ "history_length": 20 })).await.expect(StatusCode::OK);
     platform.set_limits("follow-ups", json!({ "features": { "vision": false } })).await;
     heard().await;
     let (_, told) = go_on("Still?", json!([])).await;
@@ -335,7 +326,10 @@ async fn other_images_make_another_question_and_another_answer() {
     assert!(ids[0] == ids[1] && ids[2] == ids[3] && ids[0] != ids[2], "{ids:?}");
     assert_eq!(count(&platform, &tenant, "chat_images").await, 2);
     // One after another, where answers are kept.
-    configure(&platform, &tenant, json!({ "answer_cache": { "enabled": true, "scope": "user", "minutes": 5 } })).await;
+    platform
+        .configure(&tenant, json!({ "answer_cache": { "enabled": true, "scope": "user", "minutes": 5 } }))
+        .await
+        .expect(StatusCode::OK);
     let is_kept = async |images: &[String], session: Option<&Value>| {
         let body = json!({ "message": "And now?", "model": "instant", "images": images, "session_id": session });
         let answer = ask(&platform, &tenant, body).await.expect(StatusCode::OK);
@@ -364,7 +358,7 @@ async fn every_kind_of_provider_is_shown_them_in_its_own_form() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("image-kinds").await;
     let fake = FakeProviders::start().await;
-    configure(&platform, &tenant, json!({ "assistants": assistants() })).await;
+    platform.configure(&tenant, json!({ "assistants": assistants() })).await.expect(StatusCode::OK);
     let content = image("image/webp", 7, 200);
     let base64 = BASE64_STANDARD.encode(&content);
     let account = fake.service_account(3600);

@@ -141,7 +141,9 @@ async fn an_assistant_that_is_named_answers_as_itself_and_every_answer_says_so()
     let listed = platform.get("/api/v1/assistants", &tenant.user.access).await.expect(StatusCode::OK);
     let names: Vec<_> = listed["items"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
     assert_eq!(names, ["billing", "orders", "images"]);
-    let entry = json!({ "name": "orders", "title": "Orders", "description": "Parcels and deliveries." });
+    let entry = json!({
+        "name": "orders", "title": "Orders", "description": "Parcels and deliveries.", "accepts_images": false
+    });
     assert_eq!(listed["items"][1], entry, "prompts and rules are nobody's business");
     for unknown in ["sales", "", "Billing"] {
         let refused = platform.put_question(&tenant, json!({ "message": "hi", "assistant": unknown })).await;

@@ -157,8 +157,15 @@ impl RateState {
         self.held_by(holder);
         self.window.advance(now);
         let leaves = self.waiting == 0 && self.is_idle(now);
-        let offers = std::mem::take(&mut self.offer) || leaves || self.is_lowered();
-        let aside = if offers { self.window.put_aside() } else { 0 };
+        let aside = if leaves || self.is_lowered() {
+            self.window.put_aside(0)
+        } else if self.offer {
+            // Not what is waited for here. It would be handed on from one server to the next, and nobody would use it.
+            self.window.put_aside(self.waiting)
+        } else {
+            0
+        };
+        self.offer = false;
         let frees_in = self.window.next_free().map_or(0, |at| i64::try_from(at.saturating_sub(now)).unwrap_or(0));
         let wants = self.waiting.max(u32::from(self.is_hungry(now)));
         // Requests that wait take what is free here first.

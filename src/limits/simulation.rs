@@ -346,3 +346,13 @@ fn a_limit_that_is_raised_or_lowered_holds() {
     happen(&mut world, &demand);
     assert!((290..=300).contains(&world.most()), "{}", world.most());
 }
+
+#[test]
+fn a_permit_that_somebody_waits_for_is_not_handed_on_forever() {
+    // All at once, at every server, with rounds that take equally long: what each gets it is asked for by the others.
+    for chance in [0, 1, 12_345] {
+        let mut world = World::new(10, 3, 1, 0, chance);
+        happen(&mut world, &Event::Demand { every: 3, servers: 7, time: 2_000 });
+        assert_eq!(world.admitted.len(), 10, "{chance}");
+    }
+}

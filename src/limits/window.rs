@@ -83,9 +83,11 @@ impl Window {
         }
     }
 
-    /// Puts all that is not cooling aside, so that it can be given away. Returns how many.
-    pub(super) fn put_aside(&mut self) -> u32 {
-        self.aside = self.held.saturating_sub(self.cooling);
+    /// Puts what is not cooling aside, so that it can be given away, but for so many that are not owed to others. Returns how
+    /// many.
+    pub(super) fn put_aside(&mut self, keep: u32) -> u32 {
+        let free = self.held.saturating_sub(self.cooling);
+        self.aside = free.saturating_sub(keep).max(self.owed.min(free));
         self.aside
     }
 
@@ -150,15 +152,18 @@ mod tests {
     fn what_is_put_aside_given_or_owed_is_not_used() {
         let mut window = holding(3);
         window.take(0);
-        assert_eq!(window.put_aside(), 2);
+        assert_eq!(window.put_aside(0), 2);
         assert!(window.take(1).is_none());
         window.hold(3, 0);
         assert!(window.take(1).is_some());
-        window.put_aside();
+        window.put_aside(0);
         window.give(1);
         assert_eq!((window.held, window.free()), (2, 0));
         window.hold(3, 1);
         assert_eq!((window.free(), window.cool()), (0, 1));
+        assert_eq!(window.put_aside(5), 1, "what is owed is not kept");
+        window.hold(3, 0);
+        assert_eq!((window.put_aside(1), window.free()), (0, 1));
         // A store that has lost what it knew: what cools is more than what is held, and nothing is free.
         window.hold(1, 0);
         assert_eq!(window.free(), 0);

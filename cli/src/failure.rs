@@ -279,7 +279,7 @@ mod tests {
             let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../src/http").join(path);
             std::fs::read_to_string(path).unwrap()
         };
-        let errors = edge("error.rs");
+        let errors = [edge("error.rs"), edge("error/platform.rs"), edge("error/tenant.rs")].concat();
         for code in [NOT_FOUND, INVALID.0, INVALID.1] {
             assert!(errors.contains(&format!("\"{code}\"")), "the server has no `{code}`");
         }

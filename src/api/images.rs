@@ -7,8 +7,10 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+/// How many images a question may have.
+pub const MOST_IMAGES: usize = 4;
 /// So many are read of a list; one that is longer is refused, however long it is, and must not take memory for that.
-const MOST_READ: usize = 5;
+const MOST_READ: usize = MOST_IMAGES + 1;
 
 /// The `data:` URLs of a question's images, as they were sent, and one more than there may be at most.
 #[derive(Clone, Default, PartialEq, Eq)]

@@ -31,7 +31,9 @@ pub struct TenantLimits {
 
 /// Features that a plan or a tenant may have: `api` is the OpenAI-compatible endpoint, `embeddings` its embeddings,
 /// `vision` images in questions.
-pub const FEATURES: [&str; 3] = ["api", "embeddings", "vision"];
+pub const FEATURES: [&str; 3] = ["api", "embeddings", VISION];
+/// The feature that images in questions need.
+pub const VISION: &str = "vision";
 
 /// A number, or `"unlimited"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

@@ -17,13 +17,10 @@ use std::sync::Arc;
 
 use super::routing::Rules;
 use super::{Chat, ChatError};
-use crate::api::limits::FEATURES;
+use crate::api::limits::{FEATURES, VISION};
 use crate::api::tenant::{AssistantSettings, RoutingBy, Settings};
 use crate::limits::Terms;
 use crate::tenant_db::TenantRecord;
-
-/// The feature that images in questions need.
-pub(super) const IMAGES: &str = "vision";
 
 /// A tenant's assistants, with their rules ready to be used. Made once for each version of the settings.
 pub(super) struct Assistants {
@@ -92,13 +89,11 @@ impl Assistants {
         // One that is not among them any more says nothing.
         let last = asked.last.and_then(|name| self.find(name)).filter(may);
         let default = || self.settings.routing.default.as_deref().and_then(|name| self.find(name)).filter(may);
-        let fallback = ruled().or(last).or_else(default);
-        let fallback = match asked.with_images {
-            false => fallback,
-            true => {
-                Some(fallback.or_else(|| self.all().iter().find(may)).ok_or_else(|| self.images_not_accepted(None))?)
-            }
-        };
+        let mut fallback = ruled().or(last).or_else(default);
+        if asked.with_images && fallback.is_none() {
+            let first = self.all().iter().find(may);
+            fallback = Some(first.ok_or_else(|| self.images_not_accepted(None))?);
+        }
         match self.settings.routing.by {
             RoutingBy::Model if last.is_none() && self.all().iter().filter(may).count() > 1 => {
                 Ok(Assigned::AskModel(fallback))
@@ -117,7 +112,7 @@ impl Chat {
     /// Whether a tenant's questions may show images to an assistant.
     pub(super) fn shows_images(&self, assistant: Option<&AssistantSettings>, record: &TenantRecord) -> bool {
         let accepts = assistant.is_some_and(|assistant| assistant.accepts_images);
-        accepts && self.plans.terms(&record.plan, &record.limits).has(IMAGES)
+        accepts && self.plans.terms(&record.plan, &record.limits).has(VISION)
     }
 
     /// Refuses an assistant that the tenant's plan does not have.

@@ -281,9 +281,7 @@ pub(super) async fn begin(
         &key,
         &turn.assistant,
     ]);
-    if let Some(NewImages { count, ids, media_types, contents }) = &images {
-        parameters.extend([count as &(dyn ToSql + Sync), ids, media_types, contents]);
-    }
+    parameters.extend(images.iter().flat_map(NewImages::parameters));
     let statement = match (&turn.new_title, &images) {
         (Some(_), None) => BEGIN_CONVERSATION,
         (Some(_), Some(_)) => BEGIN_WITH_IMAGES,

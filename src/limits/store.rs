@@ -1,6 +1,6 @@
 //! SQL of the limits: the servers, and the accounts. The clock is the platform database's.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -137,8 +137,8 @@ where
     A: Serialize + DeserializeOwned + Default + Send,
     R: Send,
 {
-    let mut exchanged: Vec<Option<Exchanged<A, R>>> = keys.iter().map(|_| None).collect();
-    let mut outdated = vec![false; keys.len()];
+    let mut exchanged = BTreeMap::new();
+    let was_known: Vec<bool> = known.iter().map(Option::is_some).collect();
     let settled = known.into_iter().enumerate().filter_map(|(index, written)| {
         let mut written = written?;
         let result = settle(index, &mut written.account);
@@ -148,29 +148,22 @@ where
     if !settled.is_empty() {
         let mut versions = replace(pool, keys, &settled).await?;
         for (index, mut one) in settled {
-            let Some((key, _)) = keys.get(index) else { continue };
-            match (versions.remove(key), exchanged.get_mut(index), outdated.get_mut(index)) {
-                (Some(version), Some(place), _) => {
-                    one.written.version = version;
-                    *place = Some(one);
-                }
-                (None, _, Some(outdated)) => *outdated = true,
-                _ => {}
+            if let Some(version) = keys.get(index).and_then(|(key, _)| versions.remove(key)) {
+                one.written.version = version;
+                exchanged.insert(index, one);
             }
         }
     }
-    let rest: Vec<usize> = (0..keys.len()).filter(|index| matches!(exchanged.get(*index), Some(None))).collect();
+    let rest: Vec<usize> = (0..keys.len()).filter(|index| !exchanged.contains_key(index)).collect();
     if !rest.is_empty() {
         let names: Vec<_> = rest.iter().filter_map(|index| keys.get(*index).cloned()).collect();
         let settle = |index: usize, account: &mut A| settle(rest.get(index).copied().unwrap_or(usize::MAX), account);
         for (index, (result, written)) in rest.iter().zip(exchange_locked(pool, &names, &settle).await?) {
-            let is_shared = outdated.get(*index).copied().unwrap_or_default();
-            if let Some(place) = exchanged.get_mut(*index) {
-                *place = Some(Exchanged { result, written, is_shared });
-            }
+            let is_shared = was_known.get(*index).copied().unwrap_or_default();
+            exchanged.insert(*index, Exchanged { result, written, is_shared });
         }
     }
-    Ok(exchanged.into_iter().flatten().collect())
+    Ok(exchanged.into_values().collect())
 }
 
 /// Writes the accounts whose rows are still of the version that is known, and returns their new ones.

@@ -18,10 +18,13 @@ pub(crate) async fn open(address: &str) {
     for program in PROGRAMS {
         let mut command = Command::new(program);
         command.arg(address).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        if timeout(PATIENCE, command.status()).await.is_ok_and(|ended| !ended.is_ok_and(|status| status.success())) {
-            continue;
+        let has_failed = match timeout(PATIENCE, command.status()).await {
+            Ok(ended) => !ended.is_ok_and(|status| status.success()),
+            Err(_) => false,
+        };
+        if !has_failed {
+            return;
         }
-        return;
     }
     line(&format!("No browser could be opened here; go to {address}"));
 }

@@ -24,12 +24,11 @@ use thiserror::Error;
 use super::prompt::Spoken;
 use super::{Chat, ChatError};
 use crate::access::TenantCaller;
+use crate::api::images::MOST_IMAGES;
 use crate::ids::ImageId;
 use crate::providers::{Image, ImageSource};
 use crate::tenant_db::Client;
 
-/// How many images a question may have.
-pub const MOST_IMAGES: usize = 4;
 /// The largest image, as the Base64 that providers are sent. Anthropic takes 5 MiB of it, and counts it as Base64 though its
 /// documentation speaks of an image's size ("image exceeds 5 MB maximum: 6275800 bytes > 5242880 bytes"); others take more.
 const MOST_BASE64: usize = 5 * 1024 * 1024;

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
 
-use super::{ImageType, MOST_BYTES, MOST_IMAGES, MessageImage, StoredImage};
+use super::{ImageType, MOST_BYTES, MessageImage, StoredImage};
+use crate::api::images::MOST_IMAGES;
 use crate::chat::turn::Begin;
 use crate::ids::{ImageId, MessageId, UserId};
 use crate::tenant_db::{Client, GenericClient as _};
@@ -36,10 +38,10 @@ pub(in crate::chat) use insert_images;
 
 /// The parameters of `insert_images`.
 pub(in crate::chat) struct NewImages<'a> {
-    pub(in crate::chat) count: i16,
-    pub(in crate::chat) ids: Vec<ImageId>,
-    pub(in crate::chat) media_types: Vec<&'static str>,
-    pub(in crate::chat) contents: Vec<&'a [u8]>,
+    count: i16,
+    ids: Vec<ImageId>,
+    media_types: Vec<&'static str>,
+    contents: Vec<&'a [u8]>,
 }
 
 impl<'a> NewImages<'a> {
@@ -52,6 +54,11 @@ impl<'a> NewImages<'a> {
             media_types: images.iter().map(|image| image.media_type.as_str()).collect(),
             contents: images.iter().map(|image| image.content.as_slice()).collect(),
         })
+    }
+
+    /// How many there are, and what `insert_images` takes of them, in its order.
+    pub(in crate::chat) fn parameters(&self) -> [&(dyn ToSql + Sync); 4] {
+        [&self.count, &self.ids, &self.media_types, &self.contents]
     }
 }
 

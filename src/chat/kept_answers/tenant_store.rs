@@ -117,8 +117,6 @@ pub(super) async fn store(client: &Client, turn: &Begin, hit: &Hit, ledger: &Led
         &hit.answer.delta_lengths,
         &turn.assistant,
     ];
-    if let Some(NewImages { count, ids, media_types, contents }) = &images {
-        parameters.extend([count as &(dyn ToSql + Sync), ids, media_types, contents]);
-    }
+    parameters.extend(images.iter().flat_map(NewImages::parameters));
     Ok(client.execute(&statement, &parameters).await? == 2)
 }

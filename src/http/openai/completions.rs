@@ -13,6 +13,7 @@ use super::error::OpenAiError;
 use super::extract::{ApiKeyCaller, ChatScope, RawBody};
 use super::request::{self, Asked};
 use super::stream::{self, Terms};
+use crate::api::limits::VISION;
 use crate::api::openai::{
     AssistantMessage, ChatCompletion, ChatCompletionRequest, Choice, ErrorBody, FunctionCall, ToolCall,
 };
@@ -65,7 +66,7 @@ pub async fn create(
     let plan = limits::terms(&state, record);
     plan.require("api")?;
     if has_images(&request) {
-        plan.require("vision")?;
+        plan.require(VISION)?;
     }
     let Admission { rate, permit, .. } = limits::admit(&state, record, &plan, Asker::ApiKey(key.id())).await?;
     let created = state.clock.now().timestamp();

@@ -6,6 +6,7 @@ use axum::extract::State;
 use crate::access::AiChat;
 use crate::api::Problem;
 use crate::api::assistants::{Assistant, AssistantList};
+use crate::api::limits::VISION;
 use crate::app::AppState;
 use crate::http::error::ApiResult;
 use crate::http::extract::Active;
@@ -25,7 +26,7 @@ pub async fn list(
 ) -> ApiResult<Json<AssistantList>> {
     let context = state.chat.context(&caller.db).await?;
     let terms = terms(&state, caller.db.record());
-    let vision = terms.has("vision");
+    let vision = terms.has(VISION);
     let items = context.assistants(&terms).map(|assistant| Assistant {
         name: assistant.name.clone(),
         title: assistant.title.clone(),

@@ -10,6 +10,7 @@ use super::answer_stream::stream;
 use super::question_body::{LONGEST_TEXT, QuestionBody};
 use crate::access::{AiChat, TenantCaller};
 use crate::api::Problem;
+use crate::api::limits::VISION;
 use crate::api::tenant::{ChatDelta, ChatRequest, ChatResponse, Role};
 use crate::app::AppState;
 use crate::chat::{self, AnswerEnd, Listener, Question};
@@ -85,7 +86,7 @@ pub(super) async fn ask(state: &AppState, caller: &TenantCaller, asked: Asked) -
     let (record, asker) = (caller.db.record(), Asker::User(caller.user_id));
     let terms = limits::terms(state, record);
     if !asked.images.is_empty() {
-        terms.require("vision")?;
+        terms.require(VISION)?;
     }
     let images = chat::images::read(asked.images).await?;
     // Before the tenant's own limits: visitors who are refused must not use up what users may ask.

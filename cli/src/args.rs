@@ -208,6 +208,14 @@ pub enum ClusterCommand {
         #[arg(long, value_name = "FILE")]
         admin_url_file: PathBuf,
     },
+    /// Give a cluster another admin URL of the same server, as after a change of its password
+    Set {
+        /// The cluster's name
+        name: String,
+        /// A file that holds the URL, or - for stdin
+        #[arg(long, value_name = "FILE")]
+        admin_url_file: PathBuf,
+    },
     /// List the clusters
     List,
 }

@@ -544,6 +544,16 @@ pub struct CreateClusterRequest {
     pub admin_url: SecretString,
 }
 
+/// `PUT /platform/v1/clusters/{name}`.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateClusterRequest {
+    /// A Postgres URL that leads to the same server. It is stored sealed and never shown again.
+    #[garde(skip)]
+    #[schema(value_type = String, format = Password)]
+    pub admin_url: SecretString,
+}
+
 /// A Postgres server on which managed tenants get their databases.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Cluster {

@@ -65,6 +65,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::rotations::master_keys))
         // /platform/v1/clusters
         .routes(routes!(platform::clusters::create, platform::clusters::list))
+        .routes(routes!(platform::clusters::update))
         // /platform/v1/connections
         .routes(routes!(platform::connections::show))
         // /platform/v1/doctor

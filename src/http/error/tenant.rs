@@ -66,6 +66,7 @@ impl From<AccessError> for ApiError {
             AccessError::OwnAccount => Self::conflict("own_account", "Nobody disables or deletes their own account"),
             AccessError::LastAdmin => Self::conflict("last_admin", "The last admin stays an admin")
                 .detail("make somebody else an admin first"),
+            AccessError::LastSuperAdmin => Self::conflict("last_super_admin", "The last super admin stays"),
             AccessError::TooManyAttempts { retry_after } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_attempts",

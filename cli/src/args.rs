@@ -30,8 +30,9 @@ Exit codes:
   1  the request or the operation failed
   2  the command was not understood, or nobody is signed in
 
-Data goes to stdout, progress and errors to stderr. With --json stdout holds exactly one JSON document, also for
-an error: {\"error\": {\"code\", \"message\", \"hint\"}}.";
+Data goes to stdout, progress and errors to stderr. With --json stdout holds one JSON document, also for an error:
+{\"error\": {\"code\", \"message\", \"hint\"}}. Only `migrate`, which may take hours, writes one a line while it goes:
+each has an \"event\", and the last is \"report\".";
 
 /// Super administration of a Freehold platform.
 #[derive(Debug, Parser)]
@@ -50,7 +51,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// Print exactly one JSON document on stdout
+    /// Print JSON on stdout: one document, or one a line while `migrate` goes on
     #[arg(long, global = true)]
     pub json: bool,
     /// Show neither progress nor notes

@@ -51,7 +51,9 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
         (status = 413, body = ErrorBody),
         (status = 429, description = "too many requests, a quota is used up, or the model provider limits requests", body = ErrorBody),
         (status = 502, description = "the model provider failed", body = ErrorBody),
-        (status = 503, description = "no model provider answers", body = ErrorBody)
+        (status = 409, description = "a stored AI key has to be set again by an admin", body = ErrorBody),
+        (status = 503, description = "no model provider answers", body = ErrorBody),
+        (status = 504, description = "the model provider did not answer in time", body = ErrorBody)
     )
 )]
 pub async fn create(

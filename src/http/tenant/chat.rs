@@ -30,7 +30,7 @@ use crate::limits::Rate;
     path = "/api/v1/chat",
     tag = "chat",
     security(("tenant_user" = [])),
-    request_body = ChatRequest,
+    request_body(content = ChatRequest, example = json!({ "message": "When do you open on Sunday?", "stream": true })),
     responses(
         (status = 200, description = "the answer, or a stream of it", content(
             (ChatResponse = "application/json"),

@@ -24,7 +24,7 @@ const GENERAL: &str = "general";
     path = "/api/ai/query",
     tag = "chat",
     security(("tenant_user" = [])),
-    request_body = QueryRequest,
+    request_body(content = QueryRequest, example = json!({ "question": "When do you open on Sunday?", "query_type": "general" })),
     responses(
         (status = 200, body = QueryResponse),
         (status = 403, description = "not allowed, or the plan does not have the feature that the assistant, or an image, needs", body = Problem),

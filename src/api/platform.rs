@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-pub use super::limits::{FEATURES, Limit, TenantLimits, TenantLimitsChange, Unlimited};
+pub use super::limits::{FEATURES, Limit, TenantLimits, TenantLimitsChange, TenantMonth, Unlimited};
 use super::rotation::TenantRotation;
 
 /// `POST /platform/v1/sessions`.
@@ -271,6 +271,9 @@ pub struct Tenant {
     /// When its credentials and keys were replaced last, and will be next; where one tenant is shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rotations: Vec<TenantRotation>,
+    /// How its month stands; where one tenant is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_this_month: Option<TenantMonth>,
     /// When it was asked for.
     pub created_at: DateTime<Utc>,
     /// When the registry's row last changed.

@@ -137,7 +137,7 @@ fn tell_headers(status: &str, response: &mut Response, counted: bool) {
     match status {
         "401" => add("WWW-Authenticate", Type::String, "`Bearer`"),
         "429" | "503" => {
-            add("Retry-After", Type::Integer, "seconds after which trying again may help, where that is known")
+            add("Retry-After", Type::Integer, "seconds after which trying again may help, where that is known");
         }
         _ => {}
     }

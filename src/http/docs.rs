@@ -142,7 +142,11 @@ fn tell_headers(status: &str, response: &mut Response, counted: bool) {
         _ => {}
     }
     if counted && matches!(status, "200" | "429") {
-        add("x-ratelimit-limit-requests", Type::Integer, "requests a minute, of the limit that is nearest to its end");
+        add(
+            "x-ratelimit-limit-requests",
+            Type::Integer,
+            "requests a minute, of the limit that is nearest to its end; absent if there is none",
+        );
         add("x-ratelimit-remaining-requests", Type::Integer, "how many of them are left");
         add("x-ratelimit-reset-requests", Type::String, "after how long all are left again, for example `7.5s`");
     }

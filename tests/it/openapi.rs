@@ -73,6 +73,9 @@ async fn errors_come_as_the_document_says() {
 async fn what_is_refused_and_answered_is_in_the_document() {
     let platform = Platform::start().await;
     let tenant = platform.tenant("described").await;
+    platform.set_limits("described", json!({ "requests_per_minute": 10 })).await;
+    // Until the server has heard of it.
+    tokio::time::sleep(std::time::Duration::from_millis(300)).await;
     let document = platform.get("/openapi.json", "").await.expect(StatusCode::OK);
     let ask = async |kind: &'static str, body: &'static str| {
         let request = platform.client.post(format!("{}/api/v1/chat", platform.url)).bearer_auth(&tenant.user.access);

@@ -189,8 +189,9 @@ impl AppState {
         let plans = Arc::new(Plans::load(config.templates_dir.as_deref())?);
         let limits = Limits::new(pool.clone(), config.redis_url.as_ref(), Arc::clone(&plans), Arc::clone(&clock))
             .context("REDIS_URL cannot be used")?;
-        let answers = AnswerCache::new(config.answer_cache_bytes, config.redis_url.as_ref(), Arc::clone(&clock))
-            .context("REDIS_URL cannot be used")?;
+        let answers_url = config.answer_cache_redis_url.as_ref();
+        let answers = AnswerCache::new(config.answer_cache_bytes, answers_url, Arc::clone(&clock))
+            .context("FREEHOLD_ANSWER_CACHE_REDIS_URL cannot be used")?;
         let tasks = TaskTracker::new();
         let prices = Prices::load(config.templates_dir.as_deref())?;
         let ledger = Ledger::new(databases.server_id(), prices, Arc::clone(&clock), tasks.clone());

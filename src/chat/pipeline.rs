@@ -134,7 +134,7 @@ impl Turn {
                 drop(mark);
                 let _ = begun.send(Err(refused(error)));
                 if is_unknown {
-                    self.give_up(&log).await;
+                    self.disown(&log).await;
                 }
                 return;
             }
@@ -169,7 +169,7 @@ impl Turn {
 
     /// Whoever asked was told that the question is not stored, and nobody knows whether it is. If it is, its answer and the call
     /// that is not made end here: else they would be in the way of the same question, asked again.
-    async fn give_up(self, log: &EventLog) {
+    async fn disown(self, log: &EventLog) {
         let Self { chat, db, call, begin, settings, .. } = self;
         let failure = Failure::NotStarted;
         log.end(failed(failure.code(), &settings));
@@ -184,7 +184,7 @@ impl Turn {
             // It was not stored, or may still be: the call's row comes alone then, or before it, and keeps it out.
             Err(NotStored::Deleted) => {}
             Err(NotStored::Failed(error)) => {
-                tracing::error!(message_id = %finished.message_id, causes = causes(&error), "give an answer up");
+                tracing::error!(message_id = %finished.message_id, causes = causes(&error), "end an answer that may not have begun");
             }
         }
     }
@@ -254,7 +254,7 @@ impl Turn {
             // Before the end is told: whoever asks again after that is given it.
             keeping.keep(&chat, db.record(), answered_by.as_deref(), &finished);
         }
-        log.end(told(stored, finished, begin, judged.is_stopped(), &settings));
+        log.end(told(&stored, &finished, begin, judged.is_stopped(), &settings));
     }
 }
 
@@ -321,8 +321,8 @@ impl Judged {
 
 /// What is told of an answer when all that can be done with it was.
 fn told(
-    stored: Result<(), NotStored>,
-    finished: Finished,
+    stored: &Result<(), NotStored>,
+    finished: &Finished,
     begin: Begin,
     stopped: bool,
     settings: &Settings,
@@ -342,7 +342,7 @@ fn told(
         },
         Err(NotStored::Deleted) => failed("conversation_deleted", settings),
         Err(NotStored::Failed(error)) => {
-            tracing::error!(message_id = %begin.answer_id, causes = causes(&error), "store an answer");
+            tracing::error!(message_id = %begin.answer_id, causes = causes(error), "store an answer");
             failed(NOT_STORED, settings)
         }
     }

@@ -200,6 +200,7 @@ impl Chat {
 }
 
 /// What a kept answer is looked for by, beside the prompt.
+#[derive(Clone, Copy)]
 struct Kept<'a> {
     assistant: Option<&'a str>,
     candidates: &'a [Candidate],

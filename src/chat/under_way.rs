@@ -299,4 +299,19 @@ mod tests {
         drop(mark);
         assert!(matches!(answers.find(id, tenant, user), Found::Nowhere));
     }
+
+    #[tokio::test]
+    async fn a_tenant_is_idle_once_its_own_answers_have_ended() {
+        let (answers, tenant) = (Arc::new(AnswersUnderWay::default()), TenantId::new());
+        answers.idle(tenant).await;
+        let (first, second) = (enter(&answers, tenant, 1).0, enter(&answers, tenant, 1).0);
+        let _others = enter(&answers, TenantId::new(), 1).0;
+        let ending = async {
+            drop(first);
+            tokio::task::yield_now().await;
+            drop(second);
+        };
+        let ((), ()) = tokio::join!(answers.idle(tenant), ending);
+        assert_eq!(answers.len(), 1);
+    }
 }

@@ -370,7 +370,8 @@ async fn a_row_that_is_nobodys_work_is_joined_by_nobody() {
         (
             "its server runs no more",
             "UPDATE model_calls SET server_id = gen_random_uuid(), started_at = now() - interval '1 minute'
-             WHERE message_id = $id",
+             WHERE message_id = $id;
+             UPDATE chat_messages SET created_at = now() - interval '1 minute' WHERE id = $id",
         ),
         (
             "no model was there, and nobody stored that",

@@ -59,7 +59,7 @@ pub const SETTINGS: &[Setting] = &[
         "redis_url",
         "REDIS_URL",
         Some(""),
-        "URL of a Redis or Valkey that keeps rate limits and answers for all servers, `rediss://…` with TLS; without it the platform's database keeps limits, and each server its answers",
+        "URL of a Redis or Valkey that keeps rate limits for all servers, and answers unless those have one of their own, `rediss://…` with TLS; without it the platform's database keeps limits, and each server its answers",
     ),
     setting(
         "master_keys",
@@ -166,8 +166,14 @@ pub const SETTINGS: &[Setting] = &[
         "answer_cache_bytes",
         "FREEHOLD_ANSWER_CACHE_BYTES",
         Some("33554432"),
-        "bytes of this server's memory for answers that are given again to tenants that want that; 0 for none",
+        "bytes of this server's memory for answers that are given again to tenants that want that, an eighth of it for one at most; 0 keeps none anywhere",
     ).between(0, 1 << 40),
+    setting(
+        "answer_cache_redis_url",
+        "FREEHOLD_ANSWER_CACHE_REDIS_URL",
+        Some(""),
+        "URL of a Redis or Valkey for those answers alone, which may be small and lose anything; that of `REDIS_URL` when empty, `off` for none",
+    ),
     setting(
         "backup_dir",
         "FREEHOLD_BACKUP_DIR",
@@ -214,7 +220,7 @@ impl FromStr for LogFormat {
 pub struct Config {
     /// The platform's own database.
     pub platform_database_url: DatabaseUrl,
-    /// Where rate limits are kept, if not in the platform's database, and answers that servers share.
+    /// Where rate limits are kept, if not in the platform's database.
     pub redis_url: Option<SecretString>,
     /// Keys that wrap the tenants' data keys.
     pub master_keys: Arc<MasterKeyring>,
@@ -259,6 +265,8 @@ pub struct Config {
     pub client_stall: Duration,
     /// How many bytes of memory answers may take that are given again.
     pub answer_cache_bytes: usize,
+    /// Where servers share them, if anywhere.
+    pub answer_cache_redis_url: Option<SecretString>,
     /// Where tenants' backups lie.
     pub backup_dir: Option<PathBuf>,
     /// How long a backup may be that is uploaded, in gibibytes.
@@ -351,16 +359,15 @@ impl Config {
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
             .ok_or_else(|| source.invalid("public_url", "must be an http or https address".to_owned()))?;
         let templates_dir = source.directory("templates_dir")?;
+        let redis_url = source.redis_url("redis_url")?;
+        let answer_cache_redis_url = match source.text("answer_cache_redis_url")?.as_str() {
+            "" => redis_url.clone(),
+            "off" => None,
+            _ => source.redis_url("answer_cache_redis_url")?,
+        };
         Ok(Self {
             platform_database_url: source.parse("platform_database_url")?,
-            redis_url: match source.text("redis_url")? {
-                url if url.is_empty() => None,
-                url => {
-                    let url = SecretString::from(url);
-                    redis_client::check(&url).map_err(|reason| source.invalid("redis_url", reason.to_owned()))?;
-                    Some(url)
-                }
-            },
+            redis_url,
             master_keys: Arc::new(
                 MasterKeyring::parse(&SecretString::from(source.text("master_keys")?))
                     .map_err(|error| source.invalid("master_keys", error.to_string()))?,
@@ -385,6 +392,7 @@ impl Config {
             shutdown_grace: Duration::from_secs(source.number("shutdown_seconds")?),
             client_stall: Duration::from_secs(source.number("client_stall_seconds")?),
             answer_cache_bytes: source.number("answer_cache_bytes")? as usize,
+            answer_cache_redis_url,
             backup_dir: source.directory("backup_dir")?,
             backup_upload_gib: source.number("backup_upload_gib")?,
             postgres_client_dir: source.directory("postgres_client_dir")?,
@@ -464,6 +472,17 @@ impl Source<'_> {
         }
     }
 
+    /// A Redis URL; none if it is empty.
+    fn redis_url(&self, key: &'static str) -> Result<Option<SecretString>, ConfigError> {
+        let url = self.text(key)?;
+        if url.is_empty() {
+            return Ok(None);
+        }
+        let url = SecretString::from(url);
+        redis_client::check(&url).map_err(|reason| self.invalid(key, reason.to_owned()))?;
+        Ok(Some(url))
+    }
+
     fn number(&self, key: &'static str) -> Result<u64, ConfigError> {
         let (least, most) = self.setting(key).range.unwrap_or((0, u64::MAX));
         self.text(key)?
@@ -480,6 +499,8 @@ impl Source<'_> {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     const KEY: &str = "1:q83vEjRWeJCrze8SNFZ4kJgfP2uR0dWmAxLpZyTcVbE=";
@@ -547,6 +568,24 @@ mod tests {
         .unwrap_err()
         .to_string();
         assert!(error.starts_with("REDIS_URL cannot be used") && !error.contains("canary"), "{error}");
+    }
+
+    #[test]
+    fn answers_are_shared_where_limits_are_unless_it_is_said_otherwise() {
+        let url = |own: &str| {
+            let config = load(&[
+                ("PLATFORM_DATABASE_URL", "postgres://a:b@localhost/c"),
+                ("FREEHOLD_MASTER_KEYS", KEY),
+                ("REDIS_URL", "redis://limits"),
+                ("FREEHOLD_ANSWER_CACHE_REDIS_URL", own),
+            ]);
+            let config = config.unwrap();
+            assert_eq!(config.redis_url.unwrap().expose_secret(), "redis://limits");
+            config.answer_cache_redis_url.map(|url| url.expose_secret().to_owned())
+        };
+        assert_eq!(url("").as_deref(), Some("redis://limits"));
+        assert_eq!(url("redis://answers").as_deref(), Some("redis://answers"));
+        assert_eq!(url("off"), None);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod kept_answers;
 mod metered;
 mod model_call;
 mod pipeline;
+mod prepare;
 mod prompt;
 mod recovery;
 mod routing;
@@ -127,6 +128,11 @@ impl Chat {
         }
     }
 
+    /// Waits until no answer of a tenant's is under way here, as is soon after it went out of service.
+    pub async fn idle(&self, tenant: TenantId) {
+        self.under_way.idle(tenant).await;
+    }
+
     /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for
     /// nobody may be billed for more of them, and what is known of its settings, keys and answers is forgotten.
     pub fn follow(&self, tenant: TenantId, record: Option<&TenantRecord>) {
@@ -170,6 +176,8 @@ pub struct Question {
     pub permit: Permit,
     /// What is left of that then; none if there is no limit.
     pub queries_remaining: Option<u64>,
+    /// Whether an answer may be given that is kept from an earlier question.
+    pub allows_kept: bool,
 }
 
 /// Why a question was not answered, or a conversation not shown.

@@ -59,6 +59,7 @@ pub async fn chat(
         model: request.model,
         assistant: request.assistant,
         images: request.images.0,
+        allows_kept: request.cache,
     };
     let (answer, rate) = ask(&state, &caller, asked).await?;
     drop(room);
@@ -75,6 +76,8 @@ pub(super) struct Asked {
     pub(super) assistant: Option<String>,
     /// As `data:` URLs.
     pub(super) images: Vec<String>,
+    /// Whether an answer may be given that is kept.
+    pub(super) allows_kept: bool,
 }
 
 /// Admits a question and has it answered. Also returns how the nearest limit stands.
@@ -103,6 +106,7 @@ pub(super) async fn ask(state: &AppState, caller: &TenantCaller, asked: Asked) -
         images,
         permit: admission.permit,
         queries_remaining: admission.queries_remaining,
+        allows_kept: asked.allows_kept,
     };
     Ok((state.chat.ask(caller, question).await?, admission.rate))
 }

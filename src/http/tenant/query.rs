@@ -52,7 +52,8 @@ pub async fn query(
         named => named,
     };
     let (session_id, images) = (request.session_id, request.images.0);
-    let asked = Asked { text: request.question, session_id, model: None, assistant, images };
+    let (text, allows_kept) = (request.question, request.cache);
+    let asked = Asked { text, session_id, model: None, assistant, images, allows_kept };
     let answered = ask(&state, &caller, asked).await;
     drop(room);
     let (answer, rate) =

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | read who asks and the history, and once a second settings and keys | one, all at once | 1 |
 //! | where a model routes, it is asked for the assistant of a first question | none | 2, for its row |
-//! | read images of earlier questions, if there are any and they are shown again | the same, or another if a model was asked | 1 |
+//! | read images of earlier questions, if there are any and they are shown again | the same, or another if a model was asked or there is no room for them yet | 2 |
 //! | store the question and the answer's row | the same, or another if a model was asked | 1 |
 //! | the model speaks | none | - |
 //! | store the answer | another | 1 |
@@ -25,7 +25,7 @@ use tracing::Instrument as _;
 
 use super::assistants::{Asked, Assigned};
 use super::duplicates::{self, FirstAsked, Mark, Stored};
-use super::images::{self, QuestionImage};
+use super::images::QuestionImage;
 use super::kept_answers::{Hit, Keeping};
 use super::model_call::{self, ModelCall, Purpose};
 use super::prompt;
@@ -38,7 +38,7 @@ use super::{Chat, ChatError, Question, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
-use crate::content_filter::Masking;
+use crate::content_filter::{self, Masking};
 use crate::ids::{ChatSessionId, MessageId};
 use crate::metering::{CallKind, CallState, EndedCall, Outcome};
 use crate::providers::{ChatEvent, ChatRequest, FinishReason, Usage};
@@ -150,7 +150,8 @@ impl Chat {
             last: history.assistant.as_deref(),
             with_images,
         };
-        let (assistant, client) = match context.assistants.assign(asked)? {
+        let mut recalled = None;
+        let (assistant, mut client) = match context.assistants.assign(asked)? {
             Assigned::To(assistant) => (assistant, client),
             Assigned::AskModel(otherwise) => {
                 // No connection is held while a model speaks.
@@ -162,7 +163,8 @@ impl Chat {
         self.admit_assistant(assistant, caller.db.record())?;
         let (model, candidates) = context.choose_for(question.model.as_deref(), assistant)?;
         if !with_images && self.shows_images(assistant, caller.db.record()) {
-            images::recall(&client, &mut history.spoken, settings.history_length.into()).await?;
+            let window = settings.history_length.into();
+            (client, recalled) = self.recall_images(caller, client, &mut history.spoken, window).await?;
         }
         let (new_images, shown): (Vec<_>, Vec<_>) = question.images.into_iter().map(QuestionImage::split).unzip();
         self.settle_abandoned_soon(&caller.db);
@@ -202,7 +204,7 @@ impl Chat {
             Ok(hit) => (Some(hit), None),
             Err(permit) => {
                 let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
-                (None, call.map(|call| call.with_permit(permit)))
+                (None, call.map(|call| call.with_permit(permit).with_room(recalled.or(question.room))))
             }
         };
         let masking = context.masking();
@@ -412,17 +414,28 @@ async fn collect(call: &mut ModelCall, log: &EventLog, masking: &mut Option<Mask
                 if length > MAX_ANSWER {
                     return Err(Failure::TooLarge);
                 }
-                let delta = match masking {
-                    Some(masking) => masking.push(&delta),
-                    None => delta,
-                };
-                if !delta.is_empty() {
-                    log.push(&delta);
+                match masking {
+                    Some(masking) => mask(&delta, masking, log).await,
+                    None if delta.is_empty() => {}
+                    None => log.push(&delta),
                 }
             }
             // Thinking is no part of the answer, and no tools were offered that could be called.
             ChatEvent::Reasoning(_) | ChatEvent::ToolCall(_) => {}
             ChatEvent::Finished { usage, finish_reason } => return Ok((usage, finish_reason)),
+        }
+    }
+}
+
+/// Masks a delta, and tells what may be told of it. Of a long one others' work comes in between.
+async fn mask(delta: &str, masking: &mut Masking, log: &EventLog) {
+    for (at, piece) in content_filter::pieces(delta).enumerate() {
+        if at > 0 {
+            tokio::task::yield_now().await;
+        }
+        let masked = masking.push(piece);
+        if !masked.is_empty() {
+            log.push(&masked);
         }
     }
 }

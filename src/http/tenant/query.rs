@@ -52,7 +52,7 @@ pub async fn query(
         named => named,
     };
     let (session_id, images) = (request.session_id, request.images.0);
-    let asked = Asked { text: request.question, session_id, model: None, assistant, images };
+    let asked = Asked { text: request.question, session_id, model: None, assistant, images, room: room.clone() };
     let answered = ask(&state, &caller, asked).await;
     drop(room);
     let (answer, rate) =

@@ -278,14 +278,14 @@ impl Chat {
         };
         let stored = tenant_store::images_of(&client, message).await?;
         // Megabytes take longer than a thread may be kept from everybody else's requests.
-        *images = tokio::task::spawn_blocking(|| stored.into_iter().map(shown_again).collect())
+        *images = tokio::task::spawn_blocking(move || stored.iter().map(shown_again).collect())
             .await
             .map_err(|_| ChatError::TaskLost)?;
         Ok((client, held.map(Arc::new)))
     }
 }
 
-fn shown_again(stored: StoredImage) -> Image {
+fn shown_again(stored: &StoredImage) -> Image {
     image(stored.media_type, Arc::new(BASE64_STANDARD.encode(&stored.content)))
 }
 

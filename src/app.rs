@@ -24,7 +24,6 @@ use crate::fleet::Fleet;
 use crate::fleet_audit::FleetAudit;
 use crate::http::patience::Patient;
 use crate::http::router;
-use crate::http::tenant::question_body::QuestionRoom;
 use crate::ids::TenantId;
 use crate::limits::{self, Limits, Plans};
 use crate::metering::{Ledger, Prices};
@@ -123,8 +122,6 @@ pub struct Dependencies {
     pub limits: Limits,
     /// Conversations and answers.
     pub chat: Chat,
-    /// Room for questions with images.
-    pub question_room: QuestionRoom,
     /// The chat pages that anybody may open.
     pub pages: Pages,
     /// Carries operations out.
@@ -317,7 +314,6 @@ impl AppState {
             stop: CancellationToken::new(),
             give_up,
             worker_runs: Arc::default(),
-            question_room: QuestionRoom::default(),
             config,
             pool,
             clock,

@@ -294,6 +294,7 @@ mod tests {
             model,
             assistant: None,
             images: vec![],
+            room: None,
             permit: Permit::default(),
             queries_remaining: None,
             allows_kept: true,

@@ -5,7 +5,7 @@
 //! | read who asks and the history, and once a second settings and keys | one, all at once | 1 |
 //! | where a model routes, look whether another server answers this first question already | the same | 1 |
 //! | ask the model for the assistant | none | 2, for its row |
-//! | read images of earlier questions, if there are any and they are shown again | the same, or another if a model was asked | 1 |
+//! | read images of earlier questions, if there are any and they are shown again | the same, or another if a model was asked or there is no room for them yet | 2 |
 //! | where answers are kept, look for one | none | - |
 //! | store the question and the answer's row | the same, or another if it was given back | 1 |
 //! | the model speaks | none | - |
@@ -37,7 +37,7 @@ use super::{Chat, ChatError, Question, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
-use crate::content_filter::Masking;
+use crate::content_filter::{self, Masking};
 use crate::ids::MessageId;
 use crate::metering::{CallState, EndedCall, Outcome};
 use crate::providers::{ChatEvent, FinishReason, Usage};
@@ -406,17 +406,28 @@ async fn collect(call: &mut ModelCall, log: &EventLog, masking: &mut Option<Mask
                 if length > MAX_ANSWER {
                     return Err(Failure::TooLarge);
                 }
-                let delta = match masking {
-                    Some(masking) => masking.push(&delta),
-                    None => delta,
-                };
-                if !delta.is_empty() {
-                    log.push(&delta);
+                match masking {
+                    Some(masking) => mask(&delta, masking, log).await,
+                    None if delta.is_empty() => {}
+                    None => log.push(&delta),
                 }
             }
             // Thinking is no part of the answer, and no tools were offered that could be called.
             ChatEvent::Reasoning(_) | ChatEvent::ToolCall(_) => {}
             ChatEvent::Finished { usage, finish_reason } => return Ok((usage, finish_reason)),
+        }
+    }
+}
+
+/// Masks a delta, and tells what may be told of it. Of a long one others' work comes in between.
+async fn mask(delta: &str, masking: &mut Masking, log: &EventLog) {
+    for (at, piece) in content_filter::pieces(delta).enumerate() {
+        if at > 0 {
+            tokio::task::yield_now().await;
+        }
+        let masked = masking.push(piece);
+        if !masked.is_empty() {
+            log.push(&masked);
         }
     }
 }

@@ -9,7 +9,7 @@ use super::assistants::{Asked, Assigned};
 use super::candidates::Candidate;
 use super::context::ChatContext;
 use super::duplicates::QuestionKey;
-use super::images::{self, QuestionImage};
+use super::images::QuestionImage;
 use super::kept_answers::{Hit, Keeping};
 use super::model_call::{self, ModelCall, Purpose};
 use super::pipeline::Turn;
@@ -62,17 +62,19 @@ impl Chat {
     ) -> Result<Prepared, ChatError> {
         let client = caller.db.client().await?;
         let (context, mut history) = self.load(&client, caller, &question).await?;
-        let (assistant, client) = match self.choose(client, caller, &question, key, (&context, &history)).await? {
+        let (assistant, mut client) = match self.choose(client, caller, &question, key, (&context, &history)).await? {
             Choice::Made(assistant, client) => (assistant, client),
             Choice::Elsewhere(message_id) => return Ok(Prepared::Elsewhere(message_id)),
         };
         let (model, candidates) = context.choose_for(question.model.as_deref(), assistant)?;
         let settings = Arc::clone(&context.settings);
+        let mut recalled = None;
         if question.images.is_empty() && self.shows_images(assistant, caller.db.record()) {
-            images::recall(&client, &mut history.spoken, settings.history_length.into()).await?;
+            let window = settings.history_length.into();
+            (client, recalled) = self.recall_images(caller, client, &mut history.spoken, window).await?;
         }
         self.settle_abandoned_soon(&caller.db);
-        let Question { text, session_id, images, permit, queries_remaining, allows_kept, .. } = question;
+        let Question { text, session_id, images, room, permit, queries_remaining, allows_kept, .. } = question;
         let (new_images, shown): (Vec<_>, Vec<_>) = images.into_iter().map(QuestionImage::split).unzip();
         let request = compose(&settings, assistant, history, &text, shown);
         let begin = Begin {
@@ -102,7 +104,7 @@ impl Chat {
             Ok(hit) => (Some(hit), None),
             Err(permit) => {
                 let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
-                (None, call.map(|call| call.with_permit(permit)))
+                (None, call.map(|call| call.with_permit(permit).with_room(recalled.or(room))))
             }
         };
         let (db, masking) = (caller.db.clone(), context.masking());

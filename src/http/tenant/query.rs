@@ -53,7 +53,7 @@ pub async fn query(
     };
     let (session_id, images) = (request.session_id, request.images.0);
     let (text, allows_kept) = (request.question, request.cache);
-    let asked = Asked { text, session_id, model: None, assistant, images, allows_kept };
+    let asked = Asked { text, session_id, model: None, assistant, images, allows_kept, room: room.clone() };
     let answered = ask(&state, &caller, asked).await;
     drop(room);
     let (answer, rate) =

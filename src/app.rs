@@ -26,7 +26,7 @@ use crate::http::patience::Patient;
 use crate::http::router;
 use crate::http::tenant::question_body::QuestionRoom;
 use crate::ids::TenantId;
-use crate::limits::{Limits, Plans};
+use crate::limits::{self, Limits, Plans};
 use crate::metering::{Ledger, Prices};
 use crate::operations::{self, Engine, Probe};
 use crate::pages::Pages;
@@ -187,7 +187,8 @@ impl AppState {
             Arc::clone(&clock),
         );
         let plans = Arc::new(Plans::load(config.templates_dir.as_deref())?);
-        let limits = Limits::new(pool.clone(), config.redis_url.as_ref(), Arc::clone(&plans), Arc::clone(&clock))
+        let limits_pool = limits::pool(&config.platform_database_url);
+        let limits = Limits::new(limits_pool, config.redis_url.as_ref(), Arc::clone(&plans), Arc::clone(&clock))
             .context("REDIS_URL cannot be used")?;
         let answers = AnswerCache::new(config.answer_cache_bytes, config.redis_url.as_ref(), Arc::clone(&clock))
             .context("REDIS_URL cannot be used")?;

@@ -55,7 +55,7 @@ pub static TASKS: &[Task<AppState>] = &[
         period: TimeDelta::hours(1),
         run: |state| {
             Box::pin(async move {
-                let pruned = state.limits.prune().await?;
+                let pruned = state.limits.prune(&state.pool).await?;
                 tracing::debug!(pruned, "prune accounts of limits");
                 Ok(())
             })

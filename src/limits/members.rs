@@ -192,12 +192,12 @@ impl Membership {
         let _turn = self.beating.lock().await;
         let mut tries = 0;
         loop {
-            let (id, name, suspects) = {
+            let (id, name, suspects, is_new) = {
                 let state = self.state();
-                (state.id, state.name.clone(), state.suspects.clone())
+                (state.id, state.name.clone(), state.suspects.clone(), state.contact.is_none())
             };
             let said = Instant::now();
-            let beat = timeout(PLATFORM, store::beat(&self.pool, id, &name, LEASE + MARGIN));
+            let beat = timeout(PLATFORM, store::beat(&self.pool, id, &name, LEASE + MARGIN, is_new));
             let beat = beat.await.map_err(|_| LimitsError::Timeout)??;
             let mut state = self.state();
             let Some((now, members)) = beat else {

@@ -32,8 +32,11 @@
 //!   are instants of the platform database's clock alone. If that is set forward by more than two seconds at once, a server
 //!   that lives may be taken for stopped that much too early. A machine that sleeps as a whole, its monotonic clock with
 //!   it, must not go on serving when it wakes.
-//! - *The store remembers.* Postgres does. A Redis that was emptied is told what cools by every server in its next round,
-//!   and until then may give out as many again as others have used: a Redis that keeps its data is the one to run.
+//! - *The store remembers.* Postgres does, and accounts are forgotten only once nobody has written them for a day: whoever
+//!   holds something says so once a minute. A Redis that was emptied learns in that minute what is held and what cools, and
+//!   until then may give out once more what others hold: a Redis that keeps its data is the one to run.
+//! - *A server that dies or freezes within a round keeps nobody else waiting.* The platform's database breaks off its
+//!   transaction, and with it the locks, after a second in which nothing happened ([`store`]).
 //!
 //! **Why at least 99 % is usable.** Where demand goes on at the server that holds a permit, it is used again after
 //! 60.3 s, or 60.35 s with the rounding: 99.4 %. Where it goes on elsewhere, a server that wants and gets nothing says
@@ -67,6 +70,9 @@
 mod members;
 mod plans;
 mod quota_account;
+#[cfg(test)]
+mod quota_simulation;
+mod quota_state;
 mod quotas;
 mod rate_account;
 mod rate_state;
@@ -99,6 +105,7 @@ use self::redis_store::RedisStore;
 use crate::clock::SharedClock;
 use crate::ids::{ApiKeyId, TenantId, UserId};
 use crate::platform_db::Notification;
+use crate::secrets::DatabaseUrl;
 use crate::telemetry::causes;
 
 pub use plans::{Plan, Plans, Terms};
@@ -279,10 +286,14 @@ impl Permit {
     }
 }
 
+/// A pool for the accounts in the platform's database. Opens its first connection when it is needed.
+pub fn pool(platform_database_url: &DatabaseUrl) -> PgPool {
+    store::pool(platform_database_url)
+}
+
 /// Limits of all tenants. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Limits {
-    pool: PgPool,
     clock: SharedClock,
     plans: Arc<Plans>,
     members: Arc<Membership>,
@@ -291,7 +302,8 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Limits with accounts in the platform's database; those of rates in Redis if there is one. Opens no connection.
+    /// Limits with accounts in the platform's database, by a [`pool`] of their own; those of rates in Redis if there is one.
+    /// Opens no connection.
     ///
     /// # Errors
     /// If the Redis URL is none. What it holds is not quoted.
@@ -304,8 +316,8 @@ impl Limits {
         let members = Arc::new(Membership::new(pool.clone()));
         let redis = redis_url.map(RedisStore::new).transpose()?;
         let rates = Arc::new(Rates::new(pool.clone(), Arc::clone(&members), redis));
-        let quotas = Arc::new(Quotas::new(pool.clone(), Arc::clone(&members)));
-        Ok(Self { pool, clock, plans, members, rates, quotas })
+        let quotas = Arc::new(Quotas::new(pool, Arc::clone(&members)));
+        Ok(Self { clock, plans, members, rates, quotas })
     }
 
     /// What is wrong with the Redis that rates are kept in; none if they are not kept in one.
@@ -387,11 +399,11 @@ impl Limits {
     ///
     /// # Errors
     /// A failure of the platform's database.
-    pub async fn prune(&self) -> Result<u64, LimitsError> {
+    pub async fn prune(&self, pool: &PgPool) -> Result<u64, LimitsError> {
         let now = self.clock.now();
         let oldest = now.year() * 12 + i32::try_from(now.month0()).unwrap_or_default() - MONTHS_KEPT;
         let oldest = format!("{:04}-{:02}", oldest.div_euclid(12), oldest.rem_euclid(12) + 1);
-        Ok(store::prune(&self.pool, &oldest).await?)
+        Ok(store::prune(pool, &oldest).await?)
     }
 
     /// Says where this server serves and that it is there: before that it holds nothing. A platform database that is

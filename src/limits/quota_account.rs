@@ -53,10 +53,14 @@ pub(super) struct Ask {
 pub(super) struct Settled {
     /// What the server was given in all.
     pub(super) granted: u64,
+    /// What it has settled in all, as far as the account was ever told.
+    pub(super) settled: u64,
     /// What was used in all, by all servers.
     pub(super) used: u64,
     /// What nobody used or holds.
     pub(super) left: u64,
+    /// How many the server may hold without need.
+    pub(super) ahead: u64,
 }
 
 /// The most that a server holds without need: a thousandth of the limit.
@@ -80,20 +84,21 @@ impl QuotaAccount {
         let needed = ask.wants.min(left);
         granted += needed;
         left -= needed;
-        // Near the end nobody holds what another may need.
-        let servers = u64::from(members.live());
-        if left >= (ask.limit / 50).max(10 * servers * block(ask.limit)) {
-            let ahead = ask.ahead.min(block(ask.limit));
-            granted += ahead;
-            left -= ahead;
-        }
+        // Near the end nobody holds what another may need, nor of a limit so small that what all of them hold is more than
+        // a hundredth of it.
+        let (servers, block) = (u64::from(members.live()), block(ask.limit));
+        let is_plenty = left >= (ask.limit / 50).max(10 * servers * block) && servers * block <= ask.limit / 100;
+        let ahead = if is_plenty { block } else { 0 };
+        let fetched = ask.ahead.min(ahead);
+        granted += fetched;
+        left -= fetched;
         if granted > settled {
             self.leases.insert(me, Lease { granted, settled });
         } else if granted > 0 {
             // Remembered while it lives, so that what it settled is not counted twice.
             self.leases.insert(me, Lease { granted: settled, settled });
         }
-        Settled { granted, used: self.used, left }
+        Settled { granted, settled, used: self.used, left, ahead }
     }
 }
 
@@ -106,11 +111,11 @@ mod tests {
         let a = Uuid::from_u128(1);
         let (mut account, alone) = (QuotaAccount::default(), Members::of(&[a]));
         let first = account.settle(a, &Ask { limit: 100, wants: 3, ahead: 1, ..Ask::default() }, &alone, 0);
-        assert_eq!(first, Settled { granted: 4, used: 0, left: 96 });
+        assert_eq!(first, Settled { granted: 4, settled: 0, used: 0, left: 96, ahead: 1 });
         let ask = Ask { limit: 100, settled: 2, reserved: 1, gives: 1, ..Ask::default() };
-        assert_eq!(account.settle(a, &ask, &alone, 0), Settled { granted: 3, used: 2, left: 97 });
+        assert_eq!(account.settle(a, &ask, &alone, 0), Settled { granted: 3, settled: 2, used: 2, left: 97, ahead: 1 });
         // An answer that was lost: the same again.
-        assert_eq!(account.settle(a, &ask, &alone, 0), Settled { granted: 3, used: 2, left: 97 });
+        assert_eq!(account.settle(a, &ask, &alone, 0), Settled { granted: 3, settled: 2, used: 2, left: 97, ahead: 1 });
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub(super) const REFUSE: u64 = 350;
 const IN_VAIN: u64 = 1_000;
 /// How long permits are held that nobody uses.
 const IDLE: u64 = 10 * 60 * 1000;
+/// How long permits are used without a word. A store may forget an account that nobody has written for a day, and one that
+/// has lost its memory learns in this time what is held.
+const UNCONFIRMED: u64 = 60 * 1000;
 /// How long nobody asks a store again that has not answered.
 const STORE_AWAY: u64 = 500;
 /// When to come back if nothing better is known.
@@ -42,6 +45,8 @@ pub(super) struct RateState {
     pub(super) offer: bool,
     /// The store did not answer then.
     away_at: Option<u64>,
+    /// When it last confirmed what is held.
+    confirmed_at: u64,
     /// What the last round has told.
     last: Settled,
     /// When another server has one free, as far as it is known.
@@ -179,6 +184,7 @@ impl RateState {
         self.window.advance(now);
         self.agreed = ask.limit;
         self.away_at = None;
+        self.confirmed_at = now;
         self.said_spare = settled.held.saturating_sub(ask.cooling);
         self.frees_elsewhere_at = settled.frees_elsewhere_in.and_then(|ms| u64::try_from(ms).ok()).map(|ms| now + ms);
         let unmet = settled.missing > 0 && settled.granted == 0;
@@ -196,7 +202,7 @@ impl RateState {
     }
 
     /// Whether the store is to be asked though no request waits: for those that were refused a moment ago, to say what
-    /// has become free where others were told that nothing is, or to give back what nobody uses.
+    /// has become free where others were told that nothing is, to give back what nobody uses, or to say what is still held.
     pub(super) fn is_due(&mut self, now: u64, alone: bool) -> bool {
         self.window.advance(now);
         if self.is_away(now) {
@@ -206,7 +212,8 @@ impl RateState {
         let hungry = self.is_hungry(now) && self.waiting == 0 && !all_here;
         let unsaid = !alone && self.last.pool == 0 && self.said_spare == 0 && self.window.cool() > 0;
         self.offer |= unsaid;
-        hungry || unsaid || (self.is_lowered() && self.window.cool() > 0) || self.is_idle(now)
+        let unconfirmed = self.window.held() > 0 && now > self.confirmed_at + UNCONFIRMED;
+        hungry || unsaid || (self.is_lowered() && self.window.cool() > 0) || self.is_idle(now) || unconfirmed
     }
 
     fn is_hungry(&self, now: u64) -> bool {

@@ -35,6 +35,9 @@ struct World {
     /// Those that died, and when; and whether others know.
     stopped: BTreeMap<Uuid, (u64, u64)>,
     account: RateAccount,
+    /// When it was written last, and after how long the store forgets it: none, if ever.
+    written_at: u64,
+    forgets_after: Option<u64>,
     store_away: bool,
     latency: u64,
     /// One answer in so many is lost; none if 0.
@@ -52,6 +55,8 @@ impl World {
             servers: Vec::new(),
             stopped: BTreeMap::new(),
             account: RateAccount::default(),
+            written_at: 0,
+            forgets_after: None,
             store_away: false,
             latency,
             lost,
@@ -138,7 +143,11 @@ impl World {
         let server = &mut self.servers[index];
         server.asked = false;
         let ask = server.state.prepare(now, server.id);
+        if self.forgets_after.is_some_and(|after| now > self.written_at + after) {
+            self.account = RateAccount::default();
+        }
         let settled = happened.then(|| self.account.settle(server.id, &ask, &members, now as i64));
+        self.written_at = if happened { now } else { self.written_at };
         let wants_of_others = settled.is_some_and(|settled| settled.missing > 0 && settled.spare_elsewhere > 0);
         let answer = if lost { None } else { settled };
         let server = &mut self.servers[index];
@@ -328,6 +337,29 @@ fn a_limit_is_used_to_its_end_one_by_one_at_servers_in_turn() {
             assert_eq!(admitted, number < limit, "request {number} of {limit}");
         }
     }
+}
+
+#[test]
+fn an_account_is_not_forgotten_while_anything_of_it_is_in_use() {
+    let mut world = World::new(600, 2, 5, 0, 3);
+    // Of a store that forgets sooner than any does: what is in use is said more often than that.
+    world.forgets_after = Some(2 * MINUTE);
+    // Neither server ever wants more than it has, so that neither has a reason to ask.
+    happen(&mut world, &Event::Demand { every: 1_000, servers: 3, time: 20 * MINUTE });
+    happen(&mut world, &Event::Demand { every: 2, servers: 1, time: 2 * MINUTE });
+    happen(&mut world, &Event::Demand { every: 2, servers: 3, time: 2 * MINUTE });
+    assert!(world.most() <= 600, "{} in a minute of 600", world.most());
+}
+
+#[test]
+fn a_store_that_lost_its_memory_learns_within_a_minute_what_is_held() {
+    let mut world = World::new(600, 2, 5, 0, 3);
+    happen(&mut world, &Event::Demand { every: 1_000, servers: 3, time: 3 * MINUTE });
+    world.account = RateAccount::default();
+    happen(&mut world, &Event::Demand { every: 1_000, servers: 3, time: MINUTE + 1_000 });
+    world.admitted.clear();
+    happen(&mut world, &Event::Demand { every: 2, servers: 3, time: 3 * MINUTE });
+    assert!(world.most() <= 600, "{} in a minute of 600", world.most());
 }
 
 #[test]

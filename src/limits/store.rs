@@ -5,30 +5,61 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sqlx::postgres::PgPoolOptions;
 use sqlx::types::Json;
 use sqlx::{PgConnection, PgPool};
 use uuid::Uuid;
 
 use super::LimitsError;
 use super::members::Member;
+use crate::secrets::DatabaseUrl;
 
 /// How long servers are remembered that have stopped: longer than anything they held is of interest.
 const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
-/// Says that a server is there. Returns the time and all servers, or nothing if it was taken for stopped.
+/// The connections that limits have of their own, so that neither waits for what else the platform's database is asked for:
+/// a round of rates, what others are asked for in it, a round of quotas, a beat.
+const CONNECTIONS: u32 = 4;
+/// How long one is waited for.
+const ACQUIRE: Duration = Duration::from_secs(2);
+
+/// Accounts are locked from reading to writing. A machine that dies or freezes in between says no farewell, and Postgres
+/// would keep its locks until the system's keepalive, for hours: all servers would wait. So the database breaks off
+/// transactions in which nothing happens, and statements that wait for anybody else's locks, sooner than whoever waits
+/// gives up; a connection whose answer nobody waits for any more is free again at once.
+const SETTINGS: &str = "SET idle_in_transaction_session_timeout = '1s'; SET lock_timeout = '1500ms'; \
+    SET statement_timeout = '1900ms'; SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; \
+    SET tcp_keepalives_count = 3";
+
+/// See [`super::pool`].
+pub(super) fn pool(url: &DatabaseUrl) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .acquire_timeout(ACQUIRE)
+        .after_connect(|connection, _| {
+            Box::pin(async move { sqlx::raw_sql(SETTINGS).execute(connection).await.map(drop) })
+        })
+        .connect_lazy_with(url.to_sqlx())
+}
+
+/// Says that a server is there, for the first time if `is_new`. Returns the time and all servers, or nothing if it was taken
+/// for stopped, however long ago.
 pub(super) async fn beat(
     pool: &PgPool,
     id: Uuid,
     name: &str,
     silence: Duration,
+    is_new: bool,
 ) -> Result<Option<(i64, Vec<Member>)>, sqlx::Error> {
     let mut transaction = pool.begin().await?;
     let alive = sqlx::query!(
-        "INSERT INTO limit_servers (id, name, seen_at) VALUES ($1, $2, clock_timestamp())
+        "INSERT INTO limit_servers (id, name, seen_at)
+         SELECT $1, $2, clock_timestamp() WHERE $3 OR EXISTS (SELECT FROM limit_servers WHERE id = $1)
          ON CONFLICT (id) DO UPDATE SET name = excluded.name, seen_at = excluded.seen_at
          WHERE limit_servers.stopped_at IS NULL",
         id,
-        name
+        name,
+        is_new
     )
     .execute(&mut *transaction)
     .await?;

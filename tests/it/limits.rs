@@ -298,6 +298,25 @@ async fn what_others_have_used_is_seen_by_a_server_that_thinks_it_is_alone() {
     assert_eq!(used().await, 100);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_freezes_within_a_round_keeps_the_others_waiting_for_a_moment_only() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("frozen").await;
+    // So few that none is fetched ahead: each request needs a round.
+    platform.set_limits("frozen", json!({ "requests_per_month": 50, "requests_per_minute": "unlimited" })).await;
+    heard().await;
+    assert_eq!(ask(&platform, &tenant).await.status, StatusCode::OK);
+    // Another server, which has locked the account to settle it, and then says nothing more.
+    let pool = freehold::limits::pool(&platform.state.config.platform_database_url);
+    let mut frozen = pool.begin().await.unwrap();
+    let lock = "SELECT key FROM limit_accounts WHERE key LIKE 'quota:%' FOR UPDATE";
+    assert_eq!(sqlx::raw_sql(lock).fetch_all(&mut *frozen).await.unwrap().len(), 1);
+    let begun = Instant::now();
+    assert_eq!(ask(&platform, &tenant).await.expect(StatusCode::OK)["queries_remaining"], 48);
+    assert!(begun.elapsed() > Duration::from_millis(500), "it waited for the lock");
+    assert!(sqlx::raw_sql(lock).fetch_all(&mut *frozen).await.is_err(), "its transaction was broken off");
+}
+
 /// Waits for something that comes to be true within moments.
 async fn until(mut holds: impl AsyncFnMut() -> bool) {
     for _ in 0..100 {

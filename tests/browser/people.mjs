@@ -309,6 +309,7 @@ export function* people({ stack, model, tenants, at, open, signIn, signedIn, ask
     assert.deepEqual(await direction("p"), ["rtl", "ltr"]);
     assert.deepEqual(await direction("ul"), ["rtl"]);
     assert.equal(await lastAnswer(page).locator("ul").evaluate((node) => getComputedStyle(node).paddingLeft), "0px");
+    assert.equal(await lastAnswer(page).getAttribute("lang"), "en");
     await page.locator("#question").fill("\u05e9\u05dc\u05d5\u05dd");
     assert.equal(await page.locator("#question").evaluate((node) => getComputedStyle(node).direction), "rtl");
     page.clean();

@@ -42,7 +42,7 @@ export class Messages {
       return picture;
     });
     const row = pictures.length > 0 ? el("div", { class: "pictures" }, ...pictures) : null;
-    const node = el("article", { class: "message user", "aria-label": this.#t("you") }, row, el("div", { class: "text", dir: "auto" }, text));
+    const node = el("article", { class: "message user", "aria-label": this.#t("you") }, row, el("div", { class: "text", lang: this.#config.language, dir: "auto" }, text));
     this.#log.append(node);
     return node;
   }
@@ -60,7 +60,7 @@ export class Messages {
 
   /** An answer that is still to come. */
   answer() {
-    const prose = el("div", { class: "prose" });
+    const prose = el("div", { class: "prose", lang: this.#config.language });
     const typing = el("span", { class: "typing", role: "img", "aria-label": this.#t("thinking") }, el("i"), el("i"), el("i"));
     const body = el("div", { class: "body" }, prose, typing);
     const logo = el("img", { class: "logo", src: this.#config.logo, alt: "", width: 30, height: 30, referrerpolicy: "no-referrer" });

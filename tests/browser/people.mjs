@@ -22,6 +22,12 @@ export function* people({ stack, model, tenants, at, open, signIn, signedIn, ask
     await stack.call("PATCH", `/api/v1/users/${id}`, tenant.admin, { disabled });
   }
 
+  /** Asks what is refused before it is on the page. */
+  async function type(page, text) {
+    await page.locator("#question").fill(text);
+    await page.locator("#question").press("Enter");
+  }
+
   /** The bodies of the questions that a page sends. */
   function asked(page) {
     const bodies = [];
@@ -37,7 +43,7 @@ export function* people({ stack, model, tenants, at, open, signIn, signedIn, ask
     await ask(page, "say My secret diagnosis");
     await settled(page);
     await disable(tenants.ward, true);
-    await ask(page, "say And my secret address");
+    await type(page, "say And my secret address");
     await page.locator("#sign-in").waitFor();
     assert.match(await page.locator("#sign-in-problem").textContent(), /signed out/);
     const nothing = async () => {
@@ -63,7 +69,7 @@ export function* people({ stack, model, tenants, at, open, signIn, signedIn, ask
     await ask(page, "say Again a secret");
     await settled(page);
     await disable(tenants.ward, true);
-    await ask(page, "say The refused one");
+    await type(page, "say The refused one");
     await page.locator("#sign-in").waitFor();
     await disable(tenants.ward, false);
     await signIn(page, tenants.ward);
@@ -81,7 +87,7 @@ export function* people({ stack, model, tenants, at, open, signIn, signedIn, ask
     await ask(page, "say A member's secret");
     await settled(page);
     await disable(tenants.club, true);
-    await ask(page, "say One more secret");
+    await type(page, "say One more secret");
     await page.locator("#sign-in").waitFor();
     await page.locator("#stay-visitor").click();
     await page.locator("#question").waitFor();
@@ -178,8 +184,7 @@ export function* people({ stack, model, tenants, at, open, signIn, signedIn, ask
     await signIn(tab, other);
     assert.match(await shown(page), /Robin's secret/, "it has not heard of it");
     await page.clock.fastForward(16 * 60 * 1000);
-    await page.locator("#question").fill("say Typed by Robin");
-    await page.locator("#question").press("Enter");
+    await type(page, "say Typed by Robin");
     await page.locator("#who").getByText("third").waitFor();
     await pause(500);
     assert.ok(!model.calls.includes("say Typed by Robin"));
@@ -189,8 +194,7 @@ export function* people({ stack, model, tenants, at, open, signIn, signedIn, ask
     await tab.locator("#sign-out").click();
     await tab.locator("#sign-in").waitFor();
     await signIn(tab, tenants.ward);
-    await page.locator("#question").fill("say Typed by the third");
-    await page.locator("#question").press("Enter");
+    await type(page, "say Typed by the third");
     await page.locator("#who").getByText("Robin Smith").waitFor();
     await pause(500);
     assert.ok(!model.calls.includes("say Typed by the third"));

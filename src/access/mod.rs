@@ -31,9 +31,9 @@ pub use roles::{
     AiChat, AiKeysRead, AiKeysWrite, ApiKeysRead, ApiKeysWrite, ConfigRead, ConfigWrite, ConversationsOwn,
     DatabaseManage, FeedbackRead, PERMISSIONS, Permission, Permissions, UsageRead, UsersRead, UsersWrite,
 };
-pub use sign_in::SignedIn;
+pub use sign_in::{Access, SignedIn};
 pub use super_admins::{Created, NewSession, Session, SuperAdminSession, SuperAdmins};
 pub use tenant_store::ACTIVE_USER;
 pub use tokens::{ActiveUser, TenantCaller, Tokens};
 pub use users::{NewUser, User, UserChanges, Users};
-pub use visitors::VisitorLimits;
+pub use visitors::{CountedQuestion, QuestionsToday, VisitorLimits};

@@ -12,15 +12,26 @@ use crate::ids::{RefreshFamilyId, UserId};
 use crate::secrets::{PlainToken, TokenPrefix, check_password_policy};
 use crate::tenant_db::{Client, TenantDb, TenantDbError};
 
+/// An access token, and whose it is.
+#[derive(Debug)]
+pub struct Access {
+    /// For requests.
+    pub token: SecretString,
+    /// How long it lasts.
+    pub expires_in: TimeDelta,
+    /// The user.
+    pub user_id: UserId,
+    /// What the user is.
+    pub role: Role,
+}
+
 /// The tokens of a user who has signed in.
 #[derive(Debug)]
 pub struct SignedIn {
     /// For requests.
-    pub access_token: SecretString,
+    pub access: Access,
     /// For new tokens, once.
     pub refresh_token: PlainToken,
-    /// How long the access token lasts.
-    pub expires_in: TimeDelta,
 }
 
 impl Tokens {
@@ -134,12 +145,13 @@ impl Tokens {
     /// nobody can tell who is the rightful one, all tokens that came from the same sign-in are revoked.
     ///
     /// # Errors
-    /// [`AccessError::Unauthenticated`] if it is not in force, or a failure.
+    /// [`AccessError::Unauthenticated`] if it is not in force, [`AccessError::TenantNotActive`] if nobody can say while its
+    /// tenant is out of service, or a failure.
     pub async fn refresh(&self, token: &SecretString) -> Result<SignedIn, AccessError> {
         let (tenant, token) = parse_refresh_token(token)?;
-        let db = self.database_of_tenant(tenant).await?.ok_or(AccessError::Unauthenticated)?;
+        let db = self.database_of_tenant(tenant).await?.ok_or(AccessError::TenantNotActive)?;
         let now = self.clock.now();
-        let mut client = client(&db).await?;
+        let mut client = client_of_holder(&db).await?;
         let transaction = client.transaction().await?;
         let Some(used) = tenant_store::use_refresh_token(&transaction, &token.hash(), now).await? else {
             if tenant_store::revoke_family_of_used_token(&transaction, &token.hash(), now).await? {
@@ -148,29 +160,28 @@ impl Tokens {
             transaction.commit().await?;
             return Err(AccessError::Unauthenticated);
         };
-        let access_token = self.sign(db.record(), used.user_id, used.role, used.family_id, now)?;
+        let access = self.access(&db, used.user_id, used.role, used.family_id, now)?;
         let (refresh_token, family) = self.refresh_token(&db, used.family_id, now)?;
         tenant_store::continue_family(&transaction, &family).await?;
         transaction.commit().await?;
-        Ok(SignedIn { access_token, refresh_token, expires_in: self.access_lifetime })
+        Ok(SignedIn { access, refresh_token })
     }
 
     /// A new access token for a refresh token that stays as it is: for one that no script can read, in a browser's cookie.
-    /// Returns how long the access token lasts, too. The refresh token ends when its time is over, or with the sign-out.
+    /// The refresh token ends when its time is over, or with the sign-out.
     ///
     /// # Errors
-    /// [`AccessError::Unauthenticated`] if it is not in force, or a failure.
-    pub async fn renew(&self, token: &SecretString) -> Result<(SecretString, TimeDelta), AccessError> {
+    /// As [`Tokens::refresh`].
+    pub async fn renew(&self, token: &SecretString) -> Result<Access, AccessError> {
         let (tenant, token) = parse_refresh_token(token)?;
-        let db = self.database_of_tenant(tenant).await?.ok_or(AccessError::Unauthenticated)?;
+        let db = self.database_of_tenant(tenant).await?.ok_or(AccessError::TenantNotActive)?;
         let now = self.clock.now();
         let found = {
-            let client = client(&db).await?;
+            let client = client_of_holder(&db).await?;
             tenant_store::find_refresh_token(&client, &token.hash(), now).await?
         };
         let found = found.ok_or(AccessError::Unauthenticated)?;
-        let access_token = self.sign(db.record(), found.user_id, found.role, found.family_id, now)?;
-        Ok((access_token, self.access_lifetime))
+        self.access(&db, found.user_id, found.role, found.family_id, now)
     }
 
     /// Signs out: revokes all tokens that came from the same sign-in. A token that means nothing is no error, for
@@ -196,9 +207,20 @@ impl Tokens {
         let now = self.clock.now();
         let family_id = RefreshFamilyId::new();
         let (refresh_token, family) = self.refresh_token(db, family_id, now)?;
-        let access_token = self.sign(db.record(), user.id, user.role, family_id, now)?;
-        let tokens = SignedIn { access_token, refresh_token, expires_in: self.access_lifetime };
-        Ok(Begun { tokens, family })
+        let access = self.access(db, user.id, user.role, family_id, now)?;
+        Ok(Begun { tokens: SignedIn { access, refresh_token }, family })
+    }
+
+    fn access(
+        &self,
+        db: &TenantDb,
+        user_id: UserId,
+        role: Role,
+        family_id: RefreshFamilyId,
+        now: DateTime<Utc>,
+    ) -> Result<Access, AccessError> {
+        let token = self.sign(db.record(), user_id, role, family_id, now)?;
+        Ok(Access { token, expires_in: self.access_lifetime, user_id, role })
     }
 
     fn refresh_token(
@@ -234,5 +256,14 @@ pub(super) async fn client(db: &TenantDb) -> Result<Client, AccessError> {
     db.client().await.map_err(|error| match error {
         TenantDbError::NotActive | TenantDbError::Suspended | TenantDbError::Deleting => AccessError::Unauthenticated,
         other => AccessError::TenantDb(other),
+    })
+}
+
+/// A connection for somebody who holds a token of the tenant's. One that went out of service this very moment may come back,
+/// and the token is as good as before then: nobody is to throw it away.
+async fn client_of_holder(db: &TenantDb) -> Result<Client, AccessError> {
+    client(db).await.map_err(|error| match error {
+        AccessError::Unauthenticated => AccessError::TenantNotActive,
+        other => other,
     })
 }

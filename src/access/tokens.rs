@@ -138,7 +138,8 @@ impl Tokens {
         self.open(record)
     }
 
-    /// The database of a tenant that a refresh token names, as [`Tokens::database_of_slug`].
+    /// The database of a tenant that a refresh token names, as [`Tokens::database_of_slug`]: whether the token is one is
+    /// known to that database alone.
     pub(super) async fn database_of_tenant(&self, id: TenantId) -> Result<Option<TenantDb>, AccessError> {
         let record = self.lookups.run(self.directory.knows_tenant(id), self.directory.by_id(id)).await?;
         self.open(record)

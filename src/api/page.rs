@@ -3,6 +3,9 @@
 use garde::Validate;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::tenant::Role;
 
 /// `POST /c/{slug}/session`: an account's address and password, or `visitor`.
 #[derive(Debug, Deserialize, Validate)]
@@ -29,4 +32,8 @@ pub struct PageSession {
     pub access_token: String,
     /// Seconds until it expires.
     pub expires_in: i64,
+    /// Whose it is. Tabs share the cookie: by this one finds out that another signed somebody else in.
+    pub user_id: Uuid,
+    /// What that user is.
+    pub role: Role,
 }

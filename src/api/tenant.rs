@@ -85,6 +85,10 @@ pub struct TokenResponse {
     pub token_type: String,
     /// Seconds until the access token expires.
     pub expires_in: i64,
+    /// Whose they are.
+    pub user_id: Uuid,
+    /// What that user is.
+    pub role: Role,
 }
 
 /// What a user may do.

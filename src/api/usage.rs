@@ -91,15 +91,21 @@ pub struct UsageSums {
     pub cost_micros: BTreeMap<String, i64>,
 }
 
-/// `GET /api/v1/quota`.
-#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+/// `GET /api/v1/quota`. A visitor is told of its own questions, and everybody else of the tenant's.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, ToSchema)]
 pub struct Quota {
-    /// The tenant's plan.
-    pub plan: String,
-    /// In any minute.
-    pub requests_per_minute: QuotaMinute,
-    /// In this calendar month, in UTC.
-    pub requests_this_month: QuotaMonth,
+    /// The tenant's plan; absent for visitors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<String>,
+    /// In any minute; absent for visitors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_per_minute: Option<QuotaMinute>,
+    /// In this calendar month, in UTC; absent for visitors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_this_month: Option<QuotaPeriod>,
+    /// What the visitor who asks may ask today, in UTC; absent for others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub questions_today: Option<QuotaPeriod>,
 }
 
 /// Requests in any minute.
@@ -111,16 +117,16 @@ pub struct QuotaMinute {
     pub remaining: Option<u32>,
 }
 
-/// Requests in a month.
+/// Requests in a month, or a day.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
-pub struct QuotaMonth {
+pub struct QuotaPeriod {
     /// How many; null if there is no limit.
     pub limit: Option<u64>,
     /// How many were answered; null if there is no limit.
     pub used: Option<u64>,
     /// How many are left; null if there is no limit.
     pub remaining: Option<u64>,
-    /// When the next month begins.
+    /// When the next one begins.
     pub resets_at: DateTime<Utc>,
 }
 

@@ -58,6 +58,16 @@ pub(super) fn tell(headers: &mut HeaderMap, rate: Option<Rate>) {
     }
 }
 
+/// A refusal for somebody who is not to know how much the tenant may ask.
+pub(super) fn without_numbers(error: LimitsError) -> ApiError {
+    let error = ApiError::from(error);
+    let mut headers = error.more_headers().clone();
+    for name in [LIMIT, REMAINING, RESET] {
+        headers.remove(name);
+    }
+    error.detail("no more can be asked here right now").headers(headers)
+}
+
 /// A duration as OpenAI writes it: `250ms`, `7.5s`, `1m0s`.
 fn duration(duration: Duration) -> String {
     let milliseconds = duration.as_millis();

@@ -22,8 +22,10 @@ const FILES: &[(&str, &str, &[u8])] = files! {
     "chat.css": STYLE,
     "theme.js": SCRIPT,
     "chat.js": SCRIPT,
+    "choice.js": SCRIPT,
     "dom.js": SCRIPT,
     "images.js": SCRIPT,
+    "list.js": SCRIPT,
     "markdown.js": SCRIPT,
     "messages.js": SCRIPT,
     "session.js": SCRIPT,
@@ -34,8 +36,20 @@ const FILES: &[(&str, &str, &[u8])] = files! {
 const WIDGET: &[u8] = include_bytes!("../../templates/chat/assets/widget.js");
 
 /// The modules that the page's script needs, which a browser may fetch at once with it.
-pub(super) const MODULES: &[&str] =
-    &["chat.js", "dom.js", "images.js", "messages.js", "markdown.js", "session.js", "stream.js"];
+pub(super) const MODULES: &[&str] = &[
+    "chat.js",
+    "choice.js",
+    "dom.js",
+    "images.js",
+    "list.js",
+    "messages.js",
+    "markdown.js",
+    "session.js",
+    "stream.js",
+];
+
+/// As many digits as tell versions apart.
+const VERSION_LENGTH: usize = 16;
 
 /// One file.
 #[derive(Debug, Clone)]
@@ -72,7 +86,7 @@ impl Assets {
             hash.update(content);
             files.push((*name, Asset::new(content_type, content)?));
         }
-        let version = hex::encode(hash.finalize()).chars().take(16).collect();
+        let version = hex::encode(hash.finalize()).chars().take(VERSION_LENGTH).collect();
         Ok(Self { version, files, widget: Asset::new(SCRIPT, WIDGET)? })
     }
 
@@ -81,11 +95,14 @@ impl Assets {
         format!("/assets/{}", self.version)
     }
 
-    /// A file of this version; nothing for another version, whose page would get what does not fit it.
+    /// A file, and whether it is of this very version. A page that another version of this program rendered, before an upgrade
+    /// or beside it, gets the file as it is here: a neighbour's file does, as a rule, and a page without its files does nothing.
+    /// Nobody may keep it under that address, though. Nothing for what never was a version.
     #[must_use]
-    pub fn file(&self, version: &str, name: &str) -> Option<&Asset> {
-        let found = self.files.iter().find(|(known, _)| *known == name).map(|(_, asset)| asset);
-        found.filter(|_| version == self.version)
+    pub fn file(&self, version: &str, name: &str) -> Option<(&Asset, bool)> {
+        let a_version = version.len() == VERSION_LENGTH && version.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let found = self.files.iter().find(|(known, _)| *known == name).filter(|_| a_version);
+        found.map(|(_, asset)| (asset, version == self.version))
     }
 
     /// The script for clients' own sites.
@@ -111,8 +128,10 @@ mod tests {
         let assets = Assets::load().unwrap();
         let bytes: usize = assets.files.iter().map(|(_, asset)| asset.compressed.len()).sum();
         assert!(bytes < 50_000, "{bytes} bytes");
-        assert!(assets.file(&assets.version, "chat.js").is_some());
-        assert!(assets.file("0000000000000000", "chat.js").is_none());
+        assert!(assets.file(&assets.version, "chat.js").is_some_and(|(_, own)| own));
+        assert!(assets.file("0000000000000000", "chat.js").is_some_and(|(_, own)| !own));
+        assert!(assets.file("000000000000000", "chat.js").is_none() && assets.file("", "chat.js").is_none());
+        assert!(assets.file("../../../../x.js", "chat.js").is_none());
         assert!(assets.file(&assets.version, "../page.html").is_none());
     }
 

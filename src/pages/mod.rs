@@ -105,12 +105,13 @@ impl Pages {
         Ok(self.find(slug).await?.and_then(|page| page.visitors))
     }
 
-    /// The page in the place of one that cannot be shown: there is none, or just not now.
+    /// The page in the place of one that cannot be shown: there is none, or just not now. `tags` are the languages of whoever
+    /// wanted to see it, as in `Accept-Language`.
     ///
     /// # Errors
     /// Never, unless the template is broken.
-    pub fn unavailable(&self, temporarily: bool) -> Result<Rendered, PageError> {
-        render::unavailable(temporarily, &self.assets)
+    pub fn unavailable(&self, temporarily: bool, tags: &str) -> Result<Rendered, PageError> {
+        render::unavailable(temporarily, self.texts.of_reader(tags), &self.assets)
     }
 
     /// The files that all pages share.

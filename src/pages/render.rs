@@ -47,6 +47,8 @@ struct PageTemplate<'a> {
     modules: &'a [&'a str],
     theme: &'a str,
     logo: &'a str,
+    /// The tag of what the tenant writes and its assistants answer; the page's own words may be of another.
+    language: &'a str,
     welcome: &'a str,
     suggestions: &'a [String],
     /// Whether there are several assistants to choose from. Which, is told to those who are signed in only.
@@ -61,6 +63,7 @@ struct PageTemplate<'a> {
 #[derive(Template)]
 #[template(path = "chat/unavailable.html")]
 struct UnavailableTemplate<'a> {
+    language: &'a str,
     title: &'a str,
     text: &'a str,
     assets: &'a str,
@@ -165,6 +168,7 @@ impl Maker<'_> {
             modules: MODULES,
             theme,
             logo: &logo,
+            language: &branding.language,
             welcome: &settings.welcome_message,
             suggestions: &branding.suggestions,
             several: settings.assistants.len() > 1,
@@ -205,12 +209,14 @@ fn policy(style: &str, images: &BTreeSet<String>, framed_by: &[String]) -> Strin
 }
 
 /// The page in the place of one that cannot be shown.
-pub(super) fn unavailable(temporarily: bool, assets: &Assets) -> Result<Rendered, PageError> {
+pub(super) fn unavailable(temporarily: bool, language: &Language, assets: &Assets) -> Result<Rendered, PageError> {
+    let texts = &language.unavailable;
     let (title, text) = match temporarily {
-        true => ("Not available right now", "Please try again in a moment."),
-        false => ("There is no chat here", "Please check the address."),
+        true => (&texts.later_title, &texts.later),
+        false => (&texts.nothing_title, &texts.nothing),
     };
-    let html = UnavailableTemplate { title, text, assets: &assets.path() }.render()?;
+    let html =
+        UnavailableTemplate { language: &language.page.language, title, text, assets: &assets.path() }.render()?;
     Ok(Rendered {
         compressed: compress(html.as_bytes())?,
         policy: "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

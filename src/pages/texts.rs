@@ -25,6 +25,18 @@ pub(super) struct Language {
     pub(super) page: PageTexts,
     /// Those of the scripts.
     pub(super) script: BTreeMap<String, String>,
+    /// Those of the page in the place of one that cannot be shown.
+    pub(super) unavailable: UnavailableTexts,
+}
+
+/// What is said where there is no page, or none right now.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UnavailableTexts {
+    pub(super) later_title: String,
+    pub(super) later: String,
+    pub(super) nothing_title: String,
+    pub(super) nothing: String,
 }
 
 /// Texts of the template, which does not compile without one of them.
@@ -78,6 +90,18 @@ impl Texts {
         let language = tag.split('-').next().unwrap_or_default().to_ascii_lowercase();
         self.others.get(language.as_str()).unwrap_or(&self.default)
     }
+
+    /// The texts for a reader of these languages, as in `Accept-Language`: the first there is. Browsers name the one that is
+    /// liked best first, so weights are not looked at.
+    pub(super) fn of_reader(&self, tags: &str) -> &Language {
+        let tags = tags.split(',').take(10).map(|tag| tag.split(';').next().unwrap_or_default().trim());
+        tags.filter(|tag| !tag.is_empty())
+            .find_map(|tag| {
+                let language = self.of(tag);
+                tag.get(..2).is_some_and(|name| name.eq_ignore_ascii_case(&language.page.language)).then_some(language)
+            })
+            .unwrap_or(&self.default)
+    }
 }
 
 #[cfg(test)]
@@ -99,12 +123,30 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_is_spoken_to_in_the_first_language_that_there_is() {
+        let texts = Texts::load().unwrap();
+        for (tags, language) in [
+            ("de-DE,de;q=0.9,en;q=0.8", "de"),
+            ("en-GB,en;q=0.9,de;q=0.8", "en"),
+            ("fr-FR, fr;q=0.9, de;q=0.5", "de"),
+            ("fr", "en"),
+            ("*", "en"),
+            ("", "en"),
+            ("ü,,;", "en"),
+        ] {
+            assert_eq!(texts.of_reader(tags).page.language, language, "{tags}");
+        }
+    }
+
+    #[test]
     fn the_scripts_say_nothing_that_is_not_there() {
         let texts = Texts::load().unwrap();
         for script in [
             include_str!("../../templates/chat/assets/chat.js"),
+            include_str!("../../templates/chat/assets/choice.js"),
             include_str!("../../templates/chat/assets/messages.js"),
             include_str!("../../templates/chat/assets/images.js"),
+            include_str!("../../templates/chat/assets/list.js"),
         ] {
             // `t("key"` and `this.#t("key"`.
             for part in script.split("t(\"").skip(1) {

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 
+import { people } from "./people.mjs";
 import { HOSTILE, pause, site, until } from "./stack.mjs";
 
 const PHONE = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true };
@@ -480,7 +481,7 @@ export function* cases({ stack, model, pictures, log, lasting }) {
         links: [...node.querySelectorAll("[href], [src]")].map((element) => element.href || element.src),
       }));
       for (const tag of found.tags) assert.ok(["a", "blockquote", "br", "button", "code", "div", "em", "h3", "li", "ol", "p", "pre", "span", "strong", "svg", "table", "tbody", "td", "th", "thead", "tr", "ul", "use"].includes(tag), `${view}: <${tag}>`);
-      for (const name of found.attributes) assert.ok(["aria-hidden", "aria-label", "class", "href", "rel", "role", "scope", "start", "tabindex", "target", "type"].includes(name), `${view}: ${name}`);
+      for (const name of found.attributes) assert.ok(["aria-hidden", "aria-label", "class", "dir", "href", "rel", "role", "scope", "start", "tabindex", "target", "type"].includes(name), `${view}: ${name}`);
       const links = found.links.filter((link) => typeof link === "string" && link !== "");
       for (const link of links) assert.match(link, /^(?:https?:\/\/|mailto:)/, view);
       assert.ok(!links.some((link) => link.startsWith(stack.url)), `${view}: a link leads into the page`);
@@ -570,6 +571,8 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     assert.doesNotMatch(kept, /fhr_|eyJ/, "no token is kept in the browser's storage for good");
     for (const text of [await page.content(), kept, page.url()]) assert.doesNotMatch(text, /canary-of-the-key|system_prompt/);
   }];
+
+  yield* people({ stack, model, tenants, at, open, signIn, signedIn, ask, answers, lastAnswer, settled, picture, PIXEL, PHONE });
 
   yield ["a session is renewed, by many tabs at once, and survives hasty reloads", async (context) => {
     const made = await context();

@@ -105,9 +105,16 @@ export async function fakeModel() {
   return { url: `http://127.0.0.1:${port}/v1`, calls, images, close: () => { server.closeAllConnections(); server.close(); } };
 }
 
+/** What themes of shops do to elements they did not expect. */
+const THEME = `div:empty { display: none !important; }
+body > * { position: relative; transform: translateZ(0); overflow: hidden; opacity: .99; filter: blur(0); contain: strict; }
+body > :not(h1, p, main, iframe) { display: none !important; visibility: hidden !important; width: 0; height: 0; }
+button { width: 4px; background: none !important; display: none; }`;
+
 /** A client's own site, which embeds the widget or frames the page. */
 export async function site(host, freehold, slug, framed = false) {
   const server = createServer((request, response) => {
+    if (request.url === "/theme.css") { response.writeHead(200, { "content-type": "text/css" }); response.end(THEME); return; }
     response.writeHead(200, {
       "content-type": "text/html",
       // As a careful site would have it: the widget has to get by without a style or a script of its own in the page.
@@ -115,7 +122,7 @@ export async function site(host, freehold, slug, framed = false) {
     });
     const widget = `<script src="${freehold}/widget.js" data-client="${slug}" async></script>`;
     const frame = `<iframe id="frame" src="${freehold}/c/${slug}?embedded=1" width="400" height="600"></iframe>`;
-    response.end(`<!doctype html><title>A shop</title><h1>Our shop</h1><p>Everything for a walk in the rain.</p>${framed ? frame : widget}`);
+    response.end(`<!doctype html><link rel="stylesheet" href="/theme.css"><title>A shop</title><h1>Our shop</h1><p>Everything for a walk in the rain.</p>${framed ? frame : widget}`);
   });
   const port = await freePort();
   await new Promise((resolve) => server.listen(port, "127.0.0.1", resolve));

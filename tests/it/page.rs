@@ -205,11 +205,22 @@ async fn strangers_get_a_page_from_memory_and_nothing_but_the_page() {
     let file = platform.get(&format!("/assets/{asset}"), "").await;
     assert_eq!(file.status, StatusCode::OK);
     assert!(header(&file, "cache-control").unwrap().contains("immutable"));
-    for path in
-        ["/assets/0000000000000000/chat.js", "/assets/x/..%2fpage.html", "/c/page-open/none", "/c/%00", "/c/a%20b"]
-    {
+    for path in [
+        "/assets/x/chat.js",
+        "/assets/0000000000000000/none.js",
+        "/assets/x/..%2fpage.html",
+        "/c/page-open/none",
+        "/c/%00",
+        "/c/a%20b",
+    ] {
         assert_eq!(platform.get(path, "").await.status, StatusCode::NOT_FOUND, "{path}");
     }
+    // A page that a server of another version rendered still gets its files, and nobody keeps them under that address.
+    let name = asset.split('/').nth(1).unwrap();
+    let other = platform.get(&format!("/assets/0123456789abcdef/{name}"), "").await;
+    assert_eq!((other.status, &other.text), (StatusCode::OK, &file.text));
+    assert_eq!(header(&other, "cache-control").as_deref(), Some("no-store"));
+    assert_eq!(header(&other, "content-type"), header(&file, "content-type"));
     // However often it is opened, it is made once.
     let opened = futures::future::join_all((0..300).map(|_| platform.state.pages.find("page-open"))).await;
     let first = opened.first().and_then(|found| found.as_ref().ok().cloned().flatten()).unwrap();
@@ -221,6 +232,10 @@ async fn strangers_get_a_page_from_memory_and_nothing_but_the_page() {
     // Out of service, it looks like one that never was.
     let unknown = platform.get("/c/page-unknown", "").await;
     assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+    let german =
+        platform.client.get(format!("{}/c/page-unknown", platform.url)).header("accept-language", "fr, de;q=0.8");
+    let german = Answer::read("/c/page-unknown", german.send().await.unwrap()).await;
+    assert!(german.text.contains("lang=\"de\"") && german.text.contains("Hier gibt es keinen Chat"), "{}", german.text);
     platform.post("/platform/v1/tenants/page-open/suspend", &platform.token, json!({})).await.expect_success();
     until("the page is gone", async || {
         let answer = platform.get("/c/page-open", "").await;
@@ -261,6 +276,7 @@ async fn the_pages_session_is_a_cookie_that_only_the_page_can_use() {
     }
     let cookie = set.split(';').next().unwrap().to_owned();
     let token = access["access_token"].as_str().unwrap();
+    assert_eq!((&access["user_id"], &access["role"]), (&json!(tenant.user_id), &json!("user")));
     assert_eq!(platform.get("/api/v1/me", token).await.status, StatusCode::OK);
     // Another site's page can send the cookie at most, and never this header.
     let mut foreign = page_headers(Some(&cookie));
@@ -283,6 +299,7 @@ async fn the_pages_session_is_a_cookie_that_only_the_page_can_use() {
     for answer in futures::future::join_all((0..10).map(|_| refresh(Some(&cookie)))).await {
         assert!(!answer.headers.contains_key("set-cookie"));
         let renewed = answer.expect(StatusCode::OK);
+        assert_eq!((&renewed["user_id"], &renewed["role"]), (&json!(tenant.user_id), &json!("user")));
         let token = renewed["access_token"].as_str().unwrap();
         assert_eq!(platform.get("/api/v1/me", token).await.status, StatusCode::OK);
     }
@@ -310,6 +327,121 @@ async fn the_pages_session_is_a_cookie_that_only_the_page_can_use() {
     assert!(refused.headers["set-cookie"].to_str().unwrap().contains("Max-Age=0"));
     assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
     assert_eq!(ask(&platform, token, "hello?").await.status, StatusCode::UNAUTHORIZED);
+}
+
+/// The page's session address, as the page itself uses it. Returns the answer and the cookie that is set with it.
+async fn page_session(
+    platform: &Platform,
+    slug: &str,
+    rest: &str,
+    cookie: Option<&str>,
+    body: Value,
+) -> (Answer, Option<String>) {
+    let path = format!("/c/{slug}/session{rest}");
+    let request =
+        platform.client.post(format!("{}{path}", platform.url)).headers(page_headers(cookie)).json(&body).send();
+    let answer = Answer::read(&path, request.await.unwrap()).await;
+    let set = answer.headers.get("set-cookie").and_then(|value| value.to_str().ok());
+    let set = set.and_then(|set| set.split(';').next()).map(str::to_owned);
+    (answer, set)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_signs_in_replaces_who_was_there() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("page-replaced").await;
+    platform.configure(&tenant, visitors(1000, 100)).await.expect(StatusCode::OK);
+    let visit = json!({ "visitor": true });
+    let mut came = page_session(&platform, &tenant.slug, "", None, visit.clone()).await;
+    for _ in 0..100 {
+        if came.0.status == StatusCode::OK {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        came = page_session(&platform, &tenant.slug, "", None, visit.clone()).await;
+    }
+    let (visited, cookie) = (came.0.expect(StatusCode::OK), came.1.unwrap());
+    assert_eq!(visited["role"], "visitor");
+    let wrong = json!({ "email": tenant.user_email, "password": "not the password" });
+    let (refused, set) = page_session(&platform, &tenant.slug, "", Some(&cookie), wrong).await;
+    assert_eq!((refused.status, set), (StatusCode::UNAUTHORIZED, None));
+    let renew = async |cookie: &str| page_session(&platform, &tenant.slug, "/refresh", Some(cookie), json!({})).await.0;
+    let renewed = renew(&cookie).await.expect(StatusCode::OK);
+    assert_eq!(renewed["user_id"], visited["user_id"], "a wrong password takes nothing from the visitor");
+    let right = json!({ "email": tenant.user_email, "password": PASSWORD });
+    let (signed_in, set) = page_session(&platform, &tenant.slug, "", Some(&cookie), right).await;
+    assert_eq!(signed_in.expect(StatusCode::OK)["user_id"], json!(tenant.user_id));
+    let renewed = renew(&set.unwrap()).await.expect(StatusCode::OK);
+    assert_eq!((&renewed["user_id"], &renewed["role"]), (&json!(tenant.user_id), &json!("user")));
+    assert_eq!(renew(&cookie).await.status, StatusCode::UNAUTHORIZED, "the visitor's session is over");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_suspension_takes_no_session_and_no_visitors_conversation() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("page-paused").await;
+    let body = json!({ "email": tenant.user_email, "password": PASSWORD });
+    let (_, cookie) = page_session(&platform, &tenant.slug, "", None, body).await;
+    let cookie = cookie.unwrap();
+    let frame = json!({ "refresh_token": tenant.user.refresh });
+    platform.post("/platform/v1/tenants/page-paused/suspend", &platform.token, json!({})).await.expect_success();
+    let renew = async || page_session(&platform, &tenant.slug, "/refresh", Some(&cookie), json!({})).await;
+    until("nobody is renewed", async || renew().await.0.status == StatusCode::FORBIDDEN).await;
+    let (refused, set) = renew().await;
+    assert_eq!((refused.expect_problem(StatusCode::FORBIDDEN), set), ("tenant_not_active".to_owned(), None));
+    let refused = platform.post("/api/v1/auth/refresh", "", frame.clone()).await;
+    assert_eq!(refused.expect_problem(StatusCode::FORBIDDEN), "tenant_not_active");
+    // What names no tenant there is looks the same; what is no token at all is refused as one.
+    let nowhere = tenant.user.refresh.replace(&tenant.id.simple().to_string(), &Uuid::now_v7().simple().to_string());
+    let refused = platform.post("/api/v1/auth/refresh", "", json!({ "refresh_token": nowhere })).await;
+    assert_eq!(refused.expect_problem(StatusCode::FORBIDDEN), "tenant_not_active");
+    let nonsense = platform.post("/api/v1/auth/refresh", "", json!({ "refresh_token": "fhr_nonsense" })).await;
+    assert_eq!(nonsense.status, StatusCode::UNAUTHORIZED);
+    platform.post("/platform/v1/tenants/page-paused/resume", &platform.token, json!({})).await.expect_success();
+    until("they are renewed", async || renew().await.0.status == StatusCode::OK).await;
+    let renewed = platform.post("/api/v1/auth/refresh", "", frame).await.expect(StatusCode::OK);
+    assert_eq!((&renewed["user_id"], &renewed["role"]), (&json!(tenant.user_id), &json!("user")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_visitor_is_told_of_its_own_questions_and_a_refused_one_uses_none() {
+    let platform = Platform::start().await;
+    let tenant = platform.tenant("visits-quota").await;
+    platform.configure(&tenant, visitors(1000, 7)).await.expect(StatusCode::OK);
+    platform.set_limits(&tenant.slug, json!({ "requests_per_month": 3000, "requests_per_minute": 2 })).await;
+    let (one, other) = (visitor(&platform, &tenant.slug).await, visitor(&platform, &tenant.slug).await);
+    let answer = ask(&platform, &one.access, "hello").await;
+    assert!(!answer.headers.keys().any(|name| name.as_str().starts_with("x-ratelimit")), "{:?}", answer.headers);
+    assert_eq!(answer.expect(StatusCode::OK)["queries_remaining"], 6);
+    let quota = async |token: &str| platform.get("/api/v1/quota", token).await.expect(StatusCode::OK);
+    let own = quota(&one.access).await;
+    let today = &own["questions_today"];
+    assert_eq!((&today["limit"], &today["used"], &today["remaining"]), (&json!(7), &json!(1), &json!(6)));
+    assert_eq!(own.as_object().unwrap().len(), 1, "{own}");
+    assert_eq!(quota(&other.access).await["questions_today"]["used"], 0);
+    let users = quota(&tenant.user.access).await;
+    assert_eq!((&users["requests_this_month"]["limit"], users.get("questions_today")), (&json!(3000), None));
+    assert!(users["plan"].is_string() && users["requests_per_minute"]["limit"] == 2, "{users}");
+    // The minute's two are used up: those that are refused are not counted.
+    until("the limit is in force", async || {
+        let refused = ask(&platform, &one.access, "again").await;
+        if refused.status == StatusCode::OK {
+            return false;
+        }
+        assert!(!refused.text.contains("at most") && !refused.headers.contains_key("x-ratelimit-limit-requests"));
+        assert!(refused.headers.contains_key("retry-after"), "{}", refused.text);
+        refused.expect_problem(StatusCode::TOO_MANY_REQUESTS) == "rate_limit_exceeded"
+    })
+    .await;
+    let before = quota(&one.access).await["questions_today"]["used"].as_i64().unwrap();
+    for _ in 0..8 {
+        let refused = ask(&platform, &one.access, "and again").await;
+        assert_eq!(refused.expect_problem(StatusCode::TOO_MANY_REQUESTS), "rate_limit_exceeded");
+    }
+    assert_eq!(quota(&one.access).await["questions_today"]["used"], before);
+    let database = connect(&platform.tenant_database(&tenant.slug).await).await.unwrap();
+    let all = "SELECT count FROM visitor_counts WHERE subject = 'questions'";
+    assert_eq!(i64::from(database.query_one(all, &[]).await.unwrap().get::<_, i32>(0)), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

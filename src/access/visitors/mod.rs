@@ -30,6 +30,8 @@ const REMOVED_AT_ONCE: i64 = 20;
 /// How many are removed in one transaction while nobody comes, and in how many of these at most at a time.
 const REMOVED_TOGETHER: i64 = 100;
 const REMOVED_TIMES: usize = 20;
+/// What the questions of all visitors together are counted as.
+const QUESTIONS: &str = "questions";
 /// How long counts are kept.
 const COUNTS_KEPT: TimeDelta = TimeDelta::days(2);
 
@@ -40,6 +42,25 @@ pub struct VisitorLimits {
     pub questions_per_day: u32,
     /// How many of these one of them may ask.
     pub questions_per_visitor: u32,
+}
+
+/// A visitor's question that was counted.
+#[derive(Debug)]
+pub struct CountedQuestion {
+    day: DateTime<Utc>,
+    /// How many more the visitor may ask today.
+    pub remaining: u32,
+}
+
+/// What a visitor may ask in a day.
+#[derive(Debug, Clone, Copy)]
+pub struct QuestionsToday {
+    /// How many.
+    pub limit: u32,
+    /// How many were asked.
+    pub used: u32,
+    /// When the next day begins.
+    pub resets_at: DateTime<Utc>,
 }
 
 impl Tokens {
@@ -60,7 +81,7 @@ impl Tokens {
         let mut client = client(&db).await?;
         let transaction = client.transaction().await?;
         let arrival = Count { subject: "visitors".to_owned(), period_start: hour, limit: arrivals };
-        if !tenant_store::count(&transaction, &arrival).await? {
+        if tenant_store::count(&transaction, &arrival).await?.is_none() {
             return Err(AccessError::VisitorLimit { retry_after: hour_over });
         }
         tenant_store::remove_expired(&transaction, now, now - COUNTS_KEPT, REMOVED_AT_ONCE).await?;
@@ -98,7 +119,7 @@ impl Tokens {
         removed
     }
 
-    /// Counts a question of a visitor's, before it is asked. Does nothing for others.
+    /// Counts a question of a visitor's, before it is asked. Does nothing for others, and returns nothing then.
     ///
     /// # Errors
     /// [`AccessError::VisitorsNotAllowed`] if they are not allowed any more, [`AccessError::VisitorLimit`], or a failure.
@@ -106,23 +127,58 @@ impl Tokens {
         &self,
         caller: &TenantCaller,
         limits: Option<VisitorLimits>,
-    ) -> Result<(), AccessError> {
+    ) -> Result<Option<CountedQuestion>, AccessError> {
         if caller.role != Role::Visitor {
-            return Ok(());
+            return Ok(None);
         }
         let limits = limits.ok_or(AccessError::VisitorsNotAllowed)?;
         let (day, day_over) = period(self.clock.now(), TimeDelta::days(1));
         let own = Count { subject: caller.user_id.to_string(), period_start: day, limit: limits.questions_per_visitor };
-        let all = Count { subject: "questions".to_owned(), period_start: day, limit: limits.questions_per_day };
+        let all = Count { subject: QUESTIONS.to_owned(), period_start: day, limit: limits.questions_per_day };
+        let reached = AccessError::VisitorLimit { retry_after: day_over };
         let mut client = caller.db.client().await?;
         let transaction = client.transaction().await?;
         // The one that everybody shares is locked last and shortest. Dropped, the transaction counts nothing.
-        for count in [own, all] {
-            if !tenant_store::count(&transaction, &count).await? {
-                return Err(AccessError::VisitorLimit { retry_after: day_over });
-            }
+        let Some(used) = tenant_store::count(&transaction, &own).await? else { return Err(reached) };
+        if tenant_store::count(&transaction, &all).await?.is_none() {
+            return Err(reached);
         }
+        transaction.commit().await?;
+        Ok(Some(CountedQuestion { day, remaining: limits.questions_per_visitor.saturating_sub(used) }))
+    }
+
+    /// Takes back what was counted of a question that was refused afterwards. Should that fail, or its server die before, the
+    /// visitor has one question less for the day.
+    ///
+    /// # Errors
+    /// A failure.
+    pub async fn give_question_back(
+        &self,
+        caller: &TenantCaller,
+        counted: &CountedQuestion,
+    ) -> Result<(), AccessError> {
+        let mut client = caller.db.client().await?;
+        let transaction = client.transaction().await?;
+        // In the order in which they are counted, or two that cross would wait for each other.
+        tenant_store::uncount(&transaction, &caller.user_id.to_string(), counted.day).await?;
+        tenant_store::uncount(&transaction, QUESTIONS, counted.day).await?;
         Ok(transaction.commit().await?)
+    }
+
+    /// What a visitor may ask today, and has asked. What others ask is not said.
+    ///
+    /// # Errors
+    /// [`AccessError::VisitorsNotAllowed`] if they are not allowed any more, or a failure.
+    pub async fn questions_today(
+        &self,
+        caller: &TenantCaller,
+        limits: Option<VisitorLimits>,
+    ) -> Result<QuestionsToday, AccessError> {
+        let limit = limits.ok_or(AccessError::VisitorsNotAllowed)?.questions_per_visitor;
+        let (day, _) = period(self.clock.now(), TimeDelta::days(1));
+        let client = caller.db.client().await?;
+        let used = tenant_store::counted_of(&client, &caller.user_id.to_string(), day).await?;
+        Ok(QuestionsToday { limit, used, resets_at: day + TimeDelta::days(1) })
     }
 }
 

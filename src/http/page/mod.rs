@@ -4,6 +4,7 @@
 mod session;
 
 use std::io::Read as _;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -22,6 +23,8 @@ const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 const PERMISSIONS: HeaderValue = HeaderValue::from_static("camera=(), microphone=(), geolocation=(), payment=()");
 /// The path of an asset names its content.
 const FOR_EVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+/// A file in the place of another version's is nobody's to keep.
+const NOT_AT_ALL: HeaderValue = HeaderValue::from_static("no-store");
 /// The widget's address stays the same, so that sites need not be changed when it is.
 const FOR_A_WHILE: HeaderValue = HeaderValue::from_static("public, max-age=300");
 
@@ -51,19 +54,30 @@ async fn show(
     Query(shown): Query<Shown>,
     headers: HeaderMap,
 ) -> Response {
-    let (status, rendered) = match state.pages.find(&slug).await {
-        Ok(Some(page)) if shown.embedded.is_some() => (StatusCode::OK, Ok(page.embedded.clone())),
-        Ok(Some(page)) => (StatusCode::OK, Ok(page.page.clone())),
-        Ok(None) => (StatusCode::NOT_FOUND, state.pages.unavailable(false)),
+    match state.pages.find(&slug).await {
+        Ok(Some(page)) if shown.embedded.is_some() => html(StatusCode::OK, &page.embedded, &headers),
+        Ok(Some(page)) => html(StatusCode::OK, &page.page, &headers),
+        Ok(None) => unavailable(&state, StatusCode::NOT_FOUND, None, &headers),
         Err(error) => {
             let error = ApiError::from(error);
-            (error.status(), state.pages.unavailable(true))
+            unavailable(&state, error.status(), error.wait(), &headers)
         }
-    };
-    match rendered {
-        Ok(rendered) => html(status, &rendered, &headers),
-        Err(error) => ApiError::from(error).into_response(),
     }
+}
+
+/// The page in the place of one that cannot be shown, in the reader's language: whose page it would be is not known, or not told.
+fn unavailable(state: &AppState, status: StatusCode, wait: Option<Duration>, headers: &HeaderMap) -> Response {
+    let tags = headers.get(header::ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let mut response = match state.pages.unavailable(status != StatusCode::NOT_FOUND, tags) {
+        Ok(rendered) => html(status, &rendered, headers),
+        Err(error) => return ApiError::from(error).into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.append(header::VARY, HeaderValue::from_static("accept-language"));
+    if let Some(wait) = wait {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+    }
+    response
 }
 
 fn html(status: StatusCode, rendered: &Rendered, headers: &HeaderMap) -> Response {
@@ -127,8 +141,8 @@ async fn asset(
     Path((version, file)): Path<(String, String)>,
     headers: HeaderMap,
 ) -> ApiResult<Response> {
-    let asset = state.pages.assets().file(&version, &file).ok_or_else(|| ApiError::not_found("file"))?;
-    Ok(file_response(asset, FOR_EVER, &headers))
+    let (asset, own) = state.pages.assets().file(&version, &file).ok_or_else(|| ApiError::not_found("file"))?;
+    Ok(file_response(asset, if own { FOR_EVER } else { NOT_AT_ALL }, &headers))
 }
 
 async fn widget_script(State(state): State<AppState>, headers: HeaderMap) -> Response {

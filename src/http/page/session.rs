@@ -13,15 +13,15 @@ use axum::extract::{Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use chrono::TimeDelta;
 use secrecy::{ExposeSecret as _, SecretString};
 
-use crate::access::{AccessError, SignedIn};
+use crate::access::{Access, AccessError, SignedIn};
 use crate::api::page::{PageSession, PageSessionRequest};
 use crate::app::AppState;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::Valid;
 use crate::ids::Slug;
+use crate::telemetry::causes;
 
 /// What our own page sends along.
 const PAGE_HEADER: &str = "x-freehold-page";
@@ -48,10 +48,12 @@ impl axum::extract::FromRequestParts<AppState> for OwnPage {
     }
 }
 
-/// Signs in with an address and a password, or as a visitor.
+/// Signs in with an address and a password, or as a visitor. Whoever this browser had signed in before is signed out: the cookie
+/// that could go on with it is replaced.
 pub(super) async fn create(
     OwnPage(slug): OwnPage,
     State(state): State<AppState>,
+    headers: HeaderMap,
     Valid(request): Valid<PageSessionRequest>,
 ) -> ApiResult<Response> {
     let signed_in = match (request.visitor, request.email, request.password) {
@@ -62,10 +64,17 @@ pub(super) async fn create(
         (false, Some(email), Some(password)) => state.tokens.login(slug.as_str(), &email, &password).await?,
         _ => return Err(ApiError::invalid("email", "an address and a password are needed, or `visitor`")),
     };
+    if let Some(former) = cookie(&state, &headers)
+        && let Err(error) = state.tokens.logout(&former).await
+    {
+        // It ends by itself; nobody has it any more.
+        tracing::debug!(causes = causes(&error), "sign out whoever was signed in before");
+    }
     session(&state, &slug, &signed_in)
 }
 
-/// A new access token for the cookie's token, which stays as it is. One that is in force no more takes its cookie with it.
+/// A new access token for the cookie's token, which stays as it is. One that is in force no more takes its cookie with it; while
+/// the tenant is out of service nobody can say, and the cookie stays.
 pub(super) async fn refresh(
     OwnPage(slug): OwnPage,
     State(state): State<AppState>,
@@ -73,7 +82,7 @@ pub(super) async fn refresh(
 ) -> ApiResult<Response> {
     let token = cookie(&state, &headers).ok_or_else(ApiError::unauthenticated)?;
     match state.tokens.renew(&token).await {
-        Ok((access_token, expires_in)) => Ok(Json(body(&access_token, expires_in)).into_response()),
+        Ok(access) => Ok(Json(body(&access)).into_response()),
         Err(AccessError::Unauthenticated) => {
             let mut response = ApiError::unauthenticated().into_response();
             set_cookie(&mut response, &state, &slug, "", 0)?;
@@ -97,12 +106,17 @@ pub(super) async fn end(
     Ok(response)
 }
 
-fn body(access_token: &SecretString, expires_in: TimeDelta) -> PageSession {
-    PageSession { access_token: access_token.expose_secret().to_owned(), expires_in: expires_in.num_seconds() }
+fn body(access: &Access) -> PageSession {
+    PageSession {
+        access_token: access.token.expose_secret().to_owned(),
+        expires_in: access.expires_in.num_seconds(),
+        user_id: access.user_id.as_uuid(),
+        role: access.role,
+    }
 }
 
 fn session(state: &AppState, slug: &Slug, signed_in: &SignedIn) -> ApiResult<Response> {
-    let mut response = Json(body(&signed_in.access_token, signed_in.expires_in)).into_response();
+    let mut response = Json(body(&signed_in.access)).into_response();
     let lifetime = state.config.refresh_token_lifetime.as_secs();
     set_cookie(&mut response, state, slug, signed_in.refresh_token.expose(), lifetime)?;
     Ok(response)

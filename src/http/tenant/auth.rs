@@ -85,7 +85,11 @@ pub async fn visit(
     path = "/api/v1/auth/refresh",
     tag = "auth",
     request_body = RefreshRequest,
-    responses((status = 200, body = TokenResponse), (status = 401, body = Problem))
+    responses(
+        (status = 200, body = TokenResponse),
+        (status = 401, description = "the token is not in force", body = Problem),
+        (status = 403, description = "the service is not active: the token may be good again when it is", body = Problem)
+    )
 )]
 pub async fn refresh(
     State(state): State<AppState>,
@@ -108,10 +112,13 @@ pub async fn logout(State(state): State<AppState>, Body(request): Body<RefreshRe
 }
 
 fn body(signed_in: &SignedIn) -> TokenResponse {
+    let SignedIn { access, refresh_token } = signed_in;
     TokenResponse {
-        access_token: signed_in.access_token.expose_secret().to_owned(),
-        refresh_token: signed_in.refresh_token.expose().to_owned(),
+        access_token: access.token.expose_secret().to_owned(),
+        refresh_token: refresh_token.expose().to_owned(),
         token_type: "Bearer".to_owned(),
-        expires_in: signed_in.expires_in.num_seconds(),
+        expires_in: access.expires_in.num_seconds(),
+        user_id: access.user_id.as_uuid(),
+        role: access.role,
     }
 }

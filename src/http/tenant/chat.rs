@@ -21,6 +21,7 @@ use crate::http::extract::{Active, Caller, Path, Query};
 use crate::http::limits::{self, Asker};
 use crate::ids::{ChatSessionId, MessageId};
 use crate::limits::Rate;
+use crate::telemetry::causes;
 
 /// Asks the tenant's model. With `stream: true` the answer comes as server-sent events: `event: started` with
 /// `ChatStarted`, `data: {"content": "..."}` for each piece, then `event: done` with `ChatDone` once the answer is
@@ -99,23 +100,44 @@ pub(super) async fn ask(state: &AppState, caller: &TenantCaller, asked: Asked) -
     }
     let images = chat::images::read(asked.images).await?;
     // Before the tenant's own limits: visitors who are refused must not use up what users may ask.
-    if caller.role == Role::Visitor {
-        let visitors = state.pages.visitor_limits(caller.db.record().slug.as_str()).await?;
-        state.tokens.count_question(caller, visitors).await?;
-    }
-    let admission = limits::admit(state, record, &terms, asker).await?;
-    let question = Question {
-        text: asked.text,
-        session_id: asked.session_id.map(ChatSessionId::from_uuid),
-        model: asked.model,
-        assistant: asked.assistant,
-        images,
-        room: asked.room,
-        permit: admission.permit,
-        queries_remaining: admission.queries_remaining,
-        allows_kept: asked.allows_kept,
+    let counted = match caller.role {
+        Role::Visitor => {
+            let visitors = state.pages.visitor_limits(record.slug.as_str()).await?;
+            state.tokens.count_question(caller, visitors).await?
+        }
+        _ => None,
     };
-    Ok((state.chat.ask(caller, question).await?, admission.rate))
+    let asking = async {
+        let admission = limits::admit(state, record, &terms, asker).await.map_err(|error| match &counted {
+            Some(_) => limits::without_numbers(error),
+            None => error.into(),
+        })?;
+        // Visitors are told of their own questions, and nothing of how much the tenant may ask.
+        let (queries_remaining, rate) = match &counted {
+            Some(counted) => (Some(counted.remaining.into()), None),
+            None => (admission.queries_remaining, admission.rate),
+        };
+        let question = Question {
+            text: asked.text,
+            session_id: asked.session_id.map(ChatSessionId::from_uuid),
+            model: asked.model,
+            assistant: asked.assistant,
+            images,
+            room: asked.room,
+            permit: admission.permit,
+            queries_remaining,
+            allows_kept: asked.allows_kept,
+        };
+        Ok((state.chat.ask(caller, question).await?, rate))
+    };
+    let answered: ApiResult<_> = asking.await;
+    // A question that was refused uses nothing.
+    if let (Err(_), Some(counted)) = (&answered, &counted)
+        && let Err(error) = state.tokens.give_question_back(caller, counted).await
+    {
+        tracing::debug!(causes = causes(&error), "give a visitor's question back");
+    }
+    answered
 }
 
 /// An answer once it is whole.

@@ -1,6 +1,8 @@
 // The chat page: who is there, which conversation is open, and what happens to a question.
-import { byId, el, icon, stored } from "./dom.js";
+import { byId, stored } from "./dom.js";
+import { Choice } from "./choice.js";
 import { Attachments, dataUrl, kept } from "./images.js";
+import { List } from "./list.js";
 import { Messages } from "./messages.js";
 import { Refused, Session } from "./session.js";
 import { follow } from "./stream.js";
@@ -15,7 +17,17 @@ const messages = new Messages(byId("log"), config, t);
 const locale = (() => {
   try { return Intl.getCanonicalLocales(config.language)[0]; } catch { return root.lang; }
 })();
-const OPEN = `freehold:${config.slug}:open`;
+/** What this tab remembers of whoever is here, and tells nobody else. */
+const remembered = {
+  key: (name) => `freehold:${config.slug}:${name}`,
+  get(name) {
+    const kept = stored.get("sessionStorage", this.key(name));
+    return kept && kept.user === session.user ? kept.value : null;
+  },
+  set(name, value) { stored.set("sessionStorage", this.key(name), value === null ? null : { user: session.user, value }); },
+};
+/** Whether the keyboard is on the screen, where it would cover half of what there is to read: nobody gets it unasked. */
+const touch = window.matchMedia("(pointer: coarse)").matches;
 
 const state = {
   conversation: null,
@@ -23,18 +35,42 @@ const state = {
   listening: null,
   answerId: null,
   asking: false,
+  /** The question that is on its way, until the server has it. */
+  unsent: "",
+  /** Loads again what the connection was lost over. */
+  reload: null,
+  /** What somebody was writing who was signed out meanwhile, for nobody but them. */
+  draft: null,
   stopWanted: false,
-  cursor: null,
   mayStay: config.visitors,
   noQuota: false,
   /** Which conversation is being loaded: one that comes too late is not shown any more. */
   loading: null,
 };
 
-const announce = (text) => { byId("announce").textContent = ""; setTimeout(() => { byId("announce").textContent = text; }, 50); };
+let announcing = 0;
+const announce = (text) => {
+  clearTimeout(announcing);
+  byId("announce").textContent = "";
+  announcing = setTimeout(() => { byId("announce").textContent = text; }, 50);
+};
 
-session.onlost = (kind) => {
-  if (kind === "user" || !config.visitors) leave(t("signed_out"));
+const list = new List(session, t, locale, {
+  announce,
+  open(id) { drawer(false); show("chat"); loadConversation(id); },
+  deleted(id) { if (state.conversation === id) newConversation(); },
+});
+
+/** Somebody else is here, or nobody: signed in or out in another tab, or not in force any more. */
+session.onchange = (before) => {
+  const asking = state.unsent !== "";
+  // Text that nobody in particular wrote stays with whoever wrote it and became somebody.
+  state.draft = { user: before ? before.user : session.user, text: state.unsent || field.value };
+  if (session.user !== null) { clear(); enter(); return; }
+  if (before.kind === "user" || !config.visitors) { leave(t("signed_out")); return; }
+  nobody();
+  if (asking) { root.toggleAttribute("data-talking", true); messages.answer().finish({ state: "failed", message: t("gone") }); }
+  announce(t("gone"));
 };
 
 // --- What is shown -------------------------------------------------------------------------------------------------
@@ -52,7 +88,7 @@ function showAccount() {
   const kind = session.kind;
   byId("sign-out").hidden = kind !== "user";
   byId("open-sign-in").hidden = kind === "user";
-  byId("who").textContent = kind === "user" ? (stored.get("sessionStorage", `freehold:${config.slug}:name`) ?? "") : t("visitor");
+  byId("who").textContent = kind === "user" ? (remembered.get("name") ?? "") : t("visitor");
 }
 
 const scroll = byId("scroll");
@@ -62,7 +98,7 @@ const toBottom = () => { scroll.scrollTop = scroll.scrollHeight; };
 scroll.addEventListener("scroll", () => { pinned = atBottom(); byId("latest").hidden = pinned; }, { passive: true });
 new ResizeObserver(() => { if (pinned) toBottom(); }).observe(byId("log"));
 new ResizeObserver(() => { if (pinned) toBottom(); }).observe(scroll);
-byId("latest").addEventListener("click", () => { pinned = true; toBottom(); byId("question").focus(); });
+byId("latest").addEventListener("click", () => { pinned = true; toBottom(); focusField(); });
 
 function busy(on) {
   state.asking = on;
@@ -79,6 +115,11 @@ const field = byId("question");
 const attachments = new Attachments({
   button: byId("attach"), input: byId("files"), list: byId("attachments"), problem: byId("attach-problem"), field, area: byId("chat"),
 }, t, announce, sizeQuestion);
+const choice = new Choice(session, config, t, attachments, remembered, () => state.conversation);
+
+function focusField() {
+  if (!touch) field.focus();
+}
 
 function sizeQuestion() {
   field.style.height = "auto";
@@ -109,78 +150,30 @@ byId("composer").addEventListener("submit", (event) => {
 byId("stop").addEventListener("click", stop);
 for (const button of document.querySelectorAll(".suggestion")) button.addEventListener("click", () => { if (!state.asking && !attachments.preparing) ask(button.textContent, attachments.take()); });
 
-// --- Whom to ask -------------------------------------------------------------------------------------------------------
-
-/** Where there are several to choose from. */
-const choice = byId("assistant");
-const CHOSEN = `freehold:${config.slug}:assistants`;
-const titles = new Map();
-/** The names of those that accept images. */
-let accepting = new Set();
-
-async function loadAssistants() {
-  if (!choice && !config.images) return;
-  if (!session.kind) {
-    if (choice) byId("choice").hidden = true;
-    // Whoever has asked nothing yet is nobody's visitor yet: the settings say that it may be possible, the first answer whether it is.
-    attachments.offer(config.images && config.visitors);
-    return;
-  }
-  try {
-    const { items } = await session.json("/api/v1/assistants");
-    accepting = new Set(items.filter((one) => one.accepts_images).map((one) => one.name));
-    if (!choice) { offerImages(); return; }
-    titles.clear();
-    for (const one of items) titles.set(one.name, one.title);
-    const before = choice.value;
-    choice.replaceChildren(el("option", { value: "" }, t("automatic")), ...items.map((one) => el("option", { value: one.name, title: one.description }, one.title)));
-    choice.value = titles.has(before) ? before : "";
-    byId("choice").hidden = items.length < 2;
-    offerImages();
-  } catch { /* Without a choice the service chooses. */ }
-}
-
-/** Images are for those who accept them. */
-function offerImages() {
-  attachments.offer(choice?.value ? accepting.has(choice.value) : accepting.size > 0);
-}
-
-/** A conversation goes on with whom its reader chose for it. */
-function showChoice() {
-  if (!choice) return;
-  const chosen = stored.get("sessionStorage", CHOSEN)?.[state.conversation];
-  choice.value = titles.has(chosen) ? chosen : "";
-  offerImages();
-}
-
-function keepChoice() {
-  if (!choice || !state.conversation) return;
-  const { [state.conversation]: _, ...others } = stored.get("sessionStorage", CHOSEN) ?? {};
-  const all = choice.value ? { ...others, [state.conversation]: choice.value } : others;
-  stored.set("sessionStorage", CHOSEN, Object.fromEntries(Object.entries(all).slice(-50)));
-}
-
-choice?.addEventListener("change", () => { keepChoice(); offerImages(); });
-
 // --- A question and its answer ---------------------------------------------------------------------------------------
 
 async function ask(text, images = []) {
   state.loading = null;
+  state.reload = null;
+  state.unsent = text;
   busy(true);
   root.toggleAttribute("data-talking", true);
   messages.question(text, images);
   pinned = true;
   const answer = messages.answer();
   toBottom();
-  field.focus();
+  focusField();
   const conversation = state.conversation;
-  const assistant = choice?.value;
+  const assistant = choice.name;
   await listen(answer, null, () => ask(text, images), async (signal) => {
     if (!(await session.token())) {
+      // Whoever asked was signed out this very moment: it is nobody else's question.
+      signal.throwIfAborted();
       if (!config.visitors) throw new Refused(401, { code: "unauthenticated" }, 0);
       await session.visit();
+      signal.throwIfAborted();
       showAccount();
-      loadAssistants();
+      choice.load();
     }
     const urls = await Promise.all(images.map(async (image) => dataUrl(await image.blob())));
     return session.request("/api/v1/chat", {
@@ -207,10 +200,11 @@ async function listen(answer, messageId, retry, open) {
   try {
     await follow(session, messageId, open, {
       started(event) {
+        state.unsent = "";
         answer.id = event.message_id;
         state.answerId = event.message_id;
         openConversation(event.session_id);
-        keepChoice();
+        choice.keep(state.conversation);
         if (state.stopWanted) stop();
       },
       delta(text) {
@@ -219,9 +213,8 @@ async function listen(answer, messageId, retry, open) {
       },
       reconnecting() { answer.reconnected = true; answer.note(t("reconnecting")); },
       done(event) {
-        finish({ state: event.stopped ? "stopped" : "complete", degraded: event.degraded, by: titles.get(event.assistant) });
+        finish({ state: event.stopped ? "stopped" : "complete", degraded: event.degraded, by: choice.title(event.assistant) });
         announce(event.stopped ? t("stopped") : answer.node.querySelector(".prose").textContent);
-        if (typeof event.queries_remaining === "number") showQuota();
       },
       error(event) {
         finish({ state: answer.text === "" ? "failed" : "interrupted", message: event.message });
@@ -234,8 +227,9 @@ async function listen(answer, messageId, retry, open) {
     if (state.listening === listening) {
       state.listening = null;
       state.answerId = null;
+      state.unsent = "";
       busy(false);
-      if (fresh) loadSessions();
+      if (fresh) list.load();
       showQuota();
     }
   }
@@ -245,8 +239,14 @@ function refused(error, answer, finish) {
   const text = explain(error);
   // What is used up for today or this month is not there with the next press either.
   const hopeless = ["visitor_limit_reached", "visitors_not_allowed", "quota_exceeded", "feature_not_in_plan"].includes(error.code);
-  finish({ state: answer.text === "" ? "failed" : "interrupted", message: text, ...(hopeless ? { again: null } : {}) });
+  // An answer that the server has begun is there, whole or not: it is looked for, and nothing is asked (and paid for) twice.
+  const conversation = state.conversation;
+  const look = answer.id && conversation ? () => loadConversation(conversation) : null;
+  if (look) state.reload = look;
+  finish({ state: answer.text === "" ? "failed" : "interrupted", message: text, ...(hopeless ? { again: null } : look ? { again: look } : {}) });
   announce(text);
+  // Deleted elsewhere: the next question begins another one.
+  if (error.status === 404) { openConversation(null); list.load(); }
   if (error instanceof Refused && (error.status === 401 || error.code === "visitors_not_allowed")) {
     if (error.code === "visitors_not_allowed") state.mayStay = false;
     leave(error.status === 401 ? t("signed_out") : text);
@@ -255,7 +255,7 @@ function refused(error, answer, finish) {
 
 /** A failure in the words of the page. */
 function explain(error) {
-  if (!(error instanceof Refused)) return navigator.onLine === false || error instanceof TypeError ? t("offline") : t("server");
+  if (!(error instanceof Refused) || error.status === 0) return navigator.onLine === false || error instanceof TypeError ? t("offline") : t("server");
   const seconds = Math.max(1, error.retryAfter);
   switch (error.code) {
     case "visitor_limit_reached": return t(config.sign_in ? "visitor_limit" : "visitor_limit_plain");
@@ -263,7 +263,7 @@ function explain(error) {
     case "quota_exceeded": return t("quota");
     case "feature_not_in_plan": return t("feature_missing");
     case "images_not_accepted": return t("images_not_accepted");
-    case "assistant_unknown": loadAssistants(); return t("assistant_gone");
+    case "assistant_unknown": choice.load(); return t("assistant_gone");
     case "model_missing": case "ai_key_missing": case "ai_key_unusable": return t("model_missing");
     case "unauthenticated": return t("signed_out");
     default:
@@ -304,36 +304,54 @@ async function rate(id, feedback) {
 
 function openConversation(id) {
   state.conversation = id;
-  stored.set("sessionStorage", OPEN, id);
-  for (const item of document.querySelectorAll(".session")) markCurrent(item);
+  remembered.set("open", id);
+  list.mark(id);
 }
 
-function markCurrent(item) {
-  const current = item.dataset.id === state.conversation;
-  item.toggleAttribute("data-current", current);
-  item.querySelector(".open").toggleAttribute("aria-current", current);
-  if (current) item.querySelector(".open").setAttribute("aria-current", "true");
+/** Listens to nothing and loads nothing any more. */
+function quiet() {
+  state.loading = null;
+  state.reload = null;
+  state.unsent = "";
+  state.listening?.abort();
+  state.listening = null;
+  state.answerId = null;
+  busy(false);
+}
+
+/** Takes everything that is somebody's off the page: what is on it, what is under way, and what is being written. */
+function clear() {
+  quiet();
+  state.conversation = null;
+  messages.clear();
+  list.mark(null);
+  list.clear();
+  choice.clear();
+  attachments.take();
+  field.value = "";
+  sizeQuestion();
+  byId("quota").hidden = true;
+  byId("quota-text").textContent = "";
+  announce("");
+  root.removeAttribute("data-talking");
+  drawer(false);
+  showAccount();
 }
 
 function newConversation() {
-  state.loading = null;
-  state.listening?.abort();
-  state.listening = null;
+  quiet();
   openConversation(null);
-  showChoice();
+  choice.show(state.conversation);
   messages.clear();
-  busy(false);
   root.removeAttribute("data-talking");
   drawer(false);
   show("chat");
-  field.focus();
+  focusField();
 }
 
 async function loadConversation(id) {
+  quiet();
   const loading = (state.loading = {});
-  state.listening?.abort();
-  state.listening = null;
-  busy(false);
   const found = [];
   try {
     let cursor = "";
@@ -343,15 +361,22 @@ async function loadConversation(id) {
       cursor = page.next_cursor ? `&cursor=${page.next_cursor}` : null;
     } while (cursor !== null);
   } catch (error) {
-    if (error instanceof Refused && error.status === 401) return leave(t("signed_out"));
     if (state.loading !== loading) return undefined;
-    openConversation(null);
-    announce(error instanceof Refused && error.status === 404 ? t("gone") : explain(error));
+    const lost = error instanceof Refused && error.status === 404;
+    announce(lost ? t("gone") : explain(error));
+    if (lost) { openConversation(null); return undefined; }
+    // It is still there, and is loaded when somebody says so, or the connection is back.
+    state.reload = () => loadConversation(id);
+    if (state.conversation === id) return undefined;
+    openConversation(id);
+    messages.clear();
+    root.toggleAttribute("data-talking", true);
+    messages.answer().finish({ state: "failed", message: explain(error), again: state.reload });
     return undefined;
   }
   if (state.loading !== loading) return undefined;
   openConversation(id);
-  showChoice();
+  choice.show(state.conversation);
   messages.clear();
   root.toggleAttribute("data-talking", found.length > 0);
   pinned = true;
@@ -369,7 +394,7 @@ async function loadConversation(id) {
     const retry = question;
     if (message.state === "generating") { resumed = [answer, message.id, retry]; continue; }
     answer.finish({
-      text: message.content, state: message.state, degraded: message.degraded, feedback: message.feedback, by: titles.get(message.assistant),
+      text: message.content, state: message.state, degraded: message.degraded, feedback: message.feedback, by: choice.title(message.assistant),
       again: () => { if (!state.asking) retry(); }, rate,
     });
   }
@@ -381,63 +406,7 @@ async function loadConversation(id) {
   return undefined;
 }
 
-function dayOf(date) {
-  const today = new Date();
-  const days = Math.round((new Date(today.toDateString()) - new Date(date.toDateString())) / 86_400_000);
-  if (days < 7) return capital(new Intl.RelativeTimeFormat(locale, { numeric: "auto" }).format(-days, "day"));
-  return new Intl.DateTimeFormat(locale, { month: "long", year: "numeric" }).format(date);
-}
-
-const capital = (text) => text.charAt(0).toLocaleUpperCase(locale) + text.slice(1);
-let lastDay = "";
-
-async function loadSessions(more = false) {
-  if (!session.kind) return showSessions([], false);
-  try {
-    const page = await session.json(`/api/v1/sessions?limit=30${more && state.cursor ? `&cursor=${state.cursor}` : ""}`);
-    state.cursor = page.next_cursor ?? null;
-    showSessions(page.items, more);
-  } catch { /* The list is an aid: the chat goes on without it, and the next answer asks for it again. */ }
-  return undefined;
-}
-
-function showSessions(items, more) {
-  const list = byId("sessions");
-  if (!more) { list.replaceChildren(); lastDay = ""; }
-  for (const found of items) {
-    const day = dayOf(new Date(found.created_at));
-    if (day !== lastDay) { list.append(el("li", { class: "day" }, day)); lastDay = day; }
-    list.append(sessionItem(found));
-  }
-  byId("no-sessions").hidden = list.childNodes.length > 0;
-  byId("more-sessions").hidden = !state.cursor;
-}
-
-function sessionItem(found) {
-  const open = el("button", { class: "open", type: "button", title: found.title, onclick: () => { drawer(false); show("chat"); loadConversation(found.id); } }, found.title);
-  const remove = el("button", { class: "remove", type: "button", "aria-label": `${t("delete")}: ${found.title}` }, icon("trash"));
-  const item = el("li", { class: "session", "data-id": found.id }, open, remove);
-  const calm = () => { delete remove.dataset.sure; remove.setAttribute("aria-label", `${t("delete")}: ${found.title}`); };
-  remove.addEventListener("blur", calm);
-  remove.addEventListener("click", async () => {
-    // What is deleted does not come back, so it takes two.
-    if (!("sure" in remove.dataset)) { remove.dataset.sure = ""; remove.setAttribute("aria-label", t("delete_again")); announce(t("delete_again")); return; }
-    try {
-      await session.json(`/api/v1/sessions/${found.id}`, "DELETE");
-    } catch (error) {
-      if (!(error instanceof Refused && error.status === 404)) return calm();
-    }
-    announce(t("deleted"));
-    if (state.conversation === found.id) newConversation();
-    await loadSessions();
-    byId("new-chat").focus();
-    return undefined;
-  });
-  markCurrent(item);
-  return item;
-}
-
-byId("more-sessions").addEventListener("click", () => loadSessions(true));
+window.addEventListener("online", () => { if (!state.asking) state.reload?.(); });
 byId("new-chat").addEventListener("click", newConversation);
 byId("new-chat-bar").addEventListener("click", newConversation);
 
@@ -467,13 +436,24 @@ document.addEventListener("keydown", (event) => {
 
 // --- The account -----------------------------------------------------------------------------------------------------------
 
-/** Back to the door, with a word on why. */
+/** Back to the door, with a word on why. What was on the page stays with whom it belongs to. */
 function leave(text = "") {
-  stored.set("sessionStorage", OPEN, null);
+  clear();
+  door(text);
+}
+
+function door(text = "") {
   byId("sign-in-problem").textContent = text;
   byId("sign-in-problem").hidden = text === "";
-  showAccount();
   show("sign-in");
+}
+
+/** What there is for nobody in particular: the chat, where visitors may ask, or the door. */
+function nobody() {
+  if (!config.visitors) { leave(); return; }
+  clear();
+  show("chat");
+  choice.load();
 }
 
 byId("sign-in-form").addEventListener("submit", async (event) => {
@@ -485,10 +465,10 @@ byId("sign-in-form").addEventListener("submit", async (event) => {
   const label = button.textContent;
   button.textContent = t("signing_in");
   try {
-    // A visitor who signs in leaves the visitor behind.
-    if (session.kind === "visitor") await session.signOut();
     await session.signIn(byId("email").value, byId("password").value);
-    byId("password").value = "";
+    // A visitor who signs in leaves the visitor behind; and whoever comes next is not told who was here.
+    byId("sign-in-form").reset();
+    clear();
     await enter();
   } catch (error) {
     problem.textContent = error instanceof Refused && error.status === 401 ? t("wrong_password")
@@ -500,35 +480,36 @@ byId("sign-in-form").addEventListener("submit", async (event) => {
     button.textContent = label;
   }
 });
-byId("open-sign-in").addEventListener("click", () => { drawer(false); leave(); });
-byId("stay-visitor").addEventListener("click", () => { show("chat"); field.focus(); });
-byId("sign-out").addEventListener("click", async () => {
-  await session.signOut();
-  stored.set("sessionStorage", OPEN, null);
-  stored.set("sessionStorage", `freehold:${config.slug}:name`, null);
-  newConversation();
-  attachments.take();
-  showSessions([], false);
-  loadAssistants();
-  byId("quota").hidden = true;
-  showAccount();
-  if (!config.visitors) leave();
+byId("open-sign-in").addEventListener("click", () => { drawer(false); door(); });
+byId("stay-visitor").addEventListener("click", () => {
+  show("chat");
+  if (session.user === null) choice.load();
+  focusField();
+});
+byId("sign-out").addEventListener("click", () => {
+  for (const name of ["open", "name", "assistants"]) remembered.set(name, null);
+  state.draft = null;
+  session.signOut();
+  nobody();
 });
 
 async function showQuota() {
   if (!session.kind || state.noQuota) return;
   try {
-    const { requests_this_month: month } = await session.json("/api/v1/quota");
-    if (!month) return;
+    // A visitor has a number of questions a day of its own.
+    const { requests_this_month: month, questions_today: today } = await session.json("/api/v1/quota");
+    const period = today ?? month;
+    if (!period) return;
     const number = new Intl.NumberFormat(locale);
-    const limited = typeof month.limit === "number";
+    const limited = typeof period.limit === "number";
     byId("quota-text").textContent = limited
-      ? t("used", { used: number.format(month.used), limit: number.format(month.limit) })
-      : t("used_unlimited", { used: number.format(month.used) });
-    byId("quota-bar").style.width = limited && month.limit > 0 ? `${Math.min(100, (100 * month.used) / month.limit)}%` : "0";
+      ? t(today ? "used_today" : "used", { used: number.format(period.used), limit: number.format(period.limit) })
+      : t("used_unlimited", { used: number.format(period.used) });
+    byId("quota-bar").style.width = limited && period.limit > 0 ? `${Math.min(100, (100 * period.used) / period.limit)}%` : "0";
     byId("quota-bar").parentElement.hidden = !limited;
     byId("quota").hidden = false;
   } catch (error) {
+    if (error.code === "somebody_else") return;
     byId("quota").hidden = true;
     // A server that knows no quotas is not asked again.
     state.noQuota = error instanceof Refused && error.status === 404;
@@ -539,7 +520,7 @@ async function showName() {
   if (session.kind !== "user") return;
   try {
     const me = await session.json("/api/v1/me");
-    stored.set("sessionStorage", `freehold:${config.slug}:name`, me.name);
+    remembered.set("name", me.name);
     showAccount();
   } catch { /* The name is an aid. */ }
 }
@@ -547,15 +528,20 @@ async function showName() {
 async function enter() {
   show("chat");
   showAccount();
-  const open = stored.get("sessionStorage", OPEN);
+  const { draft } = state;
+  state.draft = null;
+  if (draft?.text && draft.user === session.user) { field.value = draft.text; sizeQuestion(); }
+  const open = remembered.get("open");
+  const user = session.user;
   // First: who gave the answers of the conversation, and whom it goes on with, is shown by their names.
-  await loadAssistants();
+  await choice.load();
+  if (session.user !== user) return;
   const opened = open ? loadConversation(open) : null;
   showName();
-  loadSessions();
+  list.load();
   showQuota();
   await opened;
-  if (!byId("chat").hidden && !("ontouchstart" in window)) field.focus();
+  if (!byId("chat").hidden) focusField();
 }
 
 // --- Dark mode ---------------------------------------------------------------------------------------------------------------
@@ -596,12 +582,11 @@ async function start() {
   sizeQuestion();
   showAccount();
   byId("no-sessions").hidden = false;
-  if (session.kind) {
-    const token = await session.token().catch(() => session.kind);
-    if (token) return enter();
-  }
-  if (config.visitors) { show("chat"); showAccount(); loadAssistants(); return undefined; }
-  return leave();
+  const user = session.user;
+  if (user === null) return nobody();
+  try { await session.token(); } catch { /* What is asked for says so, too. */ }
+  // Where it is somebody else by now, or nobody, that was seen to.
+  return session.user === user ? enter() : undefined;
 }
 
 start();

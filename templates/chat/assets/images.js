@@ -1,8 +1,6 @@
 // Images that go with a question: chosen, pasted or dropped, made small enough here, shown, and taken out again.
 import { el, icon } from "./dom.js";
 
-/** What the server takes and browsers show. */
-const TYPES = ["image/png", "image/jpeg", "image/webp", "image/gif"];
 const MOST = 4;
 /** Models look no closer. */
 const LONGEST_EDGE = 2048;
@@ -19,21 +17,31 @@ export function dataUrl(blob) {
   });
 }
 
-/** What is sent of a file. A photo is always drawn anew: it also says where and when it was taken, which nobody asked for. */
+/**
+ * What is sent of a file. It is always drawn anew, for files also say where and when a photo was taken, and by whom, which
+ * nobody asked for. A photo becomes JPEG; others stay as exact as they are, unless that is too large.
+ */
 async function prepared(file) {
   const bitmap = await createImageBitmap(file);
   try {
     const scale = Math.min(1, LONGEST_EDGE / Math.max(bitmap.width, bitmap.height));
-    if (scale === 1 && file.size <= MOST_BYTES && file.type !== "image/jpeg" && TYPES.includes(file.type)) return file;
     const size = (edge) => Math.max(1, Math.round(edge * scale));
     const canvas = el("canvas", { width: size(bitmap.width), height: size(bitmap.height) });
     const context = canvas.getContext("2d");
+    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    const made = async (...how) => {
+      const blob = await new Promise((resolve) => canvas.toBlob(resolve, ...how));
+      return blob && blob.size <= MOST_BYTES ? blob : null;
+    };
+    const exact = file.type === "image/jpeg" ? null : await made("image/png");
+    if (exact) return exact;
+    // What a JPEG cannot let through is white.
+    context.globalCompositeOperation = "destination-over";
     context.fillStyle = "#fff";
     context.fillRect(0, 0, canvas.width, canvas.height);
-    context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
     for (const quality of [0.86, 0.6]) {
-      const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", quality));
-      if (blob && blob.size <= MOST_BYTES) return blob;
+      const blob = await made("image/jpeg", quality);
+      if (blob) return blob;
     }
     throw new TypeError("it cannot be made small enough");
   } finally {

@@ -46,8 +46,8 @@ export function settledLength(text) {
 }
 
 function fenceOf(line) {
-  const match = /^ {0,3}(`{3,}|~{3,})\s*([^`\n]*)$/.exec(line);
-  return match && { mark: match[1], info: match[2].trim() };
+  const match = /^( {0,3})(`{3,}|~{3,})\s*([^`\n]*)$/.exec(line);
+  return match && { indent: match[1].length, mark: match[2], info: match[3].trim() };
 }
 
 const BULLET = /^( {0,3})([-*+])(?: +|$)/;
@@ -62,6 +62,8 @@ function blocks(lines, options, depth) {
     fragment.append(el("p", {}, lines.join("\n")));
     return fragment;
   }
+  // Which way it is written, each block says for itself and all that is in it.
+  const whole = depth === 0 ? { dir: "auto" } : {};
   let at = 0;
   while (at < lines.length) {
     const line = lines[at];
@@ -73,7 +75,8 @@ function blocks(lines, options, depth) {
       while (at < lines.length) {
         const end = fenceOf(lines[at]);
         if (end && end.mark[0] === fence.mark[0] && end.mark.length >= fence.mark.length && end.info === "") break;
-        code.push(lines[at]);
+        // As far as the fence is indented, so is what is in it.
+        code.push(lines[at].slice(Math.min(fence.indent, lines[at].length - lines[at].trimStart().length)));
         at += 1;
       }
       at += 1;
@@ -84,7 +87,7 @@ function blocks(lines, options, depth) {
     if (heading) {
       // The page has its own first two levels.
       const level = Math.min(6, heading[1].length + 2);
-      fragment.append(el(`h${level}`, {}, inline(heading[2].replace(/\s#+\s*$/, ""), options)));
+      fragment.append(el(`h${level}`, whole, inline(heading[2].replace(/\s#+\s*$/, ""), options)));
       at += 1;
       continue;
     }
@@ -95,7 +98,7 @@ function blocks(lines, options, depth) {
         quoted.push(lines[at].replace(/^ {0,3}> ?/, ""));
         at += 1;
       }
-      fragment.append(el("blockquote", {}, blocks(quoted, options, depth + 1)));
+      fragment.append(el("blockquote", whole, blocks(quoted, options, depth + 1)));
       continue;
     }
     if (BULLET.test(line) || NUMBER.test(line)) {
@@ -104,21 +107,31 @@ function blocks(lines, options, depth) {
       at = next;
       continue;
     }
-    if (line.includes("|") && at + 1 < lines.length && lines[at + 1].length < 2000 && TABLE_LINE.test(lines[at + 1])) {
-      const [table, next] = tableAt(lines, at, options);
+    if (tableStarts(lines, at)) {
+      const [table, next] = tableAt(lines, at, options, whole);
       fragment.append(table);
       at = next;
       continue;
     }
     const paragraph = [line.trimStart()];
     at += 1;
-    while (at < lines.length && lines[at].trim() !== "" && !startsBlock(lines[at])) {
+    while (at < lines.length && lines[at].trim() !== "" && !interrupts(lines[at]) && !tableStarts(lines, at)) {
       paragraph.push(lines[at].trimStart());
       at += 1;
     }
-    fragment.append(el("p", {}, inline(paragraph.join("\n"), options)));
+    fragment.append(el("p", whole, inline(paragraph.join("\n"), options)));
   }
   return fragment;
+}
+
+function tableStarts(lines, at) {
+  return lines[at].includes("|") && at + 1 < lines.length && lines[at + 1].length < 2000 && TABLE_LINE.test(lines[at + 1]);
+}
+
+/** Whether a line ends the paragraph above it. One that begins with a year is no list. */
+function interrupts(line) {
+  const number = NUMBER.exec(line);
+  return number ? number[2] === "1" : startsBlock(line);
 }
 
 function startsBlock(line) {
@@ -127,10 +140,11 @@ function startsBlock(line) {
 }
 
 function listAt(lines, start, options, depth) {
+  const whole = depth === 0 ? { dir: "auto" } : {};
   const ordered = NUMBER.exec(lines[start]);
   const pattern = ordered ? NUMBER : BULLET;
   const first = ordered ? Number(ordered[2]) : 1;
-  const list = ordered ? el("ol", first === 1 ? {} : { start: first }) : el("ul");
+  const list = ordered ? el("ol", first === 1 ? whole : { ...whole, start: first }) : el("ul", whole);
   let at = start;
   while (at < lines.length) {
     const mark = pattern.exec(lines[at]);
@@ -173,7 +187,7 @@ function cells(line) {
   return found.slice(0, 40);
 }
 
-function tableAt(lines, start, options) {
+function tableAt(lines, start, options, whole) {
   const header = cells(lines[start]);
   const head = el("tr");
   for (const cell of header) head.append(el("th", { scope: "col" }, inline(cell, options)));
@@ -186,7 +200,7 @@ function tableAt(lines, start, options) {
     body.append(row);
     at += 1;
   }
-  return [el("div", { class: "scroller", tabindex: "0", role: "region" }, el("table", {}, el("thead", {}, head), body)), at];
+  return [el("div", { class: "scroller", tabindex: "0", role: "region" }, el("table", whole, el("thead", {}, head), body)), at];
 }
 
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
@@ -230,17 +244,22 @@ function inline(text, options, depth = 0, linked = false) {
       continue;
     }
     if ((c === "*" || c === "_" || c === "~")) {
-      const run = text[at + 1] === c ? 2 : 1;
-      const mark = c.repeat(run);
-      const opens = text[at + run] !== undefined && !/\s/.test(text[at + run])
-        && !(c === "_" && at > 0 && WORD.test(text[at - 1])) && !(c === "~" && run === 1);
-      const end = opens ? closing(text, mark, at + run, find) : -1;
+      // `***both***` is the one around the other.
+      let run = c !== "~" && text.startsWith(c.repeat(3), at) && text[at + 3] !== c ? 3 : text[at + 1] === c ? 2 : 1;
+      const endOf = (length) => {
+        const opens = text[at + length] !== undefined && !/\s/.test(text[at + length])
+          && !(c === "_" && at > 0 && WORD.test(text[at - 1])) && !(c === "~" && length === 1);
+        return opens ? closing(text, c.repeat(length), at + length, find) : -1;
+      };
+      let end = endOf(run);
+      if (end < 0 && run === 3) { run = 2; end = endOf(run); }
       if (end > 0) {
         flush();
-        const tag = c === "~" ? "del" : run === 2 ? "strong" : "em";
-        fragment.append(el(tag, {}, inline(text.slice(at + run, end), options, depth + 1, linked)));
+        const tag = c === "~" ? "del" : run >= 2 ? "strong" : "em";
+        const within = inline(text.slice(at + run, end), options, depth + 1, linked);
+        fragment.append(el(tag, {}, run === 3 ? el("em", {}, within) : within));
         at = end + run;
-      } else { plain += mark; at += run; }
+      } else { plain += c.repeat(run); at += run; }
       continue;
     }
     const image = c === "!" && text[at + 1] === "[";
@@ -253,6 +272,9 @@ function inline(text, options, depth = 0, linked = false) {
         continue;
       }
     }
+    // All that models write in HTML, for it is the only way to break a line in a cell.
+    const lineBreak = c === "<" ? /^<br ?\/?>/i.exec(text.slice(at, at + 6)) : null;
+    if (lineBreak) { flush(); fragment.append(el("br")); at += lineBreak[0].length; continue; }
     if (c === "<" && !linked) {
       const end = find(">", at + 1);
       const inside = end > 0 && end - at < 2000 ? text.slice(at + 1, end) : "";
@@ -262,7 +284,7 @@ function inline(text, options, depth = 0, linked = false) {
     if (c === "h" && !linked && /^https?:\/\//.test(text.slice(at, at + 8)) && !(at > 0 && WORD.test(text[at - 1]))) {
       let end = at;
       while (end < text.length && end - at < 2000 && !/[\s<>"`]/.test(text[end])) end += 1;
-      while (end > at && /[.,;:!?)\]'*_~]/.test(text[end - 1])) end -= 1;
+      end = trimmedEnd(text, at, end);
       const url = safeUrl(text.slice(at, end));
       if (url) { flush(); fragment.append(external(url, text.slice(at, end))); at = end; continue; }
     }
@@ -271,6 +293,20 @@ function inline(text, options, depth = 0, linked = false) {
   }
   flush();
   return fragment;
+}
+
+/** Where an address ends that stands in a text: before what belongs to the text. A bracket belongs to it that was opened in it. */
+function trimmedEnd(text, start, end) {
+  let open = 0;
+  for (let at = start; at < end; at += 1) open += text[at] === "(" ? 1 : text[at] === ")" ? -1 : 0;
+  while (end > start && /[.,;:!?)\]'*_~]/.test(text[end - 1])) {
+    if (text[end - 1] === ")") {
+      if (open >= 0) break;
+      open += 1;
+    }
+    end -= 1;
+  }
+  return end;
 }
 
 /** Where an emphasis ends: at its mark, behind something, and for `_` not within a word. */

@@ -2,6 +2,9 @@
 import { el, icon } from "./dom.js";
 import { render, settledLength } from "./markdown.js";
 
+/** What a frame has time for. */
+const FRAME_MS = 16;
+
 export class Messages {
   #t;
   #config;
@@ -39,7 +42,7 @@ export class Messages {
       return picture;
     });
     const row = pictures.length > 0 ? el("div", { class: "pictures" }, ...pictures) : null;
-    const node = el("article", { class: "message user", "aria-label": this.#t("you") }, row, el("div", { class: "text" }, text));
+    const node = el("article", { class: "message user", "aria-label": this.#t("you") }, row, el("div", { class: "text", lang: this.#config.language, dir: "auto" }, text));
     this.#log.append(node);
     return node;
   }
@@ -57,7 +60,7 @@ export class Messages {
 
   /** An answer that is still to come. */
   answer() {
-    const prose = el("div", { class: "prose" });
+    const prose = el("div", { class: "prose", lang: this.#config.language });
     const typing = el("span", { class: "typing", role: "img", "aria-label": this.#t("thinking") }, el("i"), el("i"), el("i"));
     const body = el("div", { class: "body" }, prose, typing);
     const logo = el("img", { class: "logo", src: this.#config.logo, alt: "", width: 30, height: 30, referrerpolicy: "no-referrer" });
@@ -73,6 +76,9 @@ class Answer {
   #settled = 0;
   #settledNodes = 0;
   #frame = 0;
+  #later = 0;
+  /** Not before this is it drawn again. */
+  #rested = 0;
   #node;
   #body;
   #prose;
@@ -99,15 +105,32 @@ class Answer {
       code: (text, language) => {
         const copy = el("button", { type: "button", "aria-label": this.#t("copy_code"), onclick: () => copyText(copy, text, this.#t) }, icon("copy"));
         return el("div", { class: "code" }, el("div", { class: "head" }, el("span", {}, language), copy),
-          el("pre", { tabindex: "0" }, el("code", {}, text)));
+          el("pre", { tabindex: "0", dir: "ltr" }, el("code", {}, text)));
       },
     };
   }
 
-  /** More of the text. It is shown with the next frame, and only what may still change is rendered again. */
+  /**
+   * More of the text. It is shown with the next frame, and only what may still change is rendered again. That is the whole of
+   * a long list or table: drawing it with every frame would cost the square of its length, so it takes a tenth of the time.
+   */
   add(text) {
     this.text += text;
-    if (this.#frame === 0) this.#frame = requestAnimationFrame(() => { this.#frame = 0; this.#draw(); });
+    if (this.#frame !== 0 || this.#later !== 0) return;
+    const rest = this.#rested - performance.now();
+    if (rest > 0) this.#later = setTimeout(() => { this.#later = 0; this.#next(); }, rest);
+    else this.#next();
+  }
+
+  #next() {
+    this.#frame = requestAnimationFrame(() => {
+      this.#frame = 0;
+      const begun = performance.now();
+      this.#draw();
+      // To lay it out takes about as long again.
+      const cost = 2 * (performance.now() - begun);
+      this.#rested = cost > FRAME_MS / 2 ? performance.now() + Math.min(10 * cost, 1000) : 0;
+    });
   }
 
   #draw() {
@@ -125,7 +148,8 @@ class Answer {
   /** The whole text, once nothing more comes. */
   #whole() {
     cancelAnimationFrame(this.#frame);
-    this.#frame = 0;
+    clearTimeout(this.#later);
+    this.#frame = this.#later = 0;
     this.#prose.replaceChildren(render(this.text, this.#options()));
     this.#typing.remove();
     for (const node of this.#below.splice(0)) node.remove();
@@ -183,7 +207,7 @@ class Answer {
 
   /** What somebody who gave a thumb may add. */
   #ask(feedback, rate, opener) {
-    const field = el("textarea", { id: `comment-${this.id}`, rows: 2, maxlength: 2000 });
+    const field = el("textarea", { id: `comment-${this.id}`, rows: 2, maxlength: 2000, dir: "auto" });
     const close = () => { this.#comment?.remove(); this.#comment = null; opener.focus(); };
     const label = el("label", { for: field.id }, `${this.#t(feedback.rating === "up" ? "feedback_ask_good" : "feedback_ask")} `, el("span", {}, `(${this.#t("feedback_optional")})`));
     this.#comment = el("form", {

@@ -1,9 +1,15 @@
 // Who is chatting, and the tokens that prove it.
 //
 // On the page itself the long-lived token is in a cookie that no script can read, sent to the page's own session address
-// only and never from another site; it stays the same, so tabs and hasty reloads cannot get into each other's way. In a frame on a client's site such a cookie would not be sent (and others are often
-// blocked), so there the token is in the frame's own storage: a user's for as long as the tab is open, a visitor's until it
-// expires. Where a browser denies frames even that, it is in memory, and the next page begins anew. The short-lived token is kept for the tab, so that a reload goes on without asking for a new one.
+// only and never from another site; it stays the same, so tabs and hasty reloads cannot get into each other's way. In a
+// frame on a client's site such a cookie would not be sent (and others are often blocked), so there the token is in the
+// frame's own storage: a user's for as long as the tab is open, a visitor's until it expires. Where a browser denies frames
+// even that, it is in memory, and the next page begins anew. The short-lived token is kept for the tab, so that a reload
+// goes on without asking for a new one.
+//
+// Tabs share the cookie, and whoever signs in or out in one does so for all of them, while what is on the screen belongs to
+// one person. So a tab knows whose it is: with every new token the server says whom it is for, and tabs tell each other. A
+// tab that finds somebody else clears itself (`onchange`), and what was asked for as one person is never sent as another.
 import { stored } from "./dom.js";
 
 const EARLY_MS = 60_000;
@@ -20,6 +26,9 @@ export class Refused extends Error {
   }
 }
 
+/** What somebody asked for who is not there any more. */
+const gone = () => new Refused(0, { code: "somebody_else" }, 0);
+
 /** The answer, if it is a good one; else a {@link Refused}. */
 export async function accepted(response) {
   if (response.ok) return response;
@@ -31,6 +40,8 @@ export async function accepted(response) {
 export class Session {
   #slug;
   #embedded;
+  /** Whose tab this is: `{user, kind}`, or nobody's. */
+  #who;
   #access;
   #refreshing = null;
   /** A frame's refresh token, for browsers that let it keep none. */
@@ -39,43 +50,72 @@ export class Session {
   constructor(slug, embedded) {
     this.#slug = slug;
     this.#embedded = embedded;
-    this.#access = stored.get("sessionStorage", this.#key("access"));
+    this.#who = this.#remembered();
+    const access = stored.get("sessionStorage", this.#key("access"));
+    this.#access = access?.user === this.user ? access : null;
+    window.addEventListener("storage", (event) => { if (event.key === null || event.key === this.#key("who")) this.#compare(); });
+    // A page that was put aside has heard of nothing meanwhile.
+    window.addEventListener("pageshow", (event) => { if (event.persisted) this.#compare(); });
   }
 
   /** A frame keeps its own: what the page itself remembers is not the frame's to forget. */
   #key(name) { return `freehold:${this.#embedded ? "frame:" : ""}${this.#slug}:${name}`; }
 
-  /** `user`, `visitor` or `null`, as far as this browser remembers. */
-  get kind() {
-    return this.#access?.kind ?? stored.get("sessionStorage", this.#key("kind")) ?? stored.get("localStorage", this.#key("kind"));
+  /** Whom this browser remembers. A frame's user is its own tab's, everybody else is every tab's. */
+  #remembered() {
+    return stored.get("sessionStorage", this.#key("who")) ?? stored.get("localStorage", this.#key("who"));
   }
 
-  #keep(tokens, kind) {
-    this.#access = { token: tokens.access_token, until: Date.now() + tokens.expires_in * 1000, kind };
-    for (const name of ["kind", "refresh"]) for (const old of ["sessionStorage", "localStorage"]) stored.set(old, this.#key(name), null);
+  /** The id of whoever is chatting here; `null` for nobody. */
+  get user() { return this.#who?.user ?? null; }
+
+  /** `user`, `visitor` or `null`. */
+  get kind() { return this.#who?.kind ?? null; }
+
+  /** Called when this tab is somebody else's all at once, or nobody's any more, with whose it was: `{user, kind}` or `null`. */
+  onchange = () => {};
+
+  /** Looks whether another tab has become somebody else, which makes it so for this one. */
+  #compare() {
+    const who = this.#remembered();
+    if ((who?.user ?? null) === this.user) return;
+    const before = this.#who;
+    this.#who = who;
+    this.#access = null;
+    this.#unkept = null;
+    stored.set("sessionStorage", this.#key("access"), null);
+    this.onchange(before);
+  }
+
+  #keep(tokens) {
+    const kind = tokens.role === "visitor" ? "visitor" : "user";
+    this.#who = { user: tokens.user_id, kind };
+    this.#access = { token: tokens.access_token, until: Date.now() + tokens.expires_in * 1000, user: this.user };
     stored.set("sessionStorage", this.#key("access"), this.#access);
-    const storage = this.#embedded && kind === "user" ? "sessionStorage" : "localStorage";
-    stored.set(storage, this.#key("kind"), kind);
+    const own = this.#embedded && kind === "user";
+    const [storage, other] = own ? ["sessionStorage", "localStorage"] : ["localStorage", "sessionStorage"];
     if (this.#embedded) {
       this.#unkept = tokens.refresh_token;
+      stored.set(other, this.#key("refresh"), null);
       stored.set(storage, this.#key("refresh"), tokens.refresh_token);
     }
+    // Last, for other tabs look at once.
+    stored.set(other, this.#key("who"), null);
+    stored.set(storage, this.#key("who"), this.#who);
   }
 
-  /** Called when whoever was signed in is not any more, with what it was. */
-  onlost = () => {};
-
   #lose() {
-    const kind = this.kind;
+    const before = this.#who;
     this.#forget();
-    if (kind) this.onlost(kind);
+    if (before) this.onchange(before);
   }
 
   #forget() {
+    this.#who = null;
     this.#access = null;
     this.#unkept = null;
     for (const storage of ["sessionStorage", "localStorage"]) {
-      for (const name of ["access", "kind", "refresh"]) stored.set(storage, this.#key(name), null);
+      for (const name of ["access", "refresh", "who"]) stored.set(storage, this.#key(name), null);
     }
   }
 
@@ -88,12 +128,15 @@ export class Session {
     });
   }
 
+  /** Signs in, and then whoever was there is signed out: the page's cookie is replaced, a frame's token ended here. */
   async signIn(email, password) {
     const [path, body] = this.#embedded
       ? ["/api/v1/auth/login", { tenant: this.#slug, email, password }]
       : [`/c/${this.#slug}/session`, { email, password }];
     const tokens = await (await accepted(await this.#post(path, body))).json();
-    this.#keep(tokens, "user");
+    const former = this.#refreshToken();
+    this.#keep(tokens);
+    if (this.#embedded) this.#end(former);
   }
 
   /** Becomes a visitor. Asked for with the first question only, so that whoever just looks leaves nothing behind. */
@@ -101,13 +144,16 @@ export class Session {
     const [path, body] = this.#embedded
       ? ["/api/v1/auth/visitor", { tenant: this.#slug }]
       : [`/c/${this.#slug}/session`, { visitor: true }];
-    const tokens = await (await accepted(await this.#post(path, body))).json();
-    this.#keep(tokens, "visitor");
+    this.#keep(await (await accepted(await this.#post(path, body))).json());
   }
 
   async signOut() {
     const refresh = this.#refreshToken();
     this.#forget();
+    await this.#end(refresh);
+  }
+
+  async #end(refresh) {
     try {
       if (!this.#embedded) await this.#post(`/c/${this.#slug}/session`, undefined, "DELETE");
       else if (refresh) await this.#post("/api/v1/auth/logout", { refresh_token: refresh });
@@ -119,13 +165,15 @@ export class Session {
     return stored.get("sessionStorage", this.#key("refresh")) ?? stored.get("localStorage", this.#key("refresh")) ?? this.#unkept;
   }
 
-  /** A token that is good for a while; `null` if nobody is signed in. */
+  /** A token that is good for a while; `null` if nobody is signed in. Throws {@link Refused} for what is somebody else's now. */
   async token(rejected = null) {
     const good = this.#access && this.#access.token !== rejected && this.#access.until - Date.now() > EARLY_MS;
     if (good) return this.#access.token;
-    if (!this.kind) return null;
+    const user = this.user;
+    if (user === null) return null;
     this.#refreshing ??= this.#inTurn(() => this.#refresh()).finally(() => { this.#refreshing = null; });
     await this.#refreshing;
+    if (this.user !== null && this.user !== user) throw gone();
     return this.#access?.token ?? null;
   }
 
@@ -143,40 +191,57 @@ export class Session {
   }
 
   async #refresh() {
-    const kind = this.kind;
+    const before = this.#who;
     const refresh = this.#refreshToken();
     if (this.#embedded && !refresh) return this.#lose();
     const response = this.#embedded
       ? await this.#post("/api/v1/auth/refresh", { refresh_token: refresh })
       : await this.#post(`/c/${this.#slug}/session/refresh`, {});
-    if (response.status === 401 || response.status === 403) return this.#lose();
-    this.#keep(await (await accepted(response)).json(), kind);
+    // Signed out, or somebody else, while this was under way: the answer is nobody's.
+    if (this.#who !== before) return;
+    // Nothing but this says that the token is over: a service that is not active may come back.
+    if (response.status === 401) return this.#lose();
+    const tokens = await (await accepted(response)).json();
+    if (this.#who !== before) return;
+    this.#keep(tokens);
+    if (this.user !== before.user) this.onchange(before);
   }
 
-  /** A request as whoever is signed in. Throws {@link Refused} for what is not a good answer. */
+  /**
+   * A request as whoever is signed in. Throws {@link Refused} for what is not a good answer, and for any answer to somebody
+   * who is not there any more.
+   */
   async request(path, options = {}) {
+    const user = this.user;
+    const same = () => { if (this.user !== user) throw gone(); };
     const send = async (token) => fetch(path, {
       ...options, credentials: "omit",
       headers: { ...options.headers, ...(token ? { authorization: `Bearer ${token}` } : {}) },
     });
     const token = await this.token();
+    if (token) same();
+    else if (user !== null) throw new Refused(401, { code: "unauthenticated" }, 0);
     let response = await send(token);
-    if (response.status === 401 && token) {
+    if (response.status === 401 && token && this.user === user) {
       const renewed = await this.token(token);
-      if (renewed) response = await send(renewed);
-      if (response.status === 401) this.#lose();
+      if (renewed) { same(); response = await send(renewed); }
+      if (response.status === 401 && this.user === user) this.#lose();
     }
+    if (response.ok) same();
     return accepted(response);
   }
 
   /** The same with a JSON body and answer. */
   async json(path, method = "GET", body = undefined) {
+    const user = this.user;
     const options = { method };
     if (body !== undefined) {
       options.body = JSON.stringify(body);
       options.headers = { "content-type": "application/json" };
     }
     const response = await this.request(path, options);
-    return response.status === 204 ? null : response.json();
+    const answer = response.status === 204 ? null : await response.json();
+    if (this.user !== user) throw gone();
+    return answer;
   }
 }

@@ -1,20 +1,29 @@
 // Embeds a client's chat in its own site: <script src="https://HOST/widget.js" data-client="SLUG" async></script>
 // Nothing of the site is read, and nothing but one element is added to it. Everything else happens in a frame of our own.
+// A site that wants it out of the way for a while sets `hidden` on that element, <freehold-chat>.
 (() => {
   "use strict";
   const script = document.currentScript;
   const slug = script?.dataset.client ?? "";
   if (!/^[a-z0-9-]{1,63}$/.test(slug)) return console.error("freehold: data-client has to be the client's name");
+  // Sites that change pages without loading them run this again, and some embed it twice: there is one button all the same.
+  const here = (window[Symbol.for("freehold.chat")] ??= new Set());
+  if (here.has(slug)) return undefined;
+  here.add(slug);
   const origin = new URL(script.src).origin;
   const placed = (make) => (document.body ? make() : document.addEventListener("DOMContentLoaded", make, { once: true }));
 
   fetch(`${origin}/c/${slug}/widget.json`, { credentials: "omit", referrerPolicy: "no-referrer" })
     .then((response) => (response.ok ? response.json() : Promise.reject(new Error(`status ${response.status}`))))
     .then((look) => placed(() => build(look)))
-    .catch(() => console.error(`freehold: the chat is not available at ${location.origin}; is it among the allowed origins?`));
+    .catch(() => {
+      here.delete(slug);
+      console.error(`freehold: the chat is not available at ${location.origin}; is it among the allowed origins?`);
+    });
 
   function build(look) {
-    const host = document.createElement("div");
+    // An element of a name of its own: themes hide every `div` that is empty, as this one looks from outside.
+    const host = document.createElement("freehold-chat");
     const root = host.attachShadow({ mode: "open" });
     const sheet = new CSSStyleSheet();
     sheet.replaceSync(CSS);
@@ -62,7 +71,22 @@
       if (event.data?.type === "freehold:close") close();
     });
     root.append(button);
-    document.body.append(host);
+    stay(host);
+  }
+
+  /** Puts the element into the page, and there again when the site has exchanged what is on the page, or its whole body. */
+  function stay(host) {
+    let waiting = 0;
+    const put = () => {
+      waiting = 0;
+      if (document.body && !host.isConnected) document.body.append(host);
+      watch.disconnect();
+      watch.observe(document.documentElement, { childList: true });
+      if (document.body) watch.observe(document.body, { childList: true });
+    };
+    // Not at once, so that a site that takes it out again each time is not kept busy with that.
+    const watch = new MutationObserver(() => { if (!host.isConnected || host.parentNode !== document.body) waiting ||= setTimeout(put, 100); });
+    put();
   }
 
   function drawing(path) {
@@ -76,7 +100,9 @@
   }
 
   const CSS = `
-    :host { all: initial; }
+    /* Whatever the site says of its elements: what is important in here is not to be overruled from there. */
+    :host { all: initial !important; display: block !important; }
+    :host([hidden]) { display: none !important; }
     .button { position: fixed; z-index: 2147483000; right: 20px; bottom: calc(20px + env(safe-area-inset-bottom));
       width: 58px; height: 58px; border: 0; border-radius: 50%; cursor: pointer; display: grid; place-items: center;
       background: var(--brand); color: var(--on-brand); box-shadow: 0 2px 6px #0003, 0 8px 28px #0003; }

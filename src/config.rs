@@ -97,8 +97,8 @@ pub const SETTINGS: &[Setting] = &[
         "platform_pool_size",
         "FREEHOLD_PLATFORM_POOL_SIZE",
         Some("16"),
-        "connections of one server to the platform's database for requests, at most; a server that carries operations out has \
-         a second pool of twice FREEHOLD_WORKER_CONCURRENCY and 4, so 16 + 2 × 4 + 4 = 28 with the defaults",
+        "connections of one server to the platform's database for requests, at most; limits have 4 of their own, and a server \
+         that carries operations out has twice FREEHOLD_WORKER_CONCURRENCY and 4, so 16 + 4 + 2 × 4 + 4 = 32 with the defaults",
     ).between(2, 1000),
     setting(
         "tenant_pool_size",

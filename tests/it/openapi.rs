@@ -135,8 +135,13 @@ fn every_code_is_listed_with_what_to_do() {
         "Self::new(status,",
         "ApiError::new(status,",
     ];
-    let elsewhere =
-        ["src/providers/error.rs", "src/chat/model_call.rs", "src/chat/turn.rs", "src/backup_archive/mod.rs"];
+    let elsewhere = [
+        "src/providers/error.rs",
+        "src/chat/model_call.rs",
+        "src/chat/turn.rs",
+        "src/chat/pipeline.rs",
+        "src/backup_archive/mod.rs",
+    ];
     let is_code = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
     let mut made = BTreeSet::new();
     let edge = sources(&root.join("src/http"));
@@ -159,8 +164,11 @@ fn every_code_is_listed_with_what_to_do() {
     for path in elsewhere {
         let text = std::fs::read_to_string(root.join(path)).unwrap();
         let text = text.split("#[cfg(test)]").next().unwrap();
-        for line in text.lines().filter(|line| line.trim_start().starts_with("Self::")) {
-            if let Some(code) = line.split("=> \"").nth(1).and_then(|rest| rest.split('"').next()) {
+        // An arm of the table of codes, or the one code that has a name.
+        for line in text.lines() {
+            let arm = line.trim_start().starts_with("Self::").then(|| line.split("=> \"").nth(1)).flatten();
+            let named = line.strip_prefix("const NOT_STORED: &str = \"");
+            if let Some(code) = arm.or(named).and_then(|rest| rest.split('"').next()) {
                 made.insert(code.to_owned());
             }
         }

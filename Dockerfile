@@ -26,6 +26,7 @@ COPY --from=postgres:18-bookworm /usr/lib/*-linux-gnu/libpq.so.5* /usr/local/lib
 RUN ldconfig
 COPY --from=build /out/ /usr/local/bin/
 USER 10001
+# Whoever runs the image gives FREEHOLD_PUBLIC_URL, the address that clients reach it by.
 ENV FREEHOLD_LISTEN=0.0.0.0:8080 FREEHOLD_LOG_FORMAT=json
 EXPOSE 8080
 # bash opens the connection itself, so that the image needs no curl.

@@ -24,7 +24,6 @@ use crate::fleet::Fleet;
 use crate::fleet_audit::FleetAudit;
 use crate::http::patience::Patient;
 use crate::http::router;
-use crate::http::tenant::question_body::QuestionRoom;
 use crate::ids::TenantId;
 use crate::limits::{self, Limits, Plans};
 use crate::metering::{Ledger, Prices};
@@ -54,6 +53,8 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long a client's machine may be silent to what was sent to it. One that answers and takes nothing is given up
 /// earlier; see the setting `client_stall_seconds`.
 const CLIENT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long the connections of a tenant that goes out of service are kept for the ends of its answers. Others' news wait for it.
+const LAST_ANSWERS: Duration = Duration::from_millis(300);
 /// How long a worker whose database does not answer waits before it tries again.
 const WORKER_PAUSE: Duration = Duration::from_secs(1);
 /// How long a tenant's connection may lie unused.
@@ -121,8 +122,6 @@ pub struct Dependencies {
     pub limits: Limits,
     /// Conversations and answers.
     pub chat: Chat,
-    /// Room for questions with images.
-    pub question_room: QuestionRoom,
     /// The chat pages that anybody may open.
     pub pages: Pages,
     /// Carries operations out.
@@ -190,8 +189,9 @@ impl AppState {
         let limits_pool = limits::pool(&config.platform_database_url);
         let limits = Limits::new(limits_pool, config.redis_url.as_ref(), Arc::clone(&plans), Arc::clone(&clock))
             .context("REDIS_URL cannot be used")?;
-        let answers = AnswerCache::new(config.answer_cache_bytes, config.redis_url.as_ref(), Arc::clone(&clock))
-            .context("REDIS_URL cannot be used")?;
+        let answers_url = config.answer_cache_redis_url.as_ref();
+        let answers = AnswerCache::new(config.answer_cache_bytes, answers_url, Arc::clone(&clock))
+            .context("FREEHOLD_ANSWER_CACHE_REDIS_URL cannot be used")?;
         let tasks = TaskTracker::new();
         let prices = Prices::load(config.templates_dir.as_deref())?;
         let ledger = Ledger::new(databases.server_id(), prices, Arc::clone(&clock), tasks.clone());
@@ -314,7 +314,6 @@ impl AppState {
             stop: CancellationToken::new(),
             give_up,
             worker_runs: Arc::default(),
-            question_room: QuestionRoom::default(),
             config,
             pool,
             clock,
@@ -475,11 +474,10 @@ async fn follow_registry(state: AppState) {
             Ok(Notification::Registry(id)) => {
                 let known = state.directory.knows_tenant(id);
                 let record = state.directory.refresh(id).await;
-                // Answers end first: how they end is written while there are connections.
                 if known {
                     follow_life(&state, id, record.as_deref());
                 }
-                state.databases.follow(id, record.as_ref());
+                follow_connections(&state, id, record.as_ref()).await;
             }
             Ok(Notification::Operation(_) | Notification::Limits(_)) => {}
             Ok(Notification::SharedModels) => drop(tokio::spawn(read_shared_models(state.clone()))),
@@ -490,7 +488,7 @@ async fn follow_registry(state: AppState) {
                 for id in state.databases.tenants() {
                     let record = state.directory.refresh(id).await;
                     follow_life(&state, id, record.as_deref());
-                    state.databases.follow(id, record.as_ref());
+                    follow_connections(&state, id, record.as_ref()).await;
                 }
                 forget_gone(&state).await;
             }
@@ -519,6 +517,15 @@ fn follow_life(state: &AppState, id: TenantId, record: Option<&TenantRecord>) {
         state.api_keys.forget_tenant(id);
         state.limits.forget_tenant(id);
     }
+}
+
+/// What follows for its connections. Answers of one that goes out of service end first, and how they end is written while
+/// there are connections. What is not written by then is taken up later.
+async fn follow_connections(state: &AppState, id: TenantId, record: Option<&Arc<TenantRecord>>) {
+    if record.is_none_or(|record| !record.is_active()) {
+        let _ = tokio::time::timeout(LAST_ANSWERS, state.chat.idle(id)).await;
+    }
+    state.databases.follow(id, record);
 }
 
 /// Forgets the tenants that were deleted while nobody listened.

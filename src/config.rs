@@ -15,7 +15,12 @@ use secrecy::SecretString;
 use thiserror::Error;
 use url::Url;
 
+use crate::redis_client;
 use crate::secrets::{DatabaseUrl, MasterKeyring};
+
+mod spelling;
+
+pub use spelling::misspelt;
 
 /// One setting: where it is read from and what it means.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +33,14 @@ pub struct Setting {
     pub default: Option<&'static str>,
     /// What it means, with its unit.
     pub meaning: &'static str,
+    /// The least and the most it may be, if it is a number.
+    pub range: Option<(u64, u64)>,
+}
+
+impl Setting {
+    const fn between(self, least: u64, most: u64) -> Self {
+        Self { range: Some((least, most)), ..self }
+    }
 }
 
 const fn setting(
@@ -36,7 +49,7 @@ const fn setting(
     default: Option<&'static str>,
     meaning: &'static str,
 ) -> Setting {
-    Setting { key, env, default, meaning }
+    Setting { key, env, default, meaning, range: None }
 }
 
 /// Every setting. `freehold-server help-config` prints this table.
@@ -46,7 +59,7 @@ pub const SETTINGS: &[Setting] = &[
         "redis_url",
         "REDIS_URL",
         Some(""),
-        "URL of a Redis or Valkey that keeps rate limits and answers for all servers, `rediss://…` with TLS; without it the platform's database keeps limits, and each server its answers",
+        "URL of a Redis or Valkey that keeps rate limits for all servers, and answers unless those have one of their own, `rediss://…` with TLS; without it the platform's database keeps limits, and each server its answers",
     ),
     setting(
         "master_keys",
@@ -59,7 +72,7 @@ pub const SETTINGS: &[Setting] = &[
         "public_url",
         "FREEHOLD_PUBLIC_URL",
         Some(""),
-        "the address clients reach the server by; `http://<listen>` when empty",
+        "the address clients reach the server by; `http://<listen>` when empty, so needed where that is all interfaces",
     ),
     setting("log_format", "FREEHOLD_LOG_FORMAT", Some("text"), "`text` or `json`"),
     setting(
@@ -84,75 +97,82 @@ pub const SETTINGS: &[Setting] = &[
         "platform_pool_size",
         "FREEHOLD_PLATFORM_POOL_SIZE",
         Some("16"),
-        "connections to the platform's database, at most",
-    ),
+        "connections of one server to the platform's database for requests, at most; a server that carries operations out has \
+         a second pool of twice FREEHOLD_WORKER_CONCURRENCY and 4, so 16 + 2 × 4 + 4 = 28 with the defaults",
+    ).between(2, 1000),
     setting(
         "tenant_pool_size",
         "FREEHOLD_TENANT_POOL_SIZE",
         Some("8"),
         "connections to one tenant's database from one server, at most; a tenant's limits may say otherwise",
-    ),
+    ).between(1, 1000),
     setting(
         "tenant_connections",
         "FREEHOLD_TENANT_CONNECTIONS",
         Some("80"),
         "connections to one cluster for tenants' requests, from all servers together, at most",
-    ),
+    ).between(1, 10_000),
     setting(
         "own_database_connections",
         "FREEHOLD_OWN_DATABASE_CONNECTIONS",
         Some("8"),
         "connections to one database server of a client's own, from all servers together, at most",
-    ),
+    ).between(1, 1000),
     setting(
         "tenant_connection_wait_ms",
         "FREEHOLD_TENANT_CONNECTION_WAIT_MS",
         Some("5000"),
         "milliseconds a request waits for a connection before it is answered 503",
-    ),
+    ).between(10, 60_000),
     setting(
         "worker_concurrency",
         "FREEHOLD_WORKER_CONCURRENCY",
         Some("4"),
         "operations this server carries out at once; 0 for none",
-    ),
-    setting("session_hours", "FREEHOLD_SESSION_HOURS", Some("12"), "hours a super-admin session lasts"),
+    ).between(0, 100),
+    setting("session_hours", "FREEHOLD_SESSION_HOURS", Some("12"), "hours a super-admin session lasts").between(1, 24 * 30),
     setting(
         "access_token_minutes",
         "FREEHOLD_ACCESS_TOKEN_MINUTES",
         Some("15"),
         "minutes a tenant user's access token lasts",
-    ),
+    ).between(1, 24 * 60),
     setting(
         "refresh_token_days",
         "FREEHOLD_REFRESH_TOKEN_DAYS",
         Some("30"),
         "days a tenant user's refresh token lasts",
-    ),
-    setting("invite_days", "FREEHOLD_INVITE_DAYS", Some("7"), "days an invite can be accepted"),
+    ).between(1, 365),
+    setting("invite_days", "FREEHOLD_INVITE_DAYS", Some("7"), "days an invite can be accepted").between(1, 90),
     setting(
         "rotation_grace_seconds",
         "FREEHOLD_ROTATION_GRACE_SECONDS",
         Some("30"),
         "seconds that a replaced credential or key stays good, so that every server hears of the new one",
-    ),
+    ).between(0, 86_400),
     setting(
         "shutdown_seconds",
         "FREEHOLD_SHUTDOWN_SECONDS",
         Some("30"),
         "seconds that answers under way have to end when the server stops",
-    ),
+    ).between(0, 3600),
     setting(
         "client_stall_seconds",
         "FREEHOLD_CLIENT_STALL_SECONDS",
         Some("20"),
         "seconds that a client may take nothing of what is there for it, before its connection and what it asked for end",
-    ),
+    ).between(1, 3600),
     setting(
         "answer_cache_bytes",
         "FREEHOLD_ANSWER_CACHE_BYTES",
         Some("33554432"),
-        "bytes of this server's memory for answers that are given again to tenants that want that; 0 for none",
+        "bytes of this server's memory for answers that are given again to tenants that want that, an eighth of it for one at most; 0 keeps none anywhere",
+    ).between(0, 1 << 40),
+    setting(
+        "answer_cache_redis_url",
+        "FREEHOLD_ANSWER_CACHE_REDIS_URL",
+        Some(""),
+        "URL of a Redis or Valkey for those answers alone, which may be small and lose anything; that of `REDIS_URL` when empty, `off` for none",
     ),
     setting(
         "backup_dir",
@@ -165,7 +185,7 @@ pub const SETTINGS: &[Setting] = &[
         "FREEHOLD_BACKUP_UPLOAD_GIB",
         Some("64"),
         "gibibytes that a backup may have that is uploaded to be restored",
-    ),
+    ).between(1, 16_384),
     setting(
         "postgres_client_dir",
         "FREEHOLD_POSTGRES_CLIENT_DIR",
@@ -200,7 +220,7 @@ impl FromStr for LogFormat {
 pub struct Config {
     /// The platform's own database.
     pub platform_database_url: DatabaseUrl,
-    /// Where rate limits are kept, if not in the platform's database, and answers that servers share.
+    /// Where rate limits are kept, if not in the platform's database.
     pub redis_url: Option<SecretString>,
     /// Keys that wrap the tenants' data keys.
     pub master_keys: Arc<MasterKeyring>,
@@ -245,6 +265,8 @@ pub struct Config {
     pub client_stall: Duration,
     /// How many bytes of memory answers may take that are given again.
     pub answer_cache_bytes: usize,
+    /// Where servers share them, if anywhere.
+    pub answer_cache_redis_url: Option<SecretString>,
     /// Where tenants' backups lie.
     pub backup_dir: Option<PathBuf>,
     /// How long a backup may be that is uploaded, in gibibytes.
@@ -276,6 +298,16 @@ pub enum ConfigError {
         /// Why, without the value.
         reason: String,
     },
+    /// The file that a variable names could not be read.
+    #[error("{env}_FILE names {path}, which cannot be read: {reason}")]
+    SecretFile {
+        /// The environment variable, without the ending.
+        env: &'static str,
+        /// The file.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// A file could not be read.
     #[error("{path} cannot be read: {reason}")]
     File {
@@ -297,6 +329,9 @@ fn how_to_make(key: &str) -> &'static str {
         "master_keys" => {
             "\n  hint: make one with `echo \"1:$(openssl rand -base64 32)\"`, and keep a copy apart from the databases"
         }
+        "public_url" => {
+            "\n  hint: set it to the address that clients reach the server by, for example https://chat.example.com"
+        }
         _ => "",
     }
 }
@@ -311,6 +346,11 @@ impl Config {
         let source = Source { file: read_file(file)?, environment };
         let listen: SocketAddr = source.parse("listen")?;
         let public_url = match source.text("public_url")? {
+            // Links, and whether the page's cookie is for TLS only, follow from it: a guess that leads nobody here is none.
+            text if text.is_empty() && listen.ip().is_unspecified() => {
+                let reason = format!("it is empty, and http://{listen}, where the server listens, is nobody's address");
+                return Err(source.invalid("public_url", reason));
+            }
             text if text.is_empty() => format!("http://{listen}"),
             text => text,
         };
@@ -319,9 +359,15 @@ impl Config {
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
             .ok_or_else(|| source.invalid("public_url", "must be an http or https address".to_owned()))?;
         let templates_dir = source.directory("templates_dir")?;
+        let redis_url = source.redis_url("redis_url")?;
+        let answer_cache_redis_url = match source.text("answer_cache_redis_url")?.as_str() {
+            "" => redis_url.clone(),
+            "off" => None,
+            _ => source.redis_url("answer_cache_redis_url")?,
+        };
         Ok(Self {
             platform_database_url: source.parse("platform_database_url")?,
-            redis_url: Some(source.text("redis_url")?).filter(|url| !url.is_empty()).map(SecretString::from),
+            redis_url,
             master_keys: Arc::new(
                 MasterKeyring::parse(&SecretString::from(source.text("master_keys")?))
                     .map_err(|error| source.invalid("master_keys", error.to_string()))?,
@@ -332,22 +378,23 @@ impl Config {
             templates_dir,
             allow_private_model_hosts: source.parse("allow_private_model_hosts")?,
             allow_private_database_hosts: source.parse("allow_private_database_hosts")?,
-            platform_pool_size: source.number("platform_pool_size", 2, 1000)? as u32,
-            tenant_pool_size: source.number("tenant_pool_size", 1, 1000)? as usize,
-            tenant_connections: source.number("tenant_connections", 1, 10_000)? as usize,
-            own_database_connections: source.number("own_database_connections", 1, 1000)? as usize,
-            tenant_connection_wait: Duration::from_millis(source.number("tenant_connection_wait_ms", 10, 60_000)?),
-            worker_concurrency: source.number("worker_concurrency", 0, 100)? as usize,
-            session_lifetime: Duration::from_secs(3600 * source.number("session_hours", 1, 24 * 30)?),
-            access_token_lifetime: Duration::from_secs(60 * source.number("access_token_minutes", 1, 24 * 60)?),
-            refresh_token_lifetime: Duration::from_secs(86_400 * source.number("refresh_token_days", 1, 365)?),
-            invite_lifetime: Duration::from_secs(86_400 * source.number("invite_days", 1, 90)?),
-            rotation_grace: Duration::from_secs(source.number("rotation_grace_seconds", 0, 86_400)?),
-            shutdown_grace: Duration::from_secs(source.number("shutdown_seconds", 0, 3600)?),
-            client_stall: Duration::from_secs(source.number("client_stall_seconds", 1, 3600)?),
-            answer_cache_bytes: source.number("answer_cache_bytes", 0, 1 << 40)? as usize,
+            platform_pool_size: source.number("platform_pool_size")? as u32,
+            tenant_pool_size: source.number("tenant_pool_size")? as usize,
+            tenant_connections: source.number("tenant_connections")? as usize,
+            own_database_connections: source.number("own_database_connections")? as usize,
+            tenant_connection_wait: Duration::from_millis(source.number("tenant_connection_wait_ms")?),
+            worker_concurrency: source.number("worker_concurrency")? as usize,
+            session_lifetime: Duration::from_secs(3600 * source.number("session_hours")?),
+            access_token_lifetime: Duration::from_secs(60 * source.number("access_token_minutes")?),
+            refresh_token_lifetime: Duration::from_secs(86_400 * source.number("refresh_token_days")?),
+            invite_lifetime: Duration::from_secs(86_400 * source.number("invite_days")?),
+            rotation_grace: Duration::from_secs(source.number("rotation_grace_seconds")?),
+            shutdown_grace: Duration::from_secs(source.number("shutdown_seconds")?),
+            client_stall: Duration::from_secs(source.number("client_stall_seconds")?),
+            answer_cache_bytes: source.number("answer_cache_bytes")? as usize,
+            answer_cache_redis_url,
             backup_dir: source.directory("backup_dir")?,
-            backup_upload_gib: source.number("backup_upload_gib", 1, 16_384)?,
+            backup_upload_gib: source.number("backup_upload_gib")?,
             postgres_client_dir: source.directory("postgres_client_dir")?,
         })
     }
@@ -404,7 +451,7 @@ impl Source<'_> {
         if let Some(path) = (self.environment)(&format!("{env}_FILE")).filter(|path| !path.is_empty()) {
             return std::fs::read_to_string(&path)
                 .map(|text| text.trim_end().to_owned())
-                .map_err(|error| ConfigError::File { path, reason: error.to_string() });
+                .map_err(|error| ConfigError::SecretFile { env, path, reason: error.to_string() });
         }
         if let Some(value) = self.file.get(key) {
             return Ok(value.clone());
@@ -425,7 +472,19 @@ impl Source<'_> {
         }
     }
 
-    fn number(&self, key: &'static str, least: u64, most: u64) -> Result<u64, ConfigError> {
+    /// A Redis URL; none if it is empty.
+    fn redis_url(&self, key: &'static str) -> Result<Option<SecretString>, ConfigError> {
+        let url = self.text(key)?;
+        if url.is_empty() {
+            return Ok(None);
+        }
+        let url = SecretString::from(url);
+        redis_client::check(&url).map_err(|reason| self.invalid(key, reason.to_owned()))?;
+        Ok(Some(url))
+    }
+
+    fn number(&self, key: &'static str) -> Result<u64, ConfigError> {
+        let (least, most) = self.setting(key).range.unwrap_or((0, u64::MAX));
         self.text(key)?
             .parse()
             .ok()
@@ -440,6 +499,8 @@ impl Source<'_> {
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret as _;
+
     use super::*;
 
     const KEY: &str = "1:q83vEjRWeJCrze8SNFZ4kJgfP2uR0dWmAxLpZyTcVbE=";
@@ -474,6 +535,57 @@ mod tests {
         .unwrap_err()
         .to_string();
         assert!(error.contains("FREEHOLD_SESSION_HOURS") && error.contains("from 1 to 720"), "{error}");
+    }
+
+    #[test]
+    fn where_it_listens_everywhere_the_public_url_has_to_be_given() {
+        let with = |listen: &str, url: &str| {
+            load(&[
+                ("PLATFORM_DATABASE_URL", "postgres://a:b@localhost/c"),
+                ("FREEHOLD_MASTER_KEYS", KEY),
+                ("FREEHOLD_LISTEN", listen),
+                ("FREEHOLD_PUBLIC_URL", url),
+            ])
+        };
+        for listen in ["0.0.0.0:8080", "[::]:8080"] {
+            let error = with(listen, "").unwrap_err().to_string();
+            assert!(error.starts_with("FREEHOLD_PUBLIC_URL cannot be used") && error.contains("hint:"), "{error}");
+            with(listen, "https://chat.example").unwrap();
+        }
+        assert_eq!(with("127.0.0.1:8080", "").unwrap().public_url.as_str(), "http://127.0.0.1:8080/");
+    }
+
+    #[test]
+    fn a_secret_file_that_cannot_be_read_and_a_redis_url_that_is_none_name_their_variable() {
+        let file = ("PLATFORM_DATABASE_URL_FILE", "/nowhere/url");
+        let error = load(&[("FREEHOLD_MASTER_KEYS", KEY), file]).unwrap_err().to_string();
+        assert!(error.contains("PLATFORM_DATABASE_URL_FILE names /nowhere/url"), "{error}");
+        let error = load(&[
+            ("PLATFORM_DATABASE_URL", "postgres://a:b@localhost/c"),
+            ("FREEHOLD_MASTER_KEYS", KEY),
+            ("REDIS_URL", "http://user:canary@localhost"),
+        ])
+        .unwrap_err()
+        .to_string();
+        assert!(error.starts_with("REDIS_URL cannot be used") && !error.contains("canary"), "{error}");
+    }
+
+    #[test]
+    fn answers_are_shared_where_limits_are_unless_it_is_said_otherwise() {
+        let url = |own: &str| {
+            let config = load(&[
+                ("PLATFORM_DATABASE_URL", "postgres://a:b@localhost/c"),
+                ("FREEHOLD_MASTER_KEYS", KEY),
+                ("REDIS_URL", "redis://limits"),
+                ("FREEHOLD_ANSWER_CACHE_REDIS_URL", own),
+            ]);
+            let config = config.unwrap();
+            assert_eq!(config.redis_url.unwrap().expose_secret(), "redis://limits");
+            config.answer_cache_redis_url.map(|url| url.expose_secret().to_owned())
+        };
+        assert_eq!(url("").as_deref(), Some("redis://limits"));
+        assert_eq!(url("redis://answers").as_deref(), Some("redis://answers"));
+        assert_eq!(url("off"), None);
     }
 
     #[test]

@@ -271,7 +271,11 @@ async fn examine_cluster(state: &AppState, cluster: &ClusterRecord, findings: &m
         let remedy = "FREEHOLD_MASTER_KEYS must hold every version in use";
         return findings.failure(&name, "its sealed URL does not open", remedy);
     };
-    let report = check(state, &url, Purpose::Cluster, 4).await;
+    let mut report = check(state, &url, Purpose::Cluster, 4).await;
+    for finding in report.findings.iter_mut().filter(|finding| finding.code == "password_wrong") {
+        let command = format!("freehold cluster set {} --admin-url-file FILE", cluster.name);
+        finding.remedy = format!("give the URL with the password that is in force now: {command}");
+    }
     findings.database(&name, &report);
     if !report.suitable() {
         return;

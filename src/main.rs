@@ -1,30 +1,36 @@
 //! `freehold-server`: serves the platform and tenant APIs and carries operations out.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use clap::{Parser, Subcommand};
-use freehold::access::{Created, SuperAdmins};
+use freehold::access::{AccessError, Created, SuperAdmins};
+use freehold::api::doctor::{DoctorFinding, DoctorLevel, DoctorReport};
 use freehold::app::{self, AppState};
 use freehold::clock::SystemClock;
-use freehold::config::{Config, SETTINGS};
+use freehold::config::{Config, ConfigError, SETTINGS, misspelt};
 use freehold::http::router;
 use freehold::secrets::PasswordHasher;
 use freehold::{doctor, platform_db, telemetry};
 use secrecy::SecretString;
+use sqlx::migrate::MigrateError;
 use tokio::net::TcpListener;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What to do when the platform's database does not do what is asked: the command tells address, network, TLS and password
+/// apart, each with a remedy.
+const DOCTOR_HINT: &str = "hint: freehold-server doctor";
 
 /// Serves Freehold's platform and tenant APIs.
 #[derive(Debug, Parser)]
 #[command(
     name = "freehold-server",
     version,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or configuration. RUST_LOG says which log lines are written."
 )]
 struct Arguments {
     /// The configuration file; `./freehold.toml` is used when there is one.
@@ -44,7 +50,7 @@ enum Command {
     },
     /// Bring the platform's schema up to date.
     Migrate,
-    /// Create a super admin. Does nothing if the address has one.
+    /// Create a super admin. Changes nothing if the address has one: see set-admin-password.
     CreateAdmin {
         /// The e-mail address.
         #[arg(long)]
@@ -52,6 +58,24 @@ enum Command {
         /// A file with the password, `-` for standard input. Never an argument: those are visible to every process.
         #[arg(long)]
         password_file: PathBuf,
+    },
+    /// Give a super admin another password, and end their sessions.
+    SetAdminPassword {
+        /// The e-mail address.
+        #[arg(long)]
+        email: String,
+        /// A file with the new password, `-` for standard input.
+        #[arg(long)]
+        password_file: PathBuf,
+    },
+    /// Remove a super admin, and end their sessions.
+    RemoveAdmin {
+        /// The e-mail address.
+        #[arg(long)]
+        email: String,
+        /// Remove the last one, too: nobody can sign in to the platform until another is created.
+        #[arg(long)]
+        force: bool,
     },
     /// Check the configuration, the platform's database, the keys and the clusters.
     Doctor {
@@ -77,17 +101,36 @@ fn main() -> ExitCode {
     }
     let config = match Config::load(arguments.config.as_deref(), &|name| std::env::var(name).ok()) {
         Ok(config) => config,
-        Err(error) => return fail(2, &error.to_string()),
+        Err(error) => return refuse(&arguments.command, &error),
     };
     telemetry::init(config.log_format);
+    let names: Vec<String> = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+    for (name, meant) in misspelt(names.iter().map(String::as_str)) {
+        tracing::warn!(name, meant, "a variable of the environment is no setting");
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(1, &format!("the runtime could not be started: {error}")),
     };
     match runtime.block_on(run(arguments.command, config)) {
         Ok(code) => code,
-        Err(error) => fail(1, &format!("{error:#}")),
+        Err(error) => fail(1, &describe(&error)),
     }
+}
+
+/// Says why the configuration is refused: to a program that asked the doctor for a document, in one.
+fn refuse(command: &Command, error: &ConfigError) -> ExitCode {
+    let text = error.to_string();
+    if matches!(command, Command::Doctor { json: true, .. }) {
+        let (seen, remedy) = match text.split_once("\n  hint: ") {
+            Some((seen, hint)) => (seen.to_owned(), Some(hint.to_owned())),
+            None => (text.clone(), Some("`freehold-server help-config` lists the settings".to_owned())),
+        };
+        let finding = DoctorFinding { check: "configuration".to_owned(), level: DoctorLevel::Failure, seen, remedy };
+        let report = DoctorReport { healthy: false, findings: vec![finding] };
+        print(&serde_json::to_string(&report).unwrap_or_default());
+    }
+    fail(2, &text)
 }
 
 async fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
@@ -101,6 +144,15 @@ async fn run(command: Command, config: Config) -> anyhow::Result<ExitCode> {
             tracing::info!(schema_version = platform_db::required_schema_version(), "migrated");
         }
         Command::CreateAdmin { email, password_file } => create_admin(&config, &email, &password_file).await?,
+        Command::SetAdminPassword { email, password_file } => {
+            let password = read_password(&password_file)?;
+            let ended = super_admins(&config)?.set_password(&email, &password).await.map_err(explained)?;
+            tracing::info!(sessions_ended = ended, "set super admin's password");
+        }
+        Command::RemoveAdmin { email, force } => {
+            super_admins(&config)?.remove(&email, force).await.map_err(explained)?;
+            tracing::info!("remove super admin");
+        }
         Command::Doctor { json, tenants } => {
             let state = AppState::build(config, SystemClock::shared(), None)?;
             let report = doctor::examine(&state, doctor::Scope { serving: false, tenants }).await;
@@ -148,32 +200,66 @@ async fn stop_signal() {
     }
 }
 
-async fn create_admin(config: &Config, email: &str, password_file: &PathBuf) -> anyhow::Result<()> {
+fn read_password(password_file: &Path) -> anyhow::Result<SecretString> {
     let mut password = String::new();
     if password_file.as_os_str() == "-" {
         std::io::stdin().read_to_string(&mut password).context("read the password")?;
     } else {
         password = std::fs::read_to_string(password_file).context("read the password file")?;
     }
-    let password = SecretString::from(password.trim_end_matches(['\r', '\n']));
+    Ok(SecretString::from(password.trim_end_matches(['\r', '\n'])))
+}
+
+fn super_admins(config: &Config) -> anyhow::Result<SuperAdmins> {
     let pool = platform_db::pool(&config.platform_database_url, 2);
     let lifetime = chrono::TimeDelta::from_std(config.session_lifetime).context("session_hours")?;
-    let admins = SuperAdmins::new(pool, PasswordHasher::new(), SystemClock::shared(), lifetime);
-    match admins.create(email, &password).await {
-        Ok(Created::New) => tracing::info!("super admin created"),
-        Ok(Created::Exists) => tracing::info!("there is a super admin of this address; nothing changed"),
-        Err(error) => bail!("{}", describe(&error)),
+    Ok(SuperAdmins::new(pool, PasswordHasher::new(), SystemClock::shared(), lifetime))
+}
+
+async fn create_admin(config: &Config, email: &str, password_file: &Path) -> anyhow::Result<()> {
+    let password = read_password(password_file)?;
+    match super_admins(config)?.create(email, &password).await.map_err(explained)? {
+        Created::New => tracing::info!("super admin created"),
+        Created::Exists => tracing::info!("there is a super admin of this address; nothing changed"),
+        // Done all the same: it runs at every start of a deployment, and the password may have been changed since.
+        Created::ExistsWithAnotherPassword => tracing::warn!(
+            hint = "to change it: freehold-server set-admin-password",
+            "there is a super admin of this address, whose password is another; nothing changed"
+        ),
     }
     Ok(())
 }
 
-/// An error with its causes, for a person at a terminal.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+/// An error about an account, with what to do where that is known.
+fn explained(error: AccessError) -> anyhow::Error {
+    match &error {
+        AccessError::NotFound(_) => anyhow!("there is no super admin of this address"),
+        AccessError::LastSuperAdmin => anyhow!(
+            "this is the last super admin: without one, nobody can sign in to the platform\nhint: create another first, or \
+             add --force"
+        ),
+        _ => error.into(),
+    }
+}
+
+/// An error with its causes, for a person at a terminal, each told once: some errors repeat theirs.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let told = match (cause.downcast_ref::<sqlx::Error>(), cause.downcast_ref::<MigrateError>()) {
+            (Some(sqlx::Error::PoolTimedOut), _) => "it does not answer".to_owned(),
+            // Of a refusal the words; where in the server's source they stand is for those who work on that.
+            (Some(sqlx::Error::Database(refusal)), _) => refusal.message().to_owned(),
+            (_, Some(MigrateError::Execute(_))) => continue,
+            (_, Some(MigrateError::ExecuteMigration(_, version))) => format!("migration {version}"),
+            _ => cause.to_string(),
+        };
+        if !text.contains(&told) {
+            text = if text.is_empty() { told } else { format!("{text}: {told}") };
+        }
+        if cause.is::<sqlx::Error>() {
+            return format!("{text}\n{DOCTOR_HINT}");
+        }
     }
     text
 }
@@ -190,8 +276,10 @@ fn settings_text() -> String {
             Some("") => "default: none".to_owned(),
             Some(default) => format!("default: {default}"),
         };
-        text.push_str(&format!("\n{}  ({})\n    {}; {default}\n", setting.env, setting.key, setting.meaning));
+        let range = setting.range.map_or_else(String::new, |(least, most)| format!("; from {least} to {most}"));
+        text.push_str(&format!("\n{}  ({})\n    {}{range}; {default}\n", setting.env, setting.key, setting.meaning));
     }
+    text.push_str("\nRUST_LOG\n    which log lines are written, for example `debug`; default: warn,freehold=info\n");
     text
 }
 

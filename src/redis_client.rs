@@ -9,6 +9,17 @@ use secrecy::{ExposeSecret as _, SecretString};
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(1);
 
+/// What a URL has to be that is none.
+const NO_URL: &str = "must be a URL `redis://…` or, with TLS, `rediss://…`";
+
+/// Checks that a URL is one of a Redis. Nobody is asked.
+///
+/// # Errors
+/// If it is none, in words that do not quote it: it may hold a password.
+pub fn check(url: &SecretString) -> Result<(), &'static str> {
+    Client::open(url.expose_secret()).map(drop).map_err(|_| NO_URL)
+}
+
 /// A connection that is opened when it is first used, and again when it was lost. An answer that takes longer than that
 /// is not waited for.
 ///
@@ -20,8 +31,7 @@ pub fn connection(url: &SecretString, answer: Duration) -> anyhow::Result<Connec
         .set_response_timeout(Some(answer))
         .set_number_of_retries(1)
         .set_max_delay(Duration::from_millis(500));
-    let client = Client::open(url.expose_secret())
-        .map_err(|_| anyhow::Error::msg("it must be a URL `redis://…` or, with TLS, `rediss://…`"))?;
+    let client = Client::open(url.expose_secret()).map_err(|_| anyhow::Error::msg(NO_URL))?;
     // What went wrong may quote the address.
     ConnectionManager::new_lazy_with_config(client, config)
         .map_err(|error| anyhow::anyhow!("prepare Redis: {:?}", error.kind()))

@@ -30,8 +30,9 @@ Exit codes:
   1  the request or the operation failed
   2  the command was not understood, or nobody is signed in
 
-Data goes to stdout, progress and errors to stderr. With --json stdout holds exactly one JSON document, also for
-an error: {\"error\": {\"code\", \"message\", \"hint\"}}.";
+Data goes to stdout, progress and errors to stderr. With --json stdout holds one JSON document, also for an error:
+{\"error\": {\"code\", \"message\", \"hint\"}}. Only `migrate`, which may take hours, writes one a line while it goes:
+each has an \"event\", and the last is \"report\".";
 
 /// Super administration of a Freehold platform.
 #[derive(Debug, Parser)]
@@ -50,7 +51,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct GlobalArgs {
-    /// Print exactly one JSON document on stdout
+    /// Print JSON on stdout: one document, or one a line while `migrate` goes on
     #[arg(long, global = true)]
     pub json: bool,
     /// Show neither progress nor notes
@@ -205,6 +206,14 @@ pub enum ClusterCommand {
         /// The cluster's name: 1 to 40 of a-z, 0-9 and -
         name: String,
         /// A file that holds the URL of a role that may create databases and roles, or - for stdin
+        #[arg(long, value_name = "FILE")]
+        admin_url_file: PathBuf,
+    },
+    /// Give a cluster another admin URL of the same server, as after a change of its password
+    Set {
+        /// The cluster's name
+        name: String,
+        /// A file that holds the URL, or - for stdin
         #[arg(long, value_name = "FILE")]
         admin_url_file: PathBuf,
     },

@@ -214,6 +214,7 @@ mod tests {
             limits: TenantLimits::default(),
             ai_mode: AiMode::Own,
             rotations: vec![],
+            requests_this_month: None,
             created_at: DateTime::UNIX_EPOCH,
             updated_at: DateTime::UNIX_EPOCH,
             activated_at: None,

@@ -187,15 +187,19 @@ pub fn finding_line(finding: &DatabaseFinding) -> String {
 }
 
 /// What a 404 says of things that can be listed, and the command that does.
-const LISTED: [(&str, &str); 3] = [
+const LISTED: [(&str, &str); 4] = [
     ("no such tenant", "freehold tenant list"),
     ("no such operation", "freehold operation list"),
     ("no such session", "freehold session list"),
+    ("no such cluster", "freehold cluster list"),
 ];
 /// The code of every 404 of the platform's; what it does not find stands in the detail.
 const NOT_FOUND: &str = "not_found";
 /// The code of a request with refused fields, and the field that names a cluster.
 const INVALID: (&str, &str) = ("invalid_request", "database.cluster");
+
+/// The code of a server that is registered under another name, which the detail tells.
+const REGISTERED_AS: &str = "cluster_registered_as";
 
 /// What usually helps against a problem.
 fn hint_for(problem: &Problem, server: &Server) -> Option<String> {
@@ -209,6 +213,7 @@ fn hint_for(problem: &Problem, server: &Server) -> Option<String> {
         (_, code, _) if code == INVALID.0 && problem.errors.iter().any(|refused| refused.field == INVALID.1) => {
             Some("freehold cluster list".into())
         }
+        (_, REGISTERED_AS, _) => Some("freehold cluster list".into()),
         (429, _, _) => Some("wait a little, then try again".into()),
         _ => None,
     }
@@ -280,7 +285,7 @@ mod tests {
             std::fs::read_to_string(path).unwrap()
         };
         let errors = [edge("error.rs"), edge("error/platform.rs"), edge("error/tenant.rs")].concat();
-        for code in [NOT_FOUND, INVALID.0, INVALID.1] {
+        for code in [NOT_FOUND, INVALID.0, INVALID.1, REGISTERED_AS] {
             assert!(errors.contains(&format!("\"{code}\"")), "the server has no `{code}`");
         }
         assert!(errors.contains("no such {what}"), "the server words it differently now");

@@ -1,8 +1,8 @@
 //! The only module that writes to the terminal.
 //!
-//! Data goes to stdout: a table or text for people, with `--json` exactly one document. All else (progress, notes,
-//! warnings, errors) goes to stderr, except that with `--json` an error is the document. A run over the fleet, with
-//! `--json`, writes a document a line while it goes.
+//! Data goes to stdout: a table or text for people, with `--json` one document. All else (progress, notes, warnings,
+//! errors) goes to stderr, except that with `--json` an error is the document. The one exception is a run over the fleet
+//! that is followed (`migrate`): with `--json` it writes a document a line while it goes.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};

@@ -36,6 +36,9 @@ pub enum AccessError {
     /// The last admin who can sign in would be gone.
     #[error("the tenant's last admin cannot be removed, disabled or given another role")]
     LastAdmin,
+    /// The last super admin would be gone.
+    #[error("the last super admin cannot be removed")]
+    LastSuperAdmin,
     /// Too many guesses at this account.
     #[error("too many attempts to sign in")]
     TooManyAttempts {

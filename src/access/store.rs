@@ -10,12 +10,6 @@ use crate::audit::{self, Actor, Event};
 use crate::ids::{PlatformSessionId, SuperAdminId};
 use crate::secrets::HashedToken;
 
-pub(super) async fn admin_exists(pool: &PgPool, email: &str) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar!(r#"SELECT EXISTS (SELECT FROM super_admins WHERE email = $1) AS "exists!""#, email)
-        .fetch_one(pool)
-        .await
-}
-
 /// Returns whether the admin is new.
 pub(super) async fn insert_admin(
     pool: &PgPool,
@@ -47,6 +41,82 @@ pub(super) async fn insert_admin(
     audit::record(&mut transaction, &event, now).await?;
     transaction.commit().await?;
     Ok(true)
+}
+
+/// Stores another password of an admin's, ends their sessions and forgets failed attempts. Returns how many sessions
+/// were ended, if there is such an admin.
+pub(super) async fn set_admin_password(
+    pool: &PgPool,
+    email: &str,
+    password_hash: &str,
+    subject: Subject,
+    now: DateTime<Utc>,
+) -> Result<Option<u64>, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    // A sign-in with the former password holds the row until its session is stored, and is ended below; one that comes
+    // later finds another hash than it verified.
+    let changed = sqlx::query_scalar!(
+        "UPDATE super_admins SET password_hash = $2 WHERE email = $1 RETURNING id",
+        email,
+        password_hash
+    )
+    .fetch_optional(&mut *transaction)
+    .await?;
+    let Some(id) = changed else { return Ok(None) };
+    let ended = sqlx::query!(
+        "UPDATE user_sessions SET revoked_at = $2 WHERE super_admin_id = $1 AND revoked_at IS NULL AND expires_at > $2",
+        id,
+        now
+    )
+    .execute(&mut *transaction)
+    .await?
+    .rows_affected();
+    sqlx::query!("DELETE FROM sign_in_attempts WHERE subject = $1", subject.as_bytes())
+        .execute(&mut *transaction)
+        .await?;
+    let event = Event {
+        actor: Actor::System,
+        action: "super_admin.set_password",
+        tenant_id: None,
+        detail: json!({ "super_admin_id": id, "sessions_ended": ended }),
+    };
+    audit::record(&mut transaction, &event, now).await?;
+    transaction.commit().await?;
+    Ok(Some(ended))
+}
+
+/// What became of an account that was to be removed.
+pub(super) enum Removal {
+    Removed,
+    Absent,
+    Last,
+}
+
+/// Removes an admin, and with the account its sessions. The last one only if `last_too`.
+pub(super) async fn remove_admin(
+    pool: &PgPool,
+    email: &str,
+    last_too: bool,
+    now: DateTime<Utc>,
+) -> Result<Removal, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    // All rows, always in the same order: of two who remove the last two at once, one has to see what the other did.
+    let all =
+        sqlx::query!("SELECT id, email FROM super_admins ORDER BY id FOR UPDATE").fetch_all(&mut *transaction).await?;
+    let Some(admin) = all.iter().find(|admin| admin.email == email) else { return Ok(Removal::Absent) };
+    if all.len() == 1 && !last_too {
+        return Ok(Removal::Last);
+    }
+    sqlx::query!("DELETE FROM super_admins WHERE id = $1", admin.id).execute(&mut *transaction).await?;
+    let event = Event {
+        actor: Actor::System,
+        action: "super_admin.remove",
+        tenant_id: None,
+        detail: json!({ "super_admin_id": admin.id }),
+    };
+    audit::record(&mut transaction, &event, now).await?;
+    transaction.commit().await?;
+    Ok(Removal::Removed)
 }
 
 /// An admin's id and password hash.

@@ -7,7 +7,7 @@ use sqlx::PgPool;
 use super::AccessError;
 use super::accounts::{is_plausible_email, normalize_email};
 use super::sign_in_throttle::{self, Subject};
-use super::store::{self, StoredSession};
+use super::store::{self, Removal, StoredSession};
 use crate::clock::SharedClock;
 use crate::ids::{PlatformSessionId, SuperAdminId};
 use crate::secrets::{PasswordHasher, PlainToken, TokenPrefix, check_password_policy};
@@ -35,8 +35,10 @@ pub struct SuperAdmins {
 pub enum Created {
     /// The account is new.
     New,
-    /// There was one already; its password is as it was.
+    /// There was one already, with this password.
     Exists,
+    /// There was one already, and its password is another, which stays as it was.
+    ExistsWithAnotherPassword,
 }
 
 /// A super admin who presented the token of a session in force.
@@ -89,13 +91,42 @@ impl SuperAdmins {
         if !is_plausible_email(&email) {
             return Err(AccessError::InvalidEmail);
         }
-        if store::admin_exists(&self.pool, &email).await? {
-            return Ok(Created::Exists);
+        if store::find_admin(&self.pool, &email).await?.is_none() {
+            check_password_policy(password, &email)?;
+            let hash = self.passwords.hash(password).await?;
+            if store::insert_admin(&self.pool, SuperAdminId::new(), &email, &hash, self.clock.now()).await? {
+                return Ok(Created::New);
+            }
         }
+        let (_, hash) = store::find_admin(&self.pool, &email).await?.ok_or(AccessError::NotFound("super admin"))?;
+        let same = self.passwords.verify(password, &hash).await?;
+        Ok(if same { Created::Exists } else { Created::ExistsWithAnotherPassword })
+    }
+
+    /// Gives an account another password, ends its sessions, and forgets what was guessed at it. For whoever has the
+    /// platform's database: the former password is not asked for. Returns how many sessions were ended.
+    ///
+    /// # Errors
+    /// [`AccessError::NotFound`] and [`AccessError::WeakPassword`], or a failure.
+    pub async fn set_password(&self, email: &str, password: &SecretString) -> Result<u64, AccessError> {
+        let email = normalize_email(email);
         check_password_policy(password, &email)?;
         let hash = self.passwords.hash(password).await?;
-        let created = store::insert_admin(&self.pool, SuperAdminId::new(), &email, &hash, self.clock.now()).await?;
-        Ok(if created { Created::New } else { Created::Exists })
+        let set =
+            store::set_admin_password(&self.pool, &email, &hash, Subject::account(&email), self.clock.now()).await?;
+        set.ok_or(AccessError::NotFound("super admin"))
+    }
+
+    /// Removes an account and its sessions. The last one stays unless `last_too`: without any, nobody can sign in.
+    ///
+    /// # Errors
+    /// [`AccessError::NotFound`] and [`AccessError::LastSuperAdmin`], or a failure.
+    pub async fn remove(&self, email: &str, last_too: bool) -> Result<(), AccessError> {
+        match store::remove_admin(&self.pool, &normalize_email(email), last_too, self.clock.now()).await? {
+            Removal::Removed => Ok(()),
+            Removal::Absent => Err(AccessError::NotFound("super admin")),
+            Removal::Last => Err(AccessError::LastSuperAdmin),
+        }
     }
 
     /// Begins a session.

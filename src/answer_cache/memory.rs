@@ -81,6 +81,11 @@ impl Memory {
         Some(Arc::clone(&entry.answer))
     }
 
+    /// Whether an answer is not too large.
+    pub(super) fn takes(&self, answer: &KeptAnswer) -> bool {
+        weight(answer) <= self.capacity / LARGEST
+    }
+
     /// Keeps an answer, in the place of an earlier one with this key.
     pub(super) fn put(
         &self,
@@ -90,7 +95,7 @@ impl Memory {
         expires_at: DateTime<Utc>,
         now: DateTime<Utc>,
     ) {
-        if weight(&answer) > self.capacity / LARGEST {
+        if !self.takes(&answer) {
             return;
         }
         let place = (tenant, key);

@@ -72,12 +72,12 @@ impl fmt::Debug for AnswerCache {
 
 impl AnswerCache {
     /// A cache that takes so many bytes of this server's memory at most, and shares what it keeps through Redis if there
-    /// is one. Opens no connection.
+    /// is one. With no bytes nothing is kept anywhere. Opens no connection.
     ///
     /// # Errors
     /// If the Redis URL is none. What it holds is not quoted.
     pub fn new(bytes: usize, redis_url: Option<&SecretString>, clock: SharedClock) -> anyhow::Result<Self> {
-        let shared = redis_url.map(Shared::new).transpose()?.map(Arc::new);
+        let shared = redis_url.filter(|_| bytes > 0).map(Shared::new).transpose()?.map(Arc::new);
         Ok(Self { shared, ..Self::in_memory(bytes, clock) })
     }
 
@@ -105,8 +105,12 @@ impl AnswerCache {
         }
     }
 
-    /// Keeps an answer for a while, here at once, and for other servers in a moment.
+    /// Keeps an answer for a while, here at once, and for other servers in a moment. One that is too large for the memory is kept
+    /// nowhere.
     pub fn put(&self, record: &TenantRecord, key: AnswerKey, answer: KeptAnswer, lasts: Duration) {
+        if !self.memory.takes(&answer) {
+            return;
+        }
         let answer = Arc::new(answer);
         self.put_in_memory(record.id, key, Arc::clone(&answer), lasts);
         if let (Some(shared), Some(expires_at)) = (&self.shared, expiry(self.clock.now(), lasts)) {

@@ -275,6 +275,10 @@ pub struct QueryRequest {
     #[serde(default)]
     #[schema(value_type = Vec<String>, max_items = 4)]
     pub images: ImageUrls,
+    /// `false` for a new answer; see `cache` of `POST /api/v1/chat`.
+    #[serde(default = "crate::api::tenant::yes")]
+    #[schema(default = true)]
+    pub cache: bool,
 }
 
 /// The answer to a query.

@@ -95,7 +95,7 @@ pub enum OnError {
 /// What became of a request to migrate the fleet.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct FleetMigration {
-    /// Every selected tenant is up to date: nothing was begun.
+    /// Every selected tenant in service is up to date: nothing was begun.
     pub nothing_to_do: bool,
     /// The version that was asked for.
     pub target_version: i64,

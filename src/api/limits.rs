@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use chrono::{DateTime, Utc};
 use garde::Validate;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -64,6 +65,17 @@ impl Limit {
             Self::Unlimited(_) => None,
         }
     }
+}
+
+/// How a tenant's month stands, as its owner sees it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct TenantMonth {
+    /// How many requests the tenant may make in it; null if there is no limit.
+    pub limit: Option<u64>,
+    /// How many were answered; null if there is no limit, for then nobody counts.
+    pub used: Option<u64>,
+    /// When the next month begins.
+    pub resets_at: DateTime<Utc>,
 }
 
 /// A limit of 0 would be a suspension under another name.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-pub use super::limits::{FEATURES, Limit, TenantLimits, TenantLimitsChange, Unlimited};
+pub use super::limits::{FEATURES, Limit, TenantLimits, TenantLimitsChange, TenantMonth, Unlimited};
 use super::rotation::TenantRotation;
 
 /// `POST /platform/v1/sessions`.
@@ -271,6 +271,9 @@ pub struct Tenant {
     /// When its credentials and keys were replaced last, and will be next; where one tenant is shown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rotations: Vec<TenantRotation>,
+    /// How its month stands; where one tenant is shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests_this_month: Option<TenantMonth>,
     /// When it was asked for.
     pub created_at: DateTime<Utc>,
     /// When the registry's row last changed.
@@ -539,6 +542,16 @@ pub struct CreateClusterRequest {
     #[garde(length(chars, min = 1, max = 40), pattern("^[a-z0-9-]+$"))]
     pub name: String,
     /// A Postgres URL of a role that may create databases and roles. It is stored sealed and never shown again.
+    #[garde(skip)]
+    #[schema(value_type = String, format = Password)]
+    pub admin_url: SecretString,
+}
+
+/// `PUT /platform/v1/clusters/{name}`.
+#[derive(Debug, Deserialize, Validate, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UpdateClusterRequest {
+    /// A Postgres URL that leads to the same server. It is stored sealed and never shown again.
     #[garde(skip)]
     #[schema(value_type = String, format = Password)]
     pub admin_url: SecretString,

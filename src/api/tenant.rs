@@ -302,6 +302,15 @@ pub struct ChatRequest {
     /// `true` for server-sent events.
     #[serde(default)]
     pub stream: bool,
+    /// `false` for a new answer, where the tenant has answers kept and given again; it takes the kept one's place.
+    #[serde(default = "yes")]
+    #[schema(default = true)]
+    pub cache: bool,
+}
+
+/// What a switch is that is left out.
+pub(crate) fn yes() -> bool {
+    true
 }
 
 /// The answer to a chat request without streaming.

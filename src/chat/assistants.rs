@@ -34,7 +34,9 @@ pub(super) struct Asked<'a> {
     pub(super) text: &'a str,
     /// The assistant it names.
     pub(super) named: Option<&'a str>,
-    /// The one that gave the last answer of its conversation.
+    /// Whether it begins a conversation.
+    pub(super) is_first: bool,
+    /// The one that gave the last answer of its conversation, if it was one in particular.
     pub(super) last: Option<&'a str>,
     /// Whether images come with it.
     pub(super) with_images: bool,
@@ -95,7 +97,7 @@ impl Assistants {
             fallback = Some(first.ok_or_else(|| self.images_not_accepted(None))?);
         }
         match self.settings.routing.by {
-            RoutingBy::Model if last.is_none() && self.all().iter().filter(may).count() > 1 => {
+            RoutingBy::Model if asked.is_first && self.all().iter().filter(may).count() > 1 => {
                 Ok(Assigned::AskModel(fallback))
             }
             _ => Ok(Assigned::To(fallback)),
@@ -156,7 +158,7 @@ mod tests {
     /// Whose it is, with a question mark if the model is to be asked first.
     fn whose(by: RoutingBy, default: Option<&str>, text: &str, named: Option<&str>, last: Option<&str>) -> String {
         let assistants = assistants(by, default);
-        told(assistants.assign(Asked { text, named, last, with_images: false }))
+        told(assistants.assign(Asked { text, named, is_first: last.is_none(), last, with_images: false }))
     }
 
     fn told(assigned: Result<Assigned<'_>, ChatError>) -> String {
@@ -196,9 +198,12 @@ mod tests {
     #[test]
     fn the_model_is_asked_of_first_questions_only() {
         assert_eq!(whose(RoutingBy::Model, None, "my invoice", None, None), "billing?");
-        assert_eq!(whose(RoutingBy::Model, Some("orders"), "hello", None, Some("gone")), "orders?");
+        assert_eq!(whose(RoutingBy::Model, Some("orders"), "hello", None, Some("gone")), "orders");
         assert_eq!(whose(RoutingBy::Model, Some("orders"), "thanks", None, Some("billing")), "billing");
         assert_eq!(whose(RoutingBy::Model, None, "my parcel", None, Some("billing")), "orders");
+        // A conversation whose answers were nobody's in particular is not routed later.
+        let asked = Asked { text: "thanks", named: None, is_first: false, last: None, with_images: false };
+        assert_eq!(told(assistants(RoutingBy::Model, None).assign(asked)), "-");
     }
 
     /// The same with images, where these accept them.
@@ -214,7 +219,7 @@ mod tests {
             settings.assistants[*index].accepts_images = true;
         }
         let assistants = Assistants::new(Arc::new(settings));
-        told(assistants.assign(Asked { text, named: None, last, with_images: true }))
+        told(assistants.assign(Asked { text, named: None, is_first: last.is_none(), last, with_images: true }))
     }
 
     #[test]
@@ -243,8 +248,10 @@ mod tests {
         let mut settings = Settings::clone(&assistants(RoutingBy::Rule, None).settings);
         settings.assistants[0].accepts_images = true;
         let assistants = Assistants::new(Arc::new(settings));
-        let named =
-            |name| told(assistants.assign(Asked { text: "", named: Some(name), last: None, with_images: true }));
+        let named = |name| {
+            let (named, last) = (Some(name), None);
+            told(assistants.assign(Asked { text: "", named, is_first: true, last, with_images: true }))
+        };
         assert_eq!(named("billing"), "billing");
         assert_eq!(named("orders"), "ImagesNotAccepted { assistant: Some(\"orders\"), accepting: [\"billing\"] }");
         assert_eq!(named("sales"), "AssistantUnknown");

@@ -8,8 +8,7 @@ use crate::access::TenantCaller;
 use crate::api::tenant::{MessageFeedback, MessageRole, MessageState, Usage};
 use crate::ids::{ChatSessionId, MessageId};
 
-/// Longer than any answer may take: one that is not finished by then and has no open call never will be, its server has
-/// died or has given it up.
+/// Longer than any answer may take: one that is not finished by then never will be, its server has died or has given it up.
 pub(super) const STALE: TimeDelta = TimeDelta::minutes(10);
 
 /// A conversation.

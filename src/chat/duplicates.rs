@@ -6,7 +6,8 @@
 //! model, one of the quota. In one server they meet here, in memory, before anything is stored, so that clicks at once
 //! cannot slip through together. Over servers the answer's row carries the key under a unique index while it is being
 //! generated, and whoever meets it there follows that answer as a stream that is resumed. An answer that is over, or that
-//! its user has stopped, is joined by nobody, nor one whose conversation was deleted: the next question is a new one.
+//! its user has stopped, is joined by nobody, nor one whose conversation was deleted, nor a row that only says that it is being
+//! generated while nobody is known to work on it: the next question is a new one.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,12 +17,14 @@ use futures::future;
 use tokio::sync::watch;
 use tokio_postgres::Error;
 
+use super::conversations::STALE;
 use super::fingerprint::Fingerprint;
+use super::recovery::YOUNG;
 use super::streams::Listener;
 use super::streams::event_log::EventLog;
-use super::tenant_store::Begun;
+use super::tenant_store::{Begun, Work};
 use super::turn::Begin;
-use super::under_way::{AnswersUnderWay, Interruption};
+use super::under_way::Interruption;
 use super::{Chat, ChatError, Question, tenant_store};
 use crate::access::TenantCaller;
 use crate::ids::{MessageId, TenantId, UserId};
@@ -224,36 +227,55 @@ pub(super) enum Stored {
     Elsewhere(MessageId),
 }
 
-/// Stores a question and the row of its answer, unless another server is answering it.
-pub(super) async fn store(
-    client: &Client,
-    under_way: &AnswersUnderWay,
-    key: QuestionKey,
-    turn: &Begin,
-    call: Option<&OpenCall>,
-) -> Result<Stored, Error> {
-    let mut key = Some(key);
-    let mut tries = 0;
-    loop {
-        match tenant_store::begin(client, turn, key.as_ref(), call).await? {
-            Begun::Stored => return Ok(Stored::Begun),
-            Begun::NoConversation => return Ok(Stored::NoConversation),
-            Begun::Duplicate => {}
+impl Chat {
+    /// Stores a question and the row of its answer, unless another server is answering it.
+    pub(super) async fn store_question(
+        &self,
+        client: &Client,
+        key: QuestionKey,
+        turn: &Begin,
+        call: Option<&OpenCall>,
+    ) -> Result<Stored, Error> {
+        let mut key = Some(key);
+        let mut tries = 0;
+        loop {
+            match tenant_store::begin(client, turn, key.as_ref(), call).await? {
+                Begun::Stored => return Ok(Stored::Begun),
+                Begun::NoConversation => return Ok(Stored::NoConversation),
+                Begun::Duplicate => {}
+            }
+            let answering = match &key {
+                Some(key) => self.in_flight(client, key, turn.user_id).await?,
+                None => None,
+            };
+            tries += 1;
+            match answering {
+                // One of this process that may still be joined would have been met in memory. It was stopped, or its reader was
+                // told that it cannot be stored.
+                Some(message_id) if self.under_way.contains(message_id) => key = None,
+                Some(message_id) => return Ok(Stored::Elsewhere(message_id)),
+                // It was over by then, or nobody's work, so this is a new question.
+                None if tries < TRIES => {}
+                None => key = None,
+            }
         }
-        let answering = match &key {
-            Some(key) => tenant_store::in_flight(client, key, turn.user_id).await?,
-            None => None,
-        };
-        tries += 1;
-        match answering {
-            // One of this process that may still be joined would have been met in memory. It was stopped, or its reader was
-            // told that it cannot be stored.
-            Some(message_id) if under_way.contains(message_id) => key = None,
-            Some(message_id) => return Ok(Stored::Elsewhere(message_id)),
-            // It was over by then, so this is a new question.
-            None if tries < TRIES => {}
-            None => key = None,
-        }
+    }
+
+    /// The answer that another server is giving a question that nobody else is asking here, if there is one.
+    pub(super) async fn answered_elsewhere(
+        &self,
+        client: &Client,
+        key: QuestionKey,
+        user: UserId,
+    ) -> Result<Option<MessageId>, Error> {
+        let answering = self.in_flight(client, &key, user).await?;
+        Ok(answering.filter(|message_id| !self.under_way.contains(*message_id)))
+    }
+
+    async fn in_flight(&self, client: &Client, key: &QuestionKey, user: UserId) -> Result<Option<MessageId>, Error> {
+        let (now, others) = (self.clock.now(), self.databases.other_servers());
+        let (after, young, me) = (now - STALE, now - YOUNG, self.ledger.server_id());
+        tenant_store::in_flight(client, key, user, &Work { after, young, me, others: others.as_deref() }).await
     }
 }
 
@@ -272,8 +294,10 @@ mod tests {
             model,
             assistant: None,
             images: vec![],
+            room: None,
             permit: Permit::default(),
             queries_remaining: None,
+            allows_kept: true,
         }
     }
 

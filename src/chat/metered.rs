@@ -12,9 +12,10 @@ use futures::{FutureExt as _, Stream, StreamExt as _};
 
 use super::candidates::Candidate;
 use super::model_call::{self, CallError, Counted, ModelCall, Purpose};
+use super::room::Held;
 use super::under_way::UnderWay;
 use super::{Chat, ChatError};
-use crate::content_filter::{ContentFilter, Masking};
+use crate::content_filter::{self, ContentFilter, Masking};
 use crate::ids::{ApiKeyId, ModelCallId, UserId};
 use crate::limits::Permit;
 use crate::metering::{CallKind, OpenCall, Outcome, Settling};
@@ -45,6 +46,8 @@ pub struct CallContext {
     pub model: String,
     /// What it has reserved of the tenant's quota: used if anything is delivered, else given back.
     pub permit: Permit,
+    /// What its request holds of the room for what is large.
+    pub room: Option<Arc<Held>>,
 }
 
 /// An answer as it comes. The last item is [`ChatEvent::Finished`], always with a usage, or an error; the call is
@@ -73,36 +76,83 @@ enum Phase {
     Over,
 }
 
-/// Text and thinking on their way through the tenant's filter, each a text of its own. What a program's tools are called
-/// with is not for reading, and goes through unaltered.
+/// What is told of an answer, in its order, on its way through the tenant's filter. Text and thinking are texts of their own,
+/// and so is what comes when a model goes on with one of them after something else: what the filter holds of one text is
+/// told before the next begins, for whoever reads is to be told everything in its order. What a program's tools are called with is not
+/// for reading, and goes through unaltered.
 struct Masked {
-    text: Masking,
-    reasoning: Masking,
-    /// What the filter held, when the answer is over.
-    rest: VecDeque<ChatEvent>,
+    filter: Arc<ContentFilter>,
+    /// The text that has begun, and of what kind it is.
+    begun: Option<(Kind, Masking)>,
+    /// What of a long event is still to be masked: one piece of it each time that the stream is polled.
+    pieces: VecDeque<(Kind, String)>,
+    /// Whether the thread was given back since the last piece.
+    yielded: bool,
+    /// What may be passed on.
+    ready: VecDeque<ChatEvent>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Reasoning,
+}
+
+impl Kind {
+    fn event(self, text: String) -> ChatEvent {
+        match self {
+            Self::Text => ChatEvent::Delta(text),
+            Self::Reasoning => ChatEvent::Reasoning(text),
+        }
+    }
 }
 
 impl Masked {
     fn new(filter: Arc<ContentFilter>) -> Self {
-        Self { text: Masking::new(Arc::clone(&filter)), reasoning: Masking::new(filter), rest: VecDeque::new() }
+        Self { filter, begun: None, pieces: VecDeque::new(), yielded: true, ready: VecDeque::new() }
     }
 
-    /// What may be passed on of an event, if anything.
-    fn pass(&mut self, event: ChatEvent) -> Option<ChatEvent> {
-        let event = match event {
-            ChatEvent::Delta(text) => ChatEvent::Delta(self.text.push(&text)),
-            ChatEvent::Reasoning(text) => ChatEvent::Reasoning(self.reasoning.push(&text)),
-            ChatEvent::ToolCall(_) | ChatEvent::Finished { .. } => event,
+    /// Takes the next event, when all pieces of the one before it are masked.
+    fn take(&mut self, event: ChatEvent) {
+        let (kind, text) = match event {
+            ChatEvent::Delta(text) => (Kind::Text, text),
+            ChatEvent::Reasoning(text) => (Kind::Reasoning, text),
+            ChatEvent::ToolCall(_) | ChatEvent::Finished { .. } => {
+                self.end_text();
+                return self.ready.push_back(event);
+            }
         };
-        let empty = matches!(&event, ChatEvent::Delta(text) | ChatEvent::Reasoning(text) if text.is_empty());
-        (!empty).then_some(event)
+        self.yielded = true;
+        self.pieces.extend(content_filter::pieces(&text).map(|piece| (kind, piece.to_owned())));
     }
 
-    /// The answer is over, well or not.
+    /// Masks the next piece, if there is one.
+    fn mask_piece(&mut self) {
+        let Some((kind, piece)) = self.pieces.pop_front() else { return };
+        if self.begun.as_ref().is_some_and(|(begun, _)| *begun != kind) {
+            self.end_text();
+        }
+        let filter = &self.filter;
+        let (_, masking) = self.begun.get_or_insert_with(|| (kind, Masking::new(Arc::clone(filter))));
+        let masked = masking.push(&piece);
+        if !masked.is_empty() {
+            self.ready.push_back(kind.event(masked));
+        }
+    }
+
+    fn end_text(&mut self) {
+        if let Some((kind, mut masking)) = self.begun.take() {
+            let rest = masking.finish();
+            if !rest.is_empty() {
+                self.ready.push_back(kind.event(rest));
+            }
+        }
+    }
+
+    /// The answer is over, well or not. What is not masked by now was not to be told any more.
     fn finish(&mut self) {
-        let rest = [ChatEvent::Reasoning(self.reasoning.finish()), ChatEvent::Delta(self.text.finish())];
-        let any = |event: &ChatEvent| matches!(event, ChatEvent::Delta(text) | ChatEvent::Reasoning(text) if !text.is_empty());
-        self.rest.extend(rest.into_iter().filter(any));
+        self.pieces.clear();
+        self.end_text();
     }
 }
 
@@ -180,6 +230,7 @@ impl Chat {
         let rest = request.input.split_off(first.min(request.input.len()));
         let EmbeddingRequest { dimensions, .. } = request;
         let (db, user_id, api_key_id, kind) = (context.db.clone(), context.user_id, context.api_key_id, context.kind);
+        let room = context.room.clone();
         let (mut made, answered) = self.embed_at_once(context, chosen, request).await?;
         if rest.is_empty() {
             return Ok(made);
@@ -191,7 +242,8 @@ impl Chat {
             let request = EmbeddingRequest { input, dimensions, ..EmbeddingRequest::default() };
             let (db, model) = (db.clone(), made.model.to_string());
             // The request was counted with its first call.
-            let context = CallContext { db, user_id, api_key_id, kind, model, permit: Permit::default() };
+            let (permit, room) = (Permit::default(), room.clone());
+            let context = CallContext { db, user_id, api_key_id, kind, model, permit, room };
             self.embed_at_once(context, chosen, request)
         });
         let calls: Vec<_> = calls.collect();
@@ -250,10 +302,11 @@ impl Chat {
         prompt_characters: usize,
         request: Option<ChatRequest>,
     ) -> Result<ModelCall, ChatError> {
-        let CallContext { db, user_id, api_key_id, kind, permit, .. } = context;
+        let CallContext { db, user_id, api_key_id, kind, permit, room, .. } = context;
         self.settle_abandoned_soon(&db);
         let purpose = Purpose { kind, user_id, api_key_id, message_id: None, model, prompt_characters };
-        let mut call = ModelCall::new(&self.ledger, &db, purpose, candidates, request)?.with_permit(permit);
+        let mut call =
+            ModelCall::new(&self.ledger, &db, purpose, candidates, request)?.with_permit(permit).with_room(room);
         call.begin().await?;
         Ok(call)
     }
@@ -309,7 +362,7 @@ impl Stream for MeteredStream {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
         loop {
-            if let Some(event) = this.masked.as_mut().and_then(|masked| masked.rest.pop_front()) {
+            if let Some(event) = this.masked.as_mut().and_then(|masked| masked.ready.pop_front()) {
                 return Poll::Ready(Some(Ok(event)));
             }
             match &mut this.phase {
@@ -325,6 +378,15 @@ impl Stream for MeteredStream {
             }
             if let Poll::Ready(error) = this.stop.poll_unpin(context) {
                 this.fail(error);
+                continue;
+            }
+            if let Some(masked) = this.masked.as_mut().filter(|masked| !masked.pieces.is_empty()) {
+                if !std::mem::replace(&mut masked.yielded, false) {
+                    masked.yielded = true;
+                    context.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                masked.mask_piece();
                 continue;
             }
             let event = match this.first.take() {
@@ -348,14 +410,94 @@ impl Stream for MeteredStream {
                 }
                 Ok(event) => match &mut this.masked {
                     None => return Poll::Ready(Some(Ok(event))),
-                    Some(masked) => {
-                        if let Some(event) = masked.pass(event) {
-                            return Poll::Ready(Some(Ok(event)));
-                        }
-                    }
+                    Some(masked) => masked.take(event),
                 },
                 Err(error) => this.fail(error.into()),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::content_filter::Rules;
+    use crate::providers::ToolCallDelta;
+
+    fn masked() -> Masked {
+        let rules = Rules { card_numbers: true, email_addresses: true, ..Rules::default() };
+        Masked::new(ContentFilter::new(rules).unwrap().unwrap())
+    }
+
+    /// What is told of these events, each taken when the one before it is masked.
+    fn told(events: impl IntoIterator<Item = ChatEvent>) -> Vec<ChatEvent> {
+        let mut masked = masked();
+        for event in events {
+            masked.take(event);
+            while !masked.pieces.is_empty() {
+                masked.mask_piece();
+            }
+        }
+        masked.finish();
+        masked.ready.into()
+    }
+
+    #[test]
+    fn all_of_one_text_is_told_before_the_next_begins() {
+        let (text, thought) =
+            (|text: &str| ChatEvent::Delta(text.into()), |text: &str| ChatEvent::Reasoning(text.into()));
+        let call = || {
+            let (id, name) = (Some("1".to_owned()), Some("look".to_owned()));
+            ChatEvent::ToolCall(ToolCallDelta { index: 0, id, name, arguments: "{}".to_owned() })
+        };
+        let events = [
+            thought("I think of 4111 1111 1111 1111 and 2"),
+            thought(""),
+            text("Let me see whoever"),
+            call(),
+            text("Write to anna@exam"),
+            text("ple.com"),
+        ];
+        let told = told(events);
+        // Put together as a reader sees it.
+        let mut seen: Vec<(&str, String)> = Vec::new();
+        for event in &told {
+            let (kind, said) = match event {
+                ChatEvent::Delta(said) => ("text", said.as_str()),
+                ChatEvent::Reasoning(said) => ("thought", said.as_str()),
+                ChatEvent::ToolCall(call) => ("call", call.arguments.as_str()),
+                ChatEvent::Finished { .. } => ("end", ""),
+            };
+            match seen.last_mut() {
+                Some((last, before)) if *last == kind => before.push_str(said),
+                _ => seen.push((kind, said.to_owned())),
+            }
+        }
+        let expected = [
+            ("thought", "I think of [card number] and 2"),
+            ("text", "Let me see whoever"),
+            ("call", "{}"),
+            ("text", "Write to [e-mail address]"),
+        ];
+        assert_eq!(seen, expected.map(|(kind, said)| (kind, said.to_owned())));
+    }
+
+    #[test]
+    fn a_long_event_is_masked_in_pieces() {
+        let mut masked = masked();
+        let long = "Write to anna@example.com. ".repeat(10_000);
+        masked.take(ChatEvent::Delta(long.clone()));
+        assert!(masked.pieces.len() > 100);
+        let before = masked.pieces.len();
+        masked.mask_piece();
+        assert_eq!((masked.pieces.len(), masked.ready.len()), (before - 1, 1));
+        let told = told([ChatEvent::Delta(long)]).into_iter().map(|event| match event {
+            ChatEvent::Delta(text) => text,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(told.collect::<String>(), "Write to [e-mail address]. ".repeat(10_000));
+        // Given up in the middle, nothing more is told than what is masked.
+        masked.finish();
+        assert!(masked.pieces.is_empty());
     }
 }

@@ -20,8 +20,10 @@ pub mod kept_answers;
 mod metered;
 mod model_call;
 mod pipeline;
+mod prepare;
 mod prompt;
 mod recovery;
+mod room;
 mod routing;
 pub mod streams;
 pub mod tenant_store;
@@ -52,6 +54,7 @@ pub use conversations::{Conversation, Message};
 pub use images::{ImageError, QuestionImage};
 pub use metered::{CallContext, MeteredEmbeddings, MeteredStream};
 pub use model_call::CallError;
+pub use room::{Full, Held, Room, SMALL as ROOM_SMALL};
 pub use streams::{AnswerEnd, AnswerEvent, Listener};
 
 /// Answers questions and keeps conversations. Cheap to clone.
@@ -77,6 +80,8 @@ pub struct Chat {
     parts: Arc<streams::parts::Parts>,
     /// Those who listen to answers again.
     listeners: Arc<streams::listeners::Listeners>,
+    /// For what is large.
+    room: Room,
 }
 
 /// What conversations are made with.
@@ -124,7 +129,18 @@ impl Chat {
             under_way: Arc::default(),
             parts: Arc::default(),
             listeners: Arc::default(),
+            room: Room::default(),
         }
+    }
+
+    /// Waits until no answer of a tenant's is under way here, as is soon after it went out of service.
+    pub async fn idle(&self, tenant: TenantId) {
+        self.under_way.idle(tenant).await;
+    }
+
+    /// Room for what is large.
+    pub fn room(&self) -> &Room {
+        &self.room
     }
 
     /// The registry's news of a tenant, `None` if it is gone. Out of service, its answers under way end at once, for
@@ -146,6 +162,7 @@ impl Chat {
                 self.looks.forget(tenant);
                 self.databases.forget_use(tenant);
                 self.ledger.forget(tenant);
+                self.room.forget(tenant);
             }
         }
         self.cache.forget(tenant);
@@ -166,10 +183,14 @@ pub struct Question {
     pub assistant: Option<String>,
     /// The images that come with it.
     pub images: Vec<QuestionImage>,
+    /// What it holds of the room for what is large, until the model speaks.
+    pub room: Option<Arc<Held>>,
     /// What it has reserved of the tenant's quota: used if there is an answer, else given back.
     pub permit: Permit,
     /// What is left of that then; none if there is no limit.
     pub queries_remaining: Option<u64>,
+    /// Whether an answer may be given that is kept from an earlier question.
+    pub allows_kept: bool,
 }
 
 /// Why a question was not answered, or a conversation not shown.
@@ -217,6 +238,9 @@ pub enum ChatError {
     /// The images of the question are refused.
     #[error("the images are refused")]
     Images(#[from] ImageError),
+    /// There is no room for something so large just now.
+    #[error("there is no room for something so large just now")]
+    Full(#[from] Full),
     /// There is no such image that the caller may know of.
     #[error("no such image")]
     ImageNotFound,

@@ -12,6 +12,7 @@ use thiserror::Error;
 
 use super::breaker::Leave;
 use super::candidates::Candidate;
+use super::room::Held;
 use crate::ids::{ApiKeyId, MessageId, UserId};
 use crate::limits::Permit;
 use crate::metering::{BilledTo, CallKind, CallStart, CallState, EndedCall, Ledger, OpenCall, Outcome, Target};
@@ -111,6 +112,8 @@ pub(super) struct ModelCall {
     permit: Option<Permit>,
     /// Ends when it is on record that it counts.
     counted: Counted,
+    /// What the request holds of the room for what is large, as long as it is kept.
+    room: Option<Arc<Held>>,
 }
 
 /// Ends when it is on record that a call counts, at once if it does not.
@@ -146,6 +149,7 @@ impl ModelCall {
             delivered: false,
             permit: None,
             counted: None.into(),
+            room: None,
         })
     }
 
@@ -153,6 +157,13 @@ impl ModelCall {
     #[must_use]
     pub(super) fn with_permit(mut self, permit: Permit) -> Self {
         self.permit = Some(permit);
+        self
+    }
+
+    /// With what the request holds of the room for what is large.
+    #[must_use]
+    pub(super) fn with_room(mut self, room: Option<Arc<Held>>) -> Self {
+        self.room = room;
         self
     }
 
@@ -275,10 +286,16 @@ impl ModelCall {
         };
         self.delivered = true;
         // Nobody else is asked from here on.
-        self.request = None;
+        self.forget_request();
         if let Some(open) = &mut self.open {
             open.delivered(characters);
         }
+    }
+
+    /// The request is not needed any more, nor the room for it.
+    fn forget_request(&mut self) {
+        self.request = None;
+        self.room = None;
     }
 
     /// The call works, without a stream of events.
@@ -327,6 +344,7 @@ impl ModelCall {
     /// Ends the attempt that is under way, for whoever stores its end together with something else.
     pub(super) fn end(&mut self, outcome: &Outcome) -> Option<EndedCall> {
         self.stream = None;
+        self.forget_request();
         // An answer without a word counts where it was told as one.
         let counts = self.delivered || (outcome.state == CallState::Succeeded && outcome.error_code.is_none());
         // A permit that is dropped is given back.

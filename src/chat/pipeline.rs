@@ -3,47 +3,46 @@
 //! | step | connection | round trips |
 //! |---|---|---|
 //! | read who asks and the history, and once a second settings and keys | one, all at once | 1 |
-//! | where a model routes, it is asked for the assistant of a first question | none | 2, for its row |
-//! | read images of earlier questions, if there are any and they are shown again | the same, or another if a model was asked | 1 |
-//! | store the question and the answer's row | the same, or another if a model was asked | 1 |
+//! | where a model routes, look whether another server answers this first question already | the same | 1 |
+//! | ask the model for the assistant | none | 2, for its row |
+//! | read images of earlier questions, if there are any and they are shown again | the same, or another if a model was asked or there is no room for them yet | 2 |
+//! | where answers are kept, look for one | none | - |
+//! | store the question and the answer's row | the same, or another if it was given back | 1 |
 //! | the model speaks | none | - |
 //! | store the answer | another | 1 |
 //!
-//! From the second step on it all happens in a task of its own: whoever asked may leave, the answer is finished and
-//! stored.
+//! What comes before the question is stored is in [`super::prepare`]. From then on it all happens in a task of its own:
+//! whoever asked may leave, the answer is finished and stored.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{TryFutureExt as _, future};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::assistants::{Asked, Assigned};
-use super::duplicates::{self, FirstAsked, Mark, Stored};
-use super::images::{self, QuestionImage};
-use super::kept_answers::{Hit, Keeping};
-use super::model_call::{self, ModelCall, Purpose};
-use super::prompt;
+use super::duplicates::{FirstAsked, Mark, QuestionKey, Stored};
+use super::kept_answers::Keeping;
+use super::model_call::ModelCall;
+use super::prepare::{Prepared, Ready};
 use super::streams::event_log::{EventLog, LastWord};
+use super::streams::parts::PartedAnswer;
 use super::streams::{AnswerEnd, Listener, UNFINISHED};
-use super::tenant_store::History;
 use super::turn::{Arrived, Begin, Failure, Finished};
 use super::under_way::{Cause, Interruption, Owner};
 use super::{Chat, ChatError, Question, tenant_store};
 use crate::access::TenantCaller;
 use crate::api::tenant::Settings;
 use crate::clock::SharedClock;
-use crate::content_filter::Masking;
-use crate::ids::{ChatSessionId, MessageId};
-use crate::metering::{CallKind, CallState, EndedCall, Outcome};
-use crate::providers::{ChatEvent, ChatRequest, FinishReason, Usage};
+use crate::content_filter::{self, Masking};
+use crate::ids::MessageId;
+use crate::metering::{CallState, EndedCall, Outcome};
+use crate::providers::{ChatEvent, FinishReason, Usage};
 use crate::telemetry::causes;
-use crate::tenant_db::{Client, TenantDb, TenantDbError, is_statement_at_fault};
+use crate::tenant_db::{Client, TenantDb, TenantDbError, is_outcome_unknown, is_statement_at_fault};
 
 /// The longest an answer may take. Less than the time after which one is taken for abandoned.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(9 * 60);
@@ -75,17 +74,17 @@ type Spoken = (Option<Usage>, FinishReason);
 pub(super) type NotHere = Result<Option<MessageId>, ChatError>;
 
 /// All that answering a question needs, ready before anything is stored.
-struct Turn {
-    chat: Chat,
-    db: TenantDb,
-    begin: Begin,
+pub(super) struct Turn {
+    pub(super) chat: Chat,
+    pub(super) db: TenantDb,
+    pub(super) begin: Begin,
     /// None if every AI key that offers the model is left alone, or the answer is kept already.
-    call: Option<ModelCall>,
-    settings: Arc<Settings>,
+    pub(super) call: Option<ModelCall>,
+    pub(super) settings: Arc<Settings>,
     /// What the answer goes through before anybody sees it and before it is stored, if anything is to be masked.
-    masking: Option<Masking>,
+    pub(super) masking: Option<Masking>,
     /// How the answer is kept for the next who asks this; none if it is not.
-    keeping: Option<Keeping>,
+    pub(super) keeping: Option<Keeping>,
 }
 
 impl Chat {
@@ -93,14 +92,17 @@ impl Chat {
     /// the answer is over.
     ///
     /// # Errors
-    /// See [`ChatError`]; nothing is stored then.
+    /// See [`ChatError`]; nothing is stored then, as far as anybody knows.
     pub(super) async fn ask_first(
         &self,
         caller: &TenantCaller,
         question: Question,
         mark: Mark,
     ) -> Result<FirstAsked, ChatError> {
-        let (turn, hit, client) = self.prepare(caller, question).await?;
+        let Ready { turn, hit, client } = match self.prepare(caller, question, mark.key()).await? {
+            Prepared::Ready(ready) => *ready,
+            Prepared::Elsewhere(message_id) => return Ok(FirstAsked::Elsewhere(message_id)),
+        };
         let log = EventLog::new(turn.begin.session_id, turn.begin.answer_id);
         let listener = Listener::new(Arc::clone(&log), None);
         let (begun, stored) = oneshot::channel();
@@ -113,102 +115,6 @@ impl Chat {
         let elsewhere = stored.await.map_err(|_| ChatError::TaskLost)??;
         Ok(elsewhere.map_or_else(|| FirstAsked::Begun(listener), FirstAsked::Elsewhere))
     }
-
-    /// What a question needs, and the answer that is kept of it, if there is one: then no model is called.
-    async fn prepare(
-        &self,
-        caller: &TenantCaller,
-        question: Question,
-    ) -> Result<(Turn, Option<Hit>, Client), ChatError> {
-        let text = question.text;
-        let client = caller.db.client().await?;
-        let history = async {
-            match question.session_id {
-                Some(session) => tenant_store::history(&client, session, caller.user_id).await,
-                None => Ok(Some(History::default())),
-            }
-        };
-        // Polled together on one connection, so all are on their way before the first is answered.
-        let (active, history, context) = future::try_join3(
-            tenant_store::is_active(&client, caller).map_err(ChatError::from),
-            history.map_err(ChatError::from),
-            self.context_on(&client, caller.db.record()),
-        )
-        .await?;
-        if !active {
-            return Err(ChatError::NotInForce);
-        }
-        let settings = Arc::clone(&context.settings);
-        if text.chars().count() > settings.max_message_length as usize {
-            return Err(ChatError::TooLong { limit: settings.max_message_length });
-        }
-        let mut history = history.ok_or(ChatError::NotFound)?;
-        let with_images = !question.images.is_empty();
-        let asked = Asked {
-            text: &text,
-            named: question.assistant.as_deref(),
-            last: history.assistant.as_deref(),
-            with_images,
-        };
-        let (assistant, client) = match context.assistants.assign(asked)? {
-            Assigned::To(assistant) => (assistant, client),
-            Assigned::AskModel(otherwise) => {
-                // No connection is held while a model speaks.
-                drop(client);
-                let said = self.ask_router(caller, &context, &text, with_images).await;
-                (said.or(otherwise), caller.db.client().await?)
-            }
-        };
-        self.admit_assistant(assistant, caller.db.record())?;
-        let (model, candidates) = context.choose_for(question.model.as_deref(), assistant)?;
-        if !with_images && self.shows_images(assistant, caller.db.record()) {
-            images::recall(&client, &mut history.spoken, settings.history_length.into()).await?;
-        }
-        let (new_images, shown): (Vec<_>, Vec<_>) = question.images.into_iter().map(QuestionImage::split).unzip();
-        self.settle_abandoned_soon(&caller.db);
-        let request = ChatRequest {
-            messages: prompt::build(&settings, assistant, history.spoken, &text, shown),
-            temperature: assistant.and_then(|one| one.temperature).or(settings.temperature),
-            max_tokens: Some(assistant.and_then(|one| one.max_tokens).unwrap_or(settings.max_tokens)),
-            ..ChatRequest::default()
-        };
-        let begin = Begin {
-            session_id: question.session_id.unwrap_or_else(ChatSessionId::new),
-            new_title: question.session_id.is_none().then(|| prompt::title(&text)),
-            user_id: caller.user_id,
-            question_id: MessageId::new(),
-            question: text,
-            images: new_images,
-            answer_id: MessageId::new(),
-            model: model.to_string(),
-            assistant: assistant.map(|assistant| assistant.name.clone()),
-            queries_remaining: question.queries_remaining,
-            now: self.clock.now(),
-        };
-        let purpose = Purpose {
-            kind: CallKind::Chat,
-            user_id: Some(caller.user_id),
-            api_key_id: None,
-            message_id: Some(begin.answer_id),
-            model,
-            prompt_characters: model_call::length(&request),
-        };
-        let keeping = Keeping::new(&context, caller, begin.assistant.as_deref(), &candidates, &request);
-        let found = match &keeping {
-            Some(keeping) => keeping.find(self, caller.db.record(), question.permit).await,
-            None => Err(question.permit),
-        };
-        let (hit, call) = match found {
-            Ok(hit) => (Some(hit), None),
-            Err(permit) => {
-                let call = ModelCall::new(&self.ledger, &caller.db, purpose, candidates, Some(request)).ok();
-                (None, call.map(|call| call.with_permit(permit)))
-            }
-        };
-        let masking = context.masking();
-        let turn = Turn { chat: self.clone(), db: caller.db.clone(), begin, call, settings, masking, keeping };
-        Ok((turn, hit, client))
-    }
 }
 
 impl Turn {
@@ -218,23 +124,19 @@ impl Turn {
         let owner = Owner { tenant: record.id, user: self.begin.user_id, revision: record.revision() };
         let (_running, interruption) = self.chat.under_way.enter(message_id, owner, &log);
         let _last_word = LastWord(Arc::clone(&log));
-        let call = self.call.as_mut().map(ModelCall::open);
-        let stored = duplicates::store(&client, &self.chat.under_way, mark.key(), &self.begin, call).await;
-        // No connection is held while the model speaks, nor images that are stored.
-        drop(client);
-        self.begin.images = Vec::new();
-        let stored = match stored {
+        let stored = match self.store_question(client, mark.key()).await {
             Ok(Stored::Begun) => Ok(None),
             Ok(Stored::Elsewhere(message_id)) => Ok(Some(message_id)),
             Ok(Stored::NoConversation) => Err(ChatError::NotFound),
             Err(error) => {
-                // Nobody knows whether the call's row is there, and the call will not be made.
-                if error.code().is_none()
-                    && let Some(call) = &mut self.call
-                {
-                    drop(call.end(&Outcome::ended(CallState::Failed, "not_started")));
+                let is_unknown = is_outcome_unknown(&error);
+                // Whoever is told of the failure may ask again at once, and is the first then.
+                drop(mark);
+                let _ = begun.send(Err(refused(error)));
+                if is_unknown {
+                    self.disown(&log).await;
                 }
-                Err(refused(error))
+                return;
             }
         };
         let is_begun = matches!(stored, Ok(None));
@@ -246,65 +148,85 @@ impl Turn {
         if !is_begun {
             return;
         }
-        let Self { chat, db, mut call, settings, begin, mut masking, keeping } = self;
         let started = Instant::now();
-        let parted = chat.parts.enter(&db, message_id, &log, &interruption);
-        let end = match &mut call {
+        let parted = self.chat.parts.enter(&self.db, message_id, &log, &interruption);
+        let end = self.listen(&log, &interruption).await;
+        let judged = Judged::new(end, log.count() == 0);
+        if let Some(failure) = judged.failure.as_ref().filter(|_| !judged.is_stopped()) {
+            tracing::warn!(%message_id, code = failure.code(), causes = causes(failure), "an answer failed");
+        }
+        self.settle(judged, parted, started, &log).await;
+    }
+
+    /// Stores the question and the rows of its answer and of the call, and lets go of what is needed for that only: no connection
+    /// is held while the model speaks, nor images that are stored.
+    async fn store_question(&mut self, client: Client, key: QuestionKey) -> Result<Stored, tokio_postgres::Error> {
+        let call = self.call.as_mut().map(ModelCall::open);
+        let stored = self.chat.store_question(&client, key, &self.begin, call).await;
+        self.begin.images = Vec::new();
+        stored
+    }
+
+    /// Whoever asked was told that the question is not stored, and nobody knows whether it is. If it is, its answer and the call
+    /// that is not made end here: else they would be in the way of the same question, asked again.
+    async fn disown(self, log: &EventLog) {
+        let Self { chat, db, call, begin, settings, .. } = self;
+        let failure = Failure::NotStarted;
+        log.end(failed(failure.code(), &settings));
+        let outcome = Outcome::ended(failure.call_state(), failure.code());
+        let message = error_message(&settings);
+        let none = Arrived::default();
+        let mut finished = Finished::new(begin.answer_id, none, None, Some(&failure), message, 0, Duration::ZERO);
+        finished.call = call.and_then(|mut call| call.end(&outcome));
+        let waits = STORE_WAITS.into_iter().chain(patiently());
+        match store(&db, &finished, &chat.clock, waits).await {
+            Ok(()) => finished.call.into_iter().for_each(EndedCall::stored),
+            // It was not stored, or may still be: the call's row comes alone then, or before it, and keeps it out.
+            Err(NotStored::Deleted) => {}
+            Err(NotStored::Failed(error)) => {
+                tracing::error!(message_id = %finished.message_id, causes = causes(&error), "end an answer that may not have begun");
+            }
+        }
+    }
+
+    /// Lets the model speak into the log.
+    async fn listen(&mut self, log: &EventLog, interruption: &Interruption) -> Result<Spoken, Failure> {
+        let end = match &mut self.call {
             Some(call) => {
                 call.note_written();
-                speak(call, (&*log, &mut masking), ANSWER_DEADLINE, (&chat.give_up, &interruption)).await
+                speak(call, (log, &mut self.masking), ANSWER_DEADLINE, (&self.chat.give_up, interruption)).await
             }
             None => Err(Failure::AllDown),
         };
         // However it ended: what was held back is told as far as nothing in it is to be masked.
-        if let Some(rest) = masking.map(|mut masking| masking.finish()).filter(|rest| !rest.is_empty()) {
+        if let Some(rest) = self.masking.take().map(|mut masking| masking.finish()).filter(|rest| !rest.is_empty()) {
             log.push(&rest);
         }
-        let (content, delta_lengths) = log.content();
-        // One that was cut at its longest, or by a provider's filter, is not what the next who asks is to be given.
-        let is_whole = matches!(&end, Ok((_, FinishReason::Stop | FinishReason::Other)));
-        let (usage, failure) = match end {
-            Ok((usage, _)) if content.is_empty() => (usage, Some(Failure::Empty)),
-            Ok((usage, _)) => (usage, None),
-            Err(failure) => (None, Some(failure)),
-        };
-        let stopped = matches!(failure, Some(Failure::Stopped));
-        if let Some(failure) = &failure
-            && !stopped
-        {
-            tracing::warn!(%message_id, code = failure.code(), causes = causes(failure), "an answer failed");
-        }
-        let outcome = Outcome {
-            state: failure.as_ref().map_or(CallState::Succeeded, Failure::call_state),
-            error_code: failure.as_ref().map(Failure::code),
-            usage,
-        };
+        end
+    }
+
+    /// Stores what came of the answer together with the end of its call, and tells the end.
+    async fn settle(self, judged: Judged, parted: Arc<PartedAnswer>, started: Instant, log: &EventLog) {
+        let Self { chat, db, call, settings, begin, keeping, .. } = self;
         let answered_by = call.as_ref().map(|call| Arc::clone(call.target()));
         let (ended, counted) = match call {
-            Some(mut call) => (call.end(&outcome), call.counted()),
+            Some(mut call) => (call.end(&judged.outcome()), call.counted()),
             None => (None, None.into()),
         };
-        let is_closed = if let Some(Failure::Closed(code)) = &failure {
+        let closed = judged.closed();
+        if let Some(code) = closed {
             // Told first: storing may well fail by now, and nobody is to wait for that.
             log.end(failed(code, &settings));
-            true
-        } else {
-            false
-        };
-        // What the ledger says was used. An answer without a word has cost nobody anything, unless the provider says so
-        // or its user did not want to wait for it.
-        let used = ended.as_ref().and_then(|call| call.end().usage);
-        let used = used.filter(|usage| usage.reported || !content.is_empty() || stopped);
+        }
+        let (content, delta_lengths) = log.content();
         let arrived = Arrived { content, delta_lengths, parted: parted.close().await };
-        let (message, latency) = (error_message(&settings), started.elapsed());
-        let mut finished = Finished::new(message_id, arrived, used, failure.as_ref(), message, 0, latency);
-        finished.call = ended;
-        if finished.content.is_empty() && failure.as_ref().is_some_and(Failure::is_outage) {
+        let mut finished = judged.finished(begin.answer_id, arrived, ended, &settings, started.elapsed());
+        if finished.content.is_empty() && judged.failure.as_ref().is_some_and(Failure::is_outage) {
             log.push(degraded(&settings));
             finished.degrade(log.content());
         }
-        if is_closed {
-            // Once, while a connection is left. Else the row stays as it is, and is shown as interrupted later.
+        if closed.is_some() {
+            // Once, while a connection is left. Else somebody takes the row up once the tenant is back.
             if let Ok(client) = db.client().await
                 && let Ok(Ok(_)) =
                     timeout(STORE_TIMEOUT, tenant_store::finish(&client, &finished, chat.clock.now())).await
@@ -317,47 +239,119 @@ impl Turn {
         if let Err(NotStored::Failed(error)) = &stored
             && is_momentary(error)
         {
-            tracing::error!(%message_id, causes = causes(error), "store an answer; go on trying");
+            tracing::error!(message_id = %begin.answer_id, causes = causes(error), "store an answer; go on trying");
             // Nobody waits longer for that. It is stored as what was told, so that it reads the same for ever, and its call
             // with it.
             log.end(failed(NOT_STORED, &settings));
-            finished.fail(NOT_STORED, message);
-            let begun = Instant::now();
-            let waits = std::iter::repeat(LATER).take_while(move |_| begun.elapsed() < STORE_PATIENCE);
-            stored = store(&db, &finished, &chat.clock, waits).await;
+            finished.fail(NOT_STORED, error_message(&settings));
+            stored = store(&db, &finished, &chat.clock, patiently()).await;
         }
         if matches!(stored, Ok(()) | Err(NotStored::Deleted)) {
             // The call is settled though its conversation may be gone. Otherwise the ledger goes on trying.
             finished.call.take().into_iter().for_each(EndedCall::stored);
         }
-        if let (Ok(()), Some(keeping)) = (&stored, keeping.filter(|_| is_whole)) {
+        if let (Ok(()), Some(keeping)) = (&stored, keeping.filter(|_| judged.is_whole)) {
             // Before the end is told: whoever asks again after that is given it.
             keeping.keep(&chat, db.record(), answered_by.as_deref(), &finished);
         }
-        let end = match stored {
-            Ok(()) => match (finished.error_code, finished.usage) {
-                (code, Some(usage)) if code.is_none() || finished.degraded => {
-                    let queries_remaining = begin.queries_remaining;
-                    AnswerEnd::Done {
-                        model: begin.model,
-                        assistant: begin.assistant,
-                        usage,
-                        stopped,
-                        degraded: finished.degraded,
-                        from_cache: false,
-                        queries_remaining,
-                    }
-                }
-                (code, _) => failed(code.unwrap_or("answer_empty"), &settings),
-            },
-            Err(NotStored::Deleted) => failed("conversation_deleted", &settings),
-            Err(NotStored::Failed(error)) => {
-                tracing::error!(%message_id, causes = causes(&error), "store an answer");
-                failed(NOT_STORED, &settings)
-            }
-        };
-        log.end(end);
+        log.end(told(&stored, &finished, begin, judged.is_stopped(), &settings));
     }
+}
+
+/// How an answer ended, and what follows from that.
+struct Judged {
+    failure: Option<Failure>,
+    usage: Option<Usage>,
+    /// Whether it is what the next who asks may be given: not if it was cut at its longest, by a provider's filter, or for a
+    /// reason that nobody here knows.
+    is_whole: bool,
+}
+
+impl Judged {
+    fn new(end: Result<Spoken, Failure>, is_silent: bool) -> Self {
+        match end {
+            Ok((usage, reason)) => Self {
+                failure: is_silent.then_some(Failure::Empty),
+                usage,
+                is_whole: matches!(reason, FinishReason::Stop | FinishReason::Unsaid),
+            },
+            Err(failure) => Self { failure: Some(failure), usage: None, is_whole: false },
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        matches!(self.failure, Some(Failure::Stopped))
+    }
+
+    /// The code of its tenant's having gone out of service, if that ended it.
+    fn closed(&self) -> Option<&'static str> {
+        match self.failure {
+            Some(Failure::Closed(code)) => Some(code),
+            _ => None,
+        }
+    }
+
+    fn outcome(&self) -> Outcome {
+        Outcome {
+            state: self.failure.as_ref().map_or(CallState::Succeeded, Failure::call_state),
+            error_code: self.failure.as_ref().map(Failure::code),
+            usage: self.usage,
+        }
+    }
+
+    /// What is stored of it.
+    fn finished(
+        &self,
+        message_id: MessageId,
+        arrived: Arrived,
+        ended: Option<EndedCall>,
+        settings: &Settings,
+        latency: Duration,
+    ) -> Finished {
+        // What the ledger says was used. An answer without a word has cost nobody anything, unless the provider says so
+        // or its user did not want to wait for it.
+        let used = ended.as_ref().and_then(|call| call.end().usage);
+        let used = used.filter(|usage| usage.reported || !arrived.content.is_empty() || self.is_stopped());
+        let message = error_message(settings);
+        let mut finished = Finished::new(message_id, arrived, used, self.failure.as_ref(), message, 0, latency);
+        finished.call = ended;
+        finished
+    }
+}
+
+/// What is told of an answer when all that can be done with it was.
+fn told(
+    stored: &Result<(), NotStored>,
+    finished: &Finished,
+    begin: Begin,
+    stopped: bool,
+    settings: &Settings,
+) -> AnswerEnd {
+    match stored {
+        Ok(()) => match (finished.error_code, finished.usage) {
+            (code, Some(usage)) if code.is_none() || finished.degraded => AnswerEnd::Done {
+                model: begin.model,
+                assistant: begin.assistant,
+                usage,
+                stopped,
+                degraded: finished.degraded,
+                from_cache: false,
+                queries_remaining: begin.queries_remaining,
+            },
+            (code, _) => failed(code.unwrap_or("answer_empty"), settings),
+        },
+        Err(NotStored::Deleted) => failed("conversation_deleted", settings),
+        Err(NotStored::Failed(error)) => {
+            tracing::error!(message_id = %begin.answer_id, causes = causes(error), "store an answer");
+            failed(NOT_STORED, settings)
+        }
+    }
+}
+
+/// Waits until an answer is given up that cannot be stored.
+fn patiently() -> impl Iterator<Item = Duration> + Send {
+    let begun = Instant::now();
+    std::iter::repeat(LATER).take_while(move |_| begun.elapsed() < STORE_PATIENCE)
 }
 
 /// Why a question could not be stored.
@@ -412,17 +406,28 @@ async fn collect(call: &mut ModelCall, log: &EventLog, masking: &mut Option<Mask
                 if length > MAX_ANSWER {
                     return Err(Failure::TooLarge);
                 }
-                let delta = match masking {
-                    Some(masking) => masking.push(&delta),
-                    None => delta,
-                };
-                if !delta.is_empty() {
-                    log.push(&delta);
+                match masking {
+                    Some(masking) => mask(&delta, masking, log).await,
+                    None if delta.is_empty() => {}
+                    None => log.push(&delta),
                 }
             }
             // Thinking is no part of the answer, and no tools were offered that could be called.
             ChatEvent::Reasoning(_) | ChatEvent::ToolCall(_) => {}
             ChatEvent::Finished { usage, finish_reason } => return Ok((usage, finish_reason)),
+        }
+    }
+}
+
+/// Masks a delta, and tells what may be told of it. Of a long one others' work comes in between.
+async fn mask(delta: &str, masking: &mut Masking, log: &EventLog) {
+    for (at, piece) in content_filter::pieces(delta).enumerate() {
+        if at > 0 {
+            tokio::task::yield_now().await;
+        }
+        let masked = masking.push(piece);
+        if !masked.is_empty() {
+            log.push(&masked);
         }
     }
 }

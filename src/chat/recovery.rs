@@ -2,22 +2,25 @@
 //!
 //! Mostly an answer is found by its call, which names its server and is settled together with it. An answer may also be
 //! left without an open call: no model was there to call, or the call was settled apart because the answer could not be
-//! stored. Nothing names its server then, so it is taken up once it is older than any answer gets; if its server stores
-//! it all the same, that is the last word.
+//! stored, or because nobody knew whether it had begun. While somebody works on an answer it has an open call, but for moments,
+//! so without one it is taken up soon; if its server stores it all the same, that is the last word.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use chrono::TimeDelta;
 use dashmap::DashMap;
 use tracing::Instrument as _;
 
-use super::conversations::STALE;
 use super::{Chat, ChatError, tenant_store};
 use crate::ids::{MessageId, TenantId};
 use crate::metering::abandoned::Abandoned;
 use crate::telemetry::causes;
 use crate::tenant_db::{Client, TenantDb};
 
+/// How old an answer without an open call is before it is nobody's, and one with a call before nothing is concluded from its
+/// server's not having been heard of. Longer than a server may be silent before it is taken for dead.
+pub(super) const YOUNG: TimeDelta = TimeDelta::seconds(30);
 /// How long nobody looks again who has a reason to.
 const SOONEST: Duration = Duration::from_secs(5);
 /// How often somebody looks while a tenant is used.
@@ -121,7 +124,7 @@ impl Chat {
         let transaction = client.transaction().await?;
         let (now, others) = (self.clock.now(), self.databases.other_servers());
         let calls = self.ledger.abandoned(&transaction, others.as_deref(), now).await?;
-        let mut messages = tenant_store::orphaned(&transaction, now - STALE, MOST).await?;
+        let mut messages = tenant_store::orphaned(&transaction, now - YOUNG, MOST).await?;
         messages.retain(|message| !self.under_way.contains(*message));
         let orphans = messages.len();
         if calls.is_empty() && messages.is_empty() {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use futures::StreamExt as _;
 use regex::RegexSet;
 use tokio::time::timeout;
+use unicode_normalization::UnicodeNormalization as _;
 
 use super::assistants::Assistants;
 use super::{CallContext, Chat, ChatContext, ChatError};
@@ -81,6 +82,7 @@ impl Chat {
             kind: CallKind::Routing,
             model: model.to_string(),
             permit: Permit::default(),
+            room: None,
         };
         let request = ChatRequest {
             messages: router_prompt(assistants, question),
@@ -192,12 +194,27 @@ impl Rules {
     }
 }
 
-/// A text as words in small letters, with one space before and behind each.
+/// A text as words in small letters, with one space before and behind each. An accent is the same whether it is typed as part of
+/// its letter or behind it, and the signs of `C++` and `C#` belong to the word, which would be `C` without them.
 fn words(text: &str) -> String {
     let mut words = String::with_capacity(text.len() + 2);
     words.push(' ');
-    for word in text.split(|character: char| !character.is_alphanumeric()).filter(|word| !word.is_empty()) {
-        words.extend(word.chars().flat_map(char::to_lowercase));
+    let mut characters = text.nfc().peekable();
+    let mut in_word = false;
+    while let Some(character) = characters.next() {
+        if character.is_alphanumeric() {
+            words.extend(character.to_lowercase());
+            in_word = true;
+        } else if std::mem::replace(&mut in_word, false) {
+            if character == '+' && characters.next_if_eq(&'+').is_some() {
+                words.push_str("++");
+            } else if character == '#' && !characters.peek().is_some_and(|next| next.is_alphanumeric()) {
+                words.push('#');
+            }
+            words.push(' ');
+        }
+    }
+    if in_word {
         words.push(' ');
     }
     words
@@ -290,6 +307,34 @@ mod tests {
         for (question, expected) in cases {
             assert_eq!(say(&rules, question), expected, "{question}");
         }
+    }
+
+    #[test]
+    fn languages_whose_names_have_signs_are_not_the_letter_c() {
+        let rules = rules(&[(&["C++"], &[]), (&["C#", "F#"], &[]), (&["C"], &[])]);
+        for (question, expected) in [
+            ("How do I learn C++?", Some(0)),
+            ("C++17 or older", Some(0)),
+            ("c#, please", Some(1)),
+            ("F# and nothing else", Some(1)),
+            ("plain C", Some(2)),
+            ("vitamin c+d", Some(2)),
+            ("block C #5 and c#5", Some(2)),
+            ("++ ##", None),
+        ] {
+            assert_eq!(say(&rules, question), expected, "{question}");
+        }
+    }
+
+    #[test]
+    fn accents_are_the_same_however_they_are_typed() {
+        let composed = rules(&[(&["Öffnungszeit*", "caf\u{e9}"], &[])]);
+        for question in ["O\u{308}ffnungszeiten?", "the cafe\u{301}", "the caf\u{e9}"] {
+            assert_eq!(say(&composed, question), Some(0), "{question}");
+        }
+        let typed_apart = rules(&[(&["cafe\u{301}"], &[])]);
+        assert_eq!(say(&typed_apart, "the caf\u{e9}"), Some(0));
+        assert_eq!(say(&typed_apart, "the cafe"), None);
     }
 
     #[test]

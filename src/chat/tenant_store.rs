@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Error, Row};
+use uuid::Uuid;
 
 use super::conversations::{Conversation, Message};
 use super::duplicates::QuestionKey;
@@ -107,10 +108,29 @@ const CONTINUE_WITH_IMAGES: &str = continue_conversation!(
     insert_images!("$4", "answer", "$19", "$20", "$21")
 );
 
-/// The user's answer that is being generated to a question.
+/// The user's answer that another server is giving a question. That a row says so is not enough, for its server may have died,
+/// or have given it up: somebody has to have an open call for it. Only an answer that no model was there to give has none, and
+/// is over in a moment. The key of a row that is nobody's work is taken away, so that the next question takes its place.
 const IN_FLIGHT: &str = "\
-    SELECT m.id FROM chat_messages m JOIN chat_sessions s ON s.id = m.session_id
-    WHERE m.in_flight_key = $1 AND m.state = 'generating' AND s.user_id = $2";
+    WITH found AS (
+        SELECT m.id,
+            m.created_at > $3 AND (
+                EXISTS (
+                    SELECT FROM model_calls c
+                    WHERE c.message_id = m.id AND c.state = 'started' AND c.server_id <> $5
+                        AND (c.started_at > $4 OR c.server_id = ANY ($6) OR $6::uuid[] IS NULL)
+                ) OR m.created_at > $4 AND NOT EXISTS (
+                    SELECT FROM model_calls c
+                    WHERE c.message_id = m.id AND c.started_at BETWEEN m.created_at AND m.created_at + interval '10 minutes'
+                )
+            ) AS is_alive
+        FROM chat_messages m JOIN chat_sessions s ON s.id = m.session_id
+        WHERE m.in_flight_key = $1 AND m.state = 'generating' AND s.user_id = $2
+    ), freed AS (
+        UPDATE chat_messages m SET in_flight_key = NULL FROM found
+        WHERE m.id = found.id AND NOT found.is_alive AND m.state = 'generating'
+    )
+    SELECT id FROM found WHERE is_alive";
 
 /// Whether nobody has asked to stop an answer that is being generated. No row if its conversation was deleted.
 const STILL_WANTED: &str = "\
@@ -144,8 +164,8 @@ const FINISH: &str = finish!(" ");
 /// The same for an answer that was written down in parts, which nobody needs any more.
 const FINISH_PARTED: &str = finish!(", parts AS (DELETE FROM chat_answer_parts WHERE message_id = $1) ");
 
-/// Answers that have been generated for too long, without a call of a model that somebody may still make: their call was
-/// settled without them, or there was none. Answers with an open call are found by that.
+/// Answers that are said to be generated, without a call of a model that somebody may still make: their call was settled
+/// without them, or there was none. Answers with an open call are found by that.
 const ORPHANED: &str = "\
     SELECT m.id FROM chat_messages m
     WHERE m.state = 'generating' AND m.created_at < $1
@@ -297,10 +317,30 @@ pub(super) async fn begin(
     })
 }
 
-/// The user's answer that is being generated to a question, if there is one.
-pub(super) async fn in_flight(client: &Client, key: &QuestionKey, user: UserId) -> Result<Option<MessageId>, Error> {
+/// By what an answer that is said to be generated is known to be another server's work.
+pub(super) struct Work<'a> {
+    /// One that was begun before is nobody's.
+    pub(super) after: DateTime<Utc>,
+    /// One that was begun later may be that of a server of which nobody has heard yet.
+    pub(super) young: DateTime<Utc>,
+    /// The server that asks. It knows its own answers.
+    pub(super) me: Uuid,
+    /// The other servers that run, if that is known.
+    pub(super) others: Option<&'a [Uuid]>,
+}
+
+/// The user's answer that another server is giving a question, if there is one. What is said to be one and is nobody's work
+/// is in no question's way any more.
+pub(super) async fn in_flight(
+    client: &Client,
+    key: &QuestionKey,
+    user: UserId,
+    work: &Work<'_>,
+) -> Result<Option<MessageId>, Error> {
     let statement = client.prepare_cached(IN_FLIGHT).await?;
-    client.query_opt(&statement, &[&key.as_bytes(), &user]).await?.map(|row| row.try_get(0)).transpose()
+    let Work { after, young, me, others } = work;
+    let row = client.query_opt(&statement, &[&key.as_bytes(), &user, after, young, me, others]).await?;
+    row.map(|row| row.try_get(0)).transpose()
 }
 
 /// Whether an answer is there, and its user has not stopped it.

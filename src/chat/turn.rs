@@ -50,6 +50,8 @@ pub(super) enum Failure {
     Closed(&'static str),
     #[error("its user had the answer stopped")]
     Stopped,
+    #[error("nobody knows whether the question was stored")]
+    NotStarted,
 }
 
 impl Failure {
@@ -64,6 +66,7 @@ impl Failure {
             Self::Stopping => "server_stopped",
             Self::Closed(code) => code,
             Self::Stopped => "stopped",
+            Self::NotStarted => "not_started",
         }
     }
 }
@@ -86,7 +89,7 @@ impl Failure {
         match self {
             // The provider has done its part, and counted.
             Self::Empty => CallState::Succeeded,
-            Self::Provider(_) | Self::AllDown => CallState::Failed,
+            Self::Provider(_) | Self::AllDown | Self::NotStarted => CallState::Failed,
             Self::Deadline | Self::TooLarge | Self::Stopped => CallState::Cancelled,
             Self::Stopping | Self::Closed(_) => CallState::Interrupted,
         }

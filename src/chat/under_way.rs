@@ -5,9 +5,11 @@
 //! revision of the record that it comes from, every answer that of the record its credential was verified with, and
 //! the higher of the two knows better.
 
+use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 
 use dashmap::DashMap;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::streams::event_log::EventLog;
@@ -18,6 +20,7 @@ use crate::ids::{MessageId, ModelCallId, TenantId, UserId};
 pub(super) struct AnswersUnderWay {
     running: DashMap<MessageId, Running>,
     closed: DashMap<TenantId, Closing>,
+    left: Notify,
 }
 
 /// An answer that is being worked on, or a call that no message is about.
@@ -142,6 +145,18 @@ impl AnswersUnderWay {
         self.closed.remove(&tenant);
     }
 
+    /// Waits until nothing of a tenant's is being worked on.
+    pub(super) async fn idle(&self, tenant: TenantId) {
+        loop {
+            // From here on nobody leaves unheard.
+            let left = pin!(self.left.notified());
+            if !self.running.iter().any(|entry| entry.tenant == tenant) {
+                return;
+            }
+            left.await;
+        }
+    }
+
     /// An answer that somebody asks for, as far as this process works on it.
     pub(super) fn find(&self, id: MessageId, tenant: TenantId, user: UserId) -> Found {
         let Some(running) = self.running.get(&id) else { return Found::Nowhere };
@@ -205,6 +220,7 @@ pub(super) struct UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.all.running.remove(&self.id);
+        self.all.left.notify_waiters();
     }
 }
 
@@ -282,5 +298,20 @@ mod tests {
         assert_eq!(interruption.interrupted().await, Cause::StopRequested);
         drop(mark);
         assert!(matches!(answers.find(id, tenant, user), Found::Nowhere));
+    }
+
+    #[tokio::test]
+    async fn a_tenant_is_idle_once_its_own_answers_have_ended() {
+        let (answers, tenant) = (Arc::new(AnswersUnderWay::default()), TenantId::new());
+        answers.idle(tenant).await;
+        let (first, second) = (enter(&answers, tenant, 1).0, enter(&answers, tenant, 1).0);
+        let _others = enter(&answers, TenantId::new(), 1).0;
+        let ending = async {
+            drop(first);
+            tokio::task::yield_now().await;
+            drop(second);
+        };
+        let ((), ()) = tokio::join!(answers.idle(tenant), ending);
+        assert_eq!(answers.len(), 1);
     }
 }

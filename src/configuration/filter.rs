@@ -41,7 +41,9 @@ pub fn content_filter(settings: &ContentFilterSettings) -> Result<Option<Arc<Con
                 let name = settings.patterns.get(at).map_or("", |pattern| pattern.name.as_str());
                 format!("the pattern {name:?}: {problem}")
             }
-            FilterError::TooLarge => "the patterns need too large an automaton together".to_owned(),
+            FilterError::TooLarge => {
+                "the patterns are too large together, or take too much work; use smaller counts".to_owned()
+            }
         })
     })
 }

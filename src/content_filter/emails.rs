@@ -7,20 +7,32 @@ use super::{Kind, Span};
 
 /// The longest name before the `@`.
 const MOST_LOCAL: usize = 64;
+/// The same where no spaces are written between words, so that all before it looks like a part of it.
+const MOST_UNSPACED: usize = 12;
 /// The longest domain.
 const MOST_DOMAIN: usize = 253;
 /// What names of files end in, and no domain does: `icon@2x.png`.
 const FILES: &[&str] = &[
     "png", "jpg", "jpeg", "gif", "webp", "svg", "js", "ts", "jsx", "tsx", "css", "scss", "html", "json", "yaml", "yml",
-    "toml", "xml", "txt", "pdf", "exe", "dll", "tar", "gz", "tgz", "whl",
+    "toml", "xml", "txt", "pdf", "exe", "dll", "tar", "gz", "tgz", "whl", "min",
 ];
+
+/// What is before an `@`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    Anybody,
+    /// `git@HOST:` is not an address of anybody's, but of every repository on some servers.
+    Git,
+    /// `this@Outer.field`, as some programming languages have it.
+    This,
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Emails {
     /// The characters in a row, up to here, that a name may consist of, and where each begins.
     local: VecDeque<(usize, char)>,
-    /// Where the address before the last `@` begins, and whether that is a name that nobody has.
-    address: Option<(usize, bool)>,
+    /// Where the address before the last `@` begins, and what is there instead if it is none.
+    address: Option<(usize, Name)>,
     /// What came since the `@`: characters, and where each ends.
     domain: Vec<(usize, char)>,
     now: usize,
@@ -52,9 +64,13 @@ impl Emails {
             if let Some((start, _)) = self.local.front().copied()
                 && self.local.back().is_some_and(|(_, c)| *c != '.')
             {
-                // Not an address of anybody's, but of every repository on some servers.
-                let is_git = self.local.iter().map(|(_, c)| *c).eq("git".chars());
-                self.address = Some((start, is_git));
+                let name: String = self.local.iter().map(|(_, c)| *c).take(5).collect();
+                let name = match name.as_str() {
+                    "git" => Name::Git,
+                    "this" => Name::This,
+                    _ => Name::Anybody,
+                };
+                self.address = Some((start, name));
             }
             self.local.clear();
         } else if c.is_alphanumeric() || (!self.local.is_empty() && "._%+-'~\\".contains(c)) {
@@ -69,7 +85,8 @@ impl Emails {
             if c.is_ascii_alphanumeric() && self.local.back().is_some_and(|(_, c)| is_unspaced(*c)) {
                 self.local.clear();
             }
-            if self.local.len() == MOST_LOCAL {
+            let most = if is_unspaced(c) { MOST_UNSPACED } else { MOST_LOCAL };
+            while self.local.len() >= most {
                 self.local.pop_front();
             }
             self.local.push_back((at, c));
@@ -85,9 +102,9 @@ impl Emails {
 
     /// The domain is over, `next` is behind it.
     fn over(&mut self, next: char, spans: &mut Vec<Span>) {
-        let Some((start, is_git)) = self.address.take() else { return };
+        let Some((start, name)) = self.address.take() else { return };
         let domain = std::mem::take(&mut self.domain);
-        if is_git && next == ':' {
+        if name == Name::This || (name == Name::Git && next == ':') {
             return;
         }
         if let Some(length) = domain_length(&domain)
@@ -118,8 +135,9 @@ fn domain_length(characters: &[(usize, char)]) -> Option<usize> {
         }
         let text: String = bare.iter().flat_map(|(_, c)| c.to_lowercase()).collect();
         let letters = text.starts_with("xn--") || text.chars().all(char::is_alphabetic);
-        if labels > 0 && letters && text.chars().count() >= 2 {
-            found = Some((at + bare.len(), text));
+        // `anna@example.com.pdf` is a file with an address in its name.
+        if labels > 0 && letters && text.chars().count() >= 2 && !FILES.contains(&text.as_str()) {
+            found = Some(at + bare.len());
         }
         if hyphens > 0 || more.is_some() {
             break;
@@ -127,7 +145,7 @@ fn domain_length(characters: &[(usize, char)]) -> Option<usize> {
         labels += 1;
         at += label.len() + 1;
     }
-    found.filter(|(_, top)| !FILES.contains(&top.as_str())).map(|(length, _)| length)
+    found
 }
 
 #[cfg(test)]
@@ -149,7 +167,9 @@ mod tests {
         assert_eq!(domain("example.xn--p1ai").as_deref(), Some("example.xn--p1ai"));
         assert_eq!(domain("example.jpです").as_deref(), Some("example.jp"));
         assert_eq!(domain("例え.テスト").as_deref(), Some("例え.テスト"));
-        for text in ["localhost", "", ".com", "18.2.0", "2x.png", "a..com", "-a.com", "w.T"] {
+        assert_eq!(domain("example.com.pdf").as_deref(), Some("example.com"));
+        assert_eq!(domain("example.com.tar.gz").as_deref(), Some("example.com"));
+        for text in ["localhost", "", ".com", "18.2.0", "2x.png", "2x.min.js", "a..com", "-a.com", "w.T"] {
             assert_eq!(domain(text), None, "{text}");
         }
     }

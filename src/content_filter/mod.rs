@@ -42,8 +42,8 @@ pub enum FilterError {
         /// What is wrong with it, in words for whoever wrote it.
         problem: String,
     },
-    /// The patterns are too large together.
-    #[error("the patterns are too large together")]
+    /// The patterns are too large together, or take too much work.
+    #[error("the patterns are too large together, or take too much work")]
     TooLarge,
 }
 
@@ -103,6 +103,21 @@ impl ContentFilter {
             Kind::Account => "",
         }
     }
+}
+
+/// The longest piece of a text that is masked at once, in bytes: with the most expensive patterns there may be, it takes some
+/// milliseconds.
+const PIECE: usize = 1024;
+
+/// Cuts a text into pieces that [`Masking::push`] takes without keeping a thread from everybody else's work for long.
+/// Between two of them the caller yields.
+pub fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (piece, more) = rest.split_at_checked(rest.floor_char_boundary(PIECE))?;
+        rest = more;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// What was found. In the order in which one that begins and ends where another does comes first.
@@ -191,7 +206,7 @@ impl Masking {
             }
             at = end;
             // Of a long piece not everything is kept until its end.
-            if at - settled_at >= 1024 {
+            if at - settled_at >= PIECE {
                 settled_at = at;
                 self.settle(self.undecided(at), &mut out);
             }

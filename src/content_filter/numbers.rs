@@ -10,7 +10,7 @@ const MOST_DIGITS: usize = 19;
 /// With so many digits behind a group's beginning, all that may begin with it is known, and the group behind that.
 const ENOUGH: usize = 24;
 /// The longest that joins two groups.
-const MOST_BETWEEN: usize = 4;
+const MOST_BETWEEN: usize = 7;
 /// How much of the text before a number is looked at, in characters.
 const TAIL: usize = 48;
 
@@ -27,6 +27,8 @@ pub(super) enum Joint {
     Opening,
     /// A closing one.
     Closing,
+    /// More spaces, or Markdown that makes each group bold: parts of a card's number at most.
+    Far,
 }
 
 /// Digits in one piece.
@@ -43,6 +45,8 @@ pub(super) struct Group {
     pub(super) opened: bool,
     /// Whether a letter, or whatever else makes it something else, is right behind it.
     pub(super) attached_behind: bool,
+    /// What is right behind the last one.
+    behind: Option<char>,
 }
 
 /// A `+` or a parenthesis, which may begin a number.
@@ -60,8 +64,29 @@ struct Lead {
 struct Before {
     hint: Hint,
     /// It goes on where a decimal number or something else begins.
-    decimal: bool,
+    decimal: Option<Decimal>,
     letter: bool,
+    /// Nothing but letters that are digits of hexadecimal numbers.
+    hexadecimal: bool,
+    /// A sign of money.
+    money: bool,
+}
+
+/// What makes a number look like the end of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decimal {
+    /// Digits, and a point or a letter.
+    Point,
+    /// A zero of its own and a comma. In a list of numbers it is one of them.
+    Comma,
+}
+
+/// A word behind a number that may be one of money.
+#[derive(Debug)]
+struct Behind {
+    /// What the number ended with.
+    right: char,
+    word: String,
 }
 
 #[derive(Debug)]
@@ -79,6 +104,9 @@ pub(super) struct Numbers {
     lead: Option<Lead>,
     /// In digits that are too many.
     overlong: bool,
+    behind: Option<Behind>,
+    /// Whether money is right behind the groups.
+    money: bool,
     now: usize,
 }
 
@@ -89,11 +117,13 @@ impl Numbers {
             phones,
             tail: String::new(),
             groups: Vec::new(),
-            before: Before { hint: Hint::None, decimal: false, letter: false },
+            before: Before { hint: Hint::None, decimal: None, letter: false, hexadecimal: false, money: false },
             previous: None,
             between: Vec::new(),
             lead: None,
             overlong: false,
+            behind: None,
+            money: false,
             now: 0,
         }
     }
@@ -107,9 +137,11 @@ impl Numbers {
     pub(super) fn step(&mut self, at: usize, end: usize, seen: Seen, spans: &mut Vec<Span>) {
         match seen {
             Seen::Character(c) => {
+                let goes_on = self.read_behind(c, spans);
                 match c {
+                    _ if goes_on => {}
                     '0'..='9' => self.digit(at, end, c, spans),
-                    ' ' | '-' | '.' | '/' | ')' if !self.groups.is_empty() && !self.overlong => {
+                    ' ' | '-' | '.' | '/' | ')' | '*' if !self.groups.is_empty() && !self.overlong => {
                         self.join(at, c, spans);
                     }
                     '(' if !self.groups.is_empty() && !self.overlong => {
@@ -129,13 +161,37 @@ impl Numbers {
                 self.remember(c);
             }
             Seen::Invisible => {}
-            Seen::Break => self.over(None, spans),
+            Seen::Break => self.finish(spans),
         }
         self.now = end;
     }
 
     pub(super) fn finish(&mut self, spans: &mut Vec<Span>) {
+        self.read_behind(' ', spans);
         self.over(None, spans);
+    }
+
+    /// Reads what is behind a number as long as it may become a word of money. Once that is known, the number is over.
+    fn read_behind(&mut self, c: char, spans: &mut Vec<Span>) -> bool {
+        let begins = match &self.behind {
+            Some(_) => c.is_alphabetic(),
+            None => {
+                let near = self.between.is_empty() || self.between.iter().all(|(_, c)| *c == ' ');
+                near && !self.groups.is_empty() && !self.overlong && (c.is_alphabetic() || phones::is_money_sign(c))
+            }
+        };
+        let mut word = self.behind.as_ref().map(|behind| behind.word.clone()).unwrap_or_default();
+        word.extend(c.to_lowercase().filter(|_| begins));
+        if begins && phones::begins_money(&word) {
+            let right = self.behind.as_ref().map_or(c, |behind| behind.right);
+            self.behind = Some(Behind { right, word });
+            return true;
+        }
+        if let Some(Behind { right, word }) = self.behind.take() {
+            self.money = !c.is_alphanumeric() && phones::is_money(&word);
+            self.over(Some(right), spans);
+        }
+        false
     }
 
     fn remember(&mut self, c: char) {
@@ -156,18 +212,20 @@ impl Numbers {
         let letter = one.is_some_and(|c| c.is_alphanumeric() && u32::from(c) < 0x0E00);
         // A list has commas without spaces as well; a fraction with so many digits is less than one as a rule.
         let decimal = match one {
-            Some('.') => is_digit(two),
-            Some(',') => two == Some('0') && !is_digit(three),
+            Some('.') if is_digit(two) => Some(Decimal::Point),
+            // A list has commas without spaces as well; a fraction with so many digits is less than one as a rule.
+            Some(',') if two == Some('0') && three.is_none_or(char::is_whitespace) => Some(Decimal::Comma),
             // Letters between digits: hexadecimal, or somebody's identifier.
-            Some(one) => one.is_ascii_alphabetic() && is_digit(two),
-            None => false,
+            Some(one) if one.is_ascii_alphabetic() && is_digit(two) => Some(Decimal::Point),
+            _ => None,
         };
+        let letters = self.tail.chars().rev().take_while(|c| c.is_alphanumeric());
+        let hexadecimal = letter && letters.into_iter().all(|c| c.is_ascii_hexdigit());
+        let money = [one, two.filter(|_| one == Some(' '))].into_iter().flatten().any(phones::is_money_sign);
         let attached = match one {
             Some('-' | '_' | '/' | '\\' | '@') => is_word(two),
             Some(':' | '.' | ',') => is_digit(two),
-            Some('$' | '€' | '£' | '¥' | '₹') => true,
-            Some(' ') => matches!(two, Some('$' | '€' | '£' | '¥' | '₹')),
-            _ => false,
+            _ => money,
         };
         let hint = match first {
             _ if letter && first != '(' => Hint::Attached,
@@ -177,7 +235,7 @@ impl Numbers {
                 hint => hint,
             },
         };
-        Before { hint, decimal, letter }
+        Before { hint, decimal, letter, hexadecimal, money }
     }
 
     fn begin(&mut self, at: usize, c: char) {
@@ -235,6 +293,7 @@ impl Numbers {
             plus: lead.is_some_and(|lead| lead.plus),
             opened: lead.is_some_and(|lead| lead.opened),
             attached_behind: false,
+            behind: None,
         });
         self.judge(false, spans);
     }
@@ -250,8 +309,13 @@ impl Numbers {
 
     fn joint(&self) -> Joint {
         let between: String = self.between.iter().map(|(_, c)| c).collect();
+        let inside = between.trim_matches('*');
         match between.as_str() {
             " " | "  " => Joint::Space,
+            "   " | "    " => Joint::Far,
+            _ if between.starts_with('*') && between.ends_with('*') && matches!(inside, " " | "-" | " - ") => {
+                Joint::Far
+            }
             "-" | " - " => Joint::Dash,
             "." => Joint::Dot,
             "/" | " / " => Joint::Slash,
@@ -271,11 +335,13 @@ impl Numbers {
                 Some(c) => c == '%' || (c.is_alphabetic() && u32::from(c) < 0x0E00),
                 None => false,
             };
+            last.behind = right;
         }
         self.judge(true, spans);
         self.between.clear();
         self.previous = None;
         self.overlong = false;
+        self.money = false;
         self.lead = None;
     }
 
@@ -289,7 +355,11 @@ impl Numbers {
                 return;
             }
             let found = self.card(groups).map(|count| (count, Kind::Card)).or_else(|| {
-                let count = phones::length(groups, self.hint_of(first), self.in_row(first)).filter(|_| self.phones)?;
+                let hint = match self.hint_of(first) {
+                    _ if (self.before.money || self.money) && phones::is_amount(groups) => Hint::Attached,
+                    hint => hint,
+                };
+                let count = phones::length(groups, hint, self.in_row(first)).filter(|_| self.phones)?;
                 Some((count, Kind::Phone))
             });
             let mut count = 1;
@@ -317,14 +387,15 @@ impl Numbers {
             (Joint::Space, Hint::Other) => Hint::Other,
             // The number of a parcel, say, in groups of letters and digits.
             (Joint::Space, Hint::Attached) if self.before.letter => Hint::Attached,
-            (Joint::Space, _) => Hint::None,
+            // Another column's number is one of its own.
+            (Joint::Space | Joint::Far, _) => Hint::None,
             _ => Hint::Attached,
         }
     }
 
     /// Whether it is one of a row of numbers of the same length: a table's, or the digits of a long one.
     fn in_row(&self, first: &Group) -> bool {
-        first.joint != Joint::None && self.previous == Some(first.digits.len())
+        !matches!(first.joint, Joint::None | Joint::Far) && self.previous == Some(first.digits.len())
     }
 
     /// How many of the groups are a card's number, the most there may be.
@@ -333,21 +404,23 @@ impl Numbers {
             return None;
         }
         let first = groups.first()?;
-        let decimal = match first.joint {
-            Joint::None => self.before.decimal,
-            joint => joint == Joint::Dot,
+        let decimal = match (first.joint, self.before.decimal) {
+            (Joint::None, Some(Decimal::Comma)) => !matches!(first.behind, Some(',' | ';' | ']')),
+            (Joint::None, decimal) => decimal.is_some(),
+            (joint, _) => joint == Joint::Dot,
         };
+        // Of a long hexadecimal number, which has letters of its own.
+        let hexadecimal = self.before.hexadecimal && first.behind.is_some_and(|c| c.is_ascii_hexdigit());
         let (mut digits, mut sizes, mut found) = (String::new(), Vec::new(), None);
         for (at, group) in groups.iter().enumerate() {
-            let joins = matches!(group.joint, Joint::Space | Joint::Dash | Joint::Dot);
+            let joins = matches!(group.joint, Joint::Space | Joint::Dash | Joint::Dot | Joint::Slash | Joint::Far);
             if (at > 0 && !joins) || digits.len() + group.digits.len() > MOST_DIGITS {
                 break;
             }
             digits.push_str(&group.digits);
             sizes.push(group.digits.len());
-            // One piece of a long decimal, or of a text of letters and digits.
-            let piece =
-                at == 0 && (decimal || (first.joint == Joint::None && self.before.letter && first.attached_behind));
+            // One piece of a long decimal, or of a hexadecimal number.
+            let piece = at == 0 && (decimal || (first.joint == Joint::None && hexadecimal));
             let size = sizes.first().copied();
             let next = groups.get(at + 1).filter(|next| next.joint != Joint::None).map(|next| next.digits.len());
             let before = self.previous.filter(|_| first.joint != Joint::None);

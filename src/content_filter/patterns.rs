@@ -2,13 +2,17 @@
 //!
 //! All patterns are one automaton, whose states are kept with where what led to them began. Of each place where a match
 //! may begin all ends are found, so that a match is masked as far as it can reach: whether a repetition is greedy or lazy
-//! makes no difference. A state is entered once a byte, which bounds what a character costs by the size of the automaton.
+//! makes no difference.
+//!
+//! A state is entered once a byte, so a character costs as much as there are states that it can be at: hundreds, if a count such
+//! as that of `[a-z]{1,250}` keeps so many beginnings alive. How many that can be, for the worst text there is, is known from
+//! the patterns, and bounded when they are set.
 
 use std::sync::Arc;
 
 use regex_automata::nfa::thompson::{self, NFA, State, WhichCaptures};
 use regex_automata::util::primitives::StateID;
-use regex_syntax::hir::{Hir, HirKind};
+use regex_syntax::hir::{Class, Hir, HirKind};
 
 use super::{FilterError, Kind, Span};
 
@@ -20,6 +24,11 @@ const PATTERN_SIZE: usize = 96 * 1024;
 const SIZE: usize = 256 * 1024;
 /// How deep a pattern may be nested.
 const DEPTH: u32 = 50;
+/// How many states of all patterns together one byte may have to be tried at. So many cost some microseconds.
+const MOST_WORK: usize = 800;
+const TOO_LARGE: &str =
+    "needs too large an automaton; use smaller counts, or [0-9] instead of \\d and [A-Za-z] instead of \\w";
+const TOO_MUCH_WORK: &str = "takes too much work for each character; use smaller counts, or fewer alternatives";
 
 /// All patterns of a tenant.
 #[derive(Debug)]
@@ -32,14 +41,66 @@ impl Automaton {
         let mut parsed = Vec::new();
         for (at, pattern) in patterns.into_iter().enumerate() {
             let hir = parse(pattern).map_err(|problem| FilterError::Pattern { at, problem })?;
-            build(std::slice::from_ref(&hir), PATTERN_SIZE).ok_or_else(|| {
-                let problem = "needs too large an automaton; use smaller counts, or [0-9] instead of \\d and [A-Za-z] instead of \\w";
-                FilterError::Pattern { at, problem: problem.to_owned() }
-            })?;
+            let refuse = |problem: &str| FilterError::Pattern { at, problem: problem.to_owned() };
+            let nfa = build(std::slice::from_ref(&hir), PATTERN_SIZE).ok_or_else(|| refuse(TOO_LARGE))?;
+            if work(std::slice::from_ref(&hir), &nfa) > MOST_WORK {
+                return Err(refuse(TOO_MUCH_WORK));
+            }
             parsed.push(hir);
         }
-        let nfa = build(&parsed, SIZE).ok_or(FilterError::TooLarge)?;
+        let nfa = build(&parsed, SIZE).filter(|nfa| work(&parsed, nfa) <= MOST_WORK).ok_or(FilterError::TooLarge)?;
         Ok(Self { nfa })
+    }
+}
+
+/// At how many states one byte may have to be tried, at most: the places of the patterns at which one and the same character
+/// can stand, and the ways that lead from those to others without taking any.
+fn work(patterns: &[Hir], nfa: &NFA) -> usize {
+    let ways = nfa.states().iter().map(|state| match state {
+        State::Union { alternates } => alternates.len(),
+        State::BinaryUnion { .. } => 2,
+        State::Look { .. } | State::Capture { .. } => 1,
+        State::ByteRange { .. } | State::Sparse(_) | State::Dense(_) | State::Match { .. } | State::Fail => 0,
+    });
+    // Where ranges of characters begin and end, in order: what has begun and not ended is the places of a character.
+    let mut ranges = Vec::new();
+    patterns.iter().for_each(|pattern| places(pattern, 1, &mut ranges));
+    let mut bounds: Vec<(u32, bool, usize)> = ranges
+        .into_iter()
+        .flat_map(|(first, last, count)| [(first, true, count), (last.saturating_add(1), false, count)])
+        .collect();
+    // What ends before a character comes before what begins with it.
+    bounds.sort_unstable();
+    let (mut here, mut most) = (0_usize, 0);
+    for (_, begins, count) in bounds {
+        here = if begins { here.saturating_add(count) } else { here.saturating_sub(count) };
+        most = most.max(here);
+    }
+    most.saturating_add(ways.sum())
+}
+
+/// The characters that a pattern takes: ranges, and at how many places each.
+fn places(hir: &Hir, times: usize, ranges: &mut Vec<(u32, u32, usize)>) {
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => {}
+        HirKind::Literal(literal) => {
+            ranges.extend(String::from_utf8_lossy(&literal.0).chars().map(|c| (u32::from(c), u32::from(c), times)));
+        }
+        HirKind::Class(Class::Unicode(class)) => {
+            ranges.extend(class.iter().map(|range| (u32::from(range.start()), u32::from(range.end()), times)));
+        }
+        // Of bytes there are only those of ASCII: all others would make a match that is no text.
+        HirKind::Class(Class::Bytes(class)) => {
+            ranges.extend(class.iter().map(|range| (u32::from(range.start()), u32::from(range.end()), times)));
+        }
+        HirKind::Repetition(repetition) => {
+            let most = repetition.max.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+            places(&repetition.sub, times.saturating_mul(most), ranges);
+        }
+        HirKind::Capture(capture) => places(&capture.sub, times, ranges),
+        HirKind::Concat(parts) | HirKind::Alternation(parts) => {
+            parts.iter().for_each(|part| places(part, times, ranges));
+        }
     }
 }
 
@@ -210,7 +271,34 @@ mod tests {
         }
         let many = ["[a-zäöü]{1,250}"; 20];
         assert!(matches!(Automaton::new(many), Err(FilterError::TooLarge)));
+        // Each of them is small enough, and has hundreds of places where any character can stand.
+        let busy = r"(?s-u:[\x01-\x7f]){1,250}A";
+        assert!(Automaton::new([busy]).is_ok());
+        assert!(matches!(Automaton::new([busy; 2]), Err(FilterError::TooLarge)));
+        for pattern in [r"(?s-u:[\x01-\x7f]?(?:[a-z]?[a-z]?){1,120}){1}A", "(?:[a-z]{0,4}[0-9a-z]?[a-f]?){1,42}x"] {
+            assert_eq!(problem(pattern), TOO_MUCH_WORK, "{pattern}");
+        }
+        // Words are cheap, for few of them can be under way at once.
+        let words = (b'a'..=b'z').map(|c| format!("{}ardvark", char::from(c))).collect::<Vec<_>>().join("|");
+        assert!(Automaton::new([format!(r"\b(?i:{words})\b").as_str(); 3]).is_ok());
+        assert!(Automaton::new([r"\bEMP-\d{6}\b"; 15]).is_ok());
         let nested = format!("{}a{}", "(".repeat(500), ")".repeat(500));
         assert!(!problem(&nested).is_empty());
+    }
+
+    #[test]
+    fn what_a_byte_costs_is_bounded() {
+        for pattern in [r"(?s-u:[\x01-\x7f]){1,250}A", ".{1,200}x", "(?:[a-z]? ?){1,90}#", "[aü€]{1,200}!"] {
+            let automaton = Arc::new(Automaton::new([pattern]).unwrap());
+            let bound = work(&[parse(pattern).unwrap()], &automaton.nfa);
+            assert!(bound <= MOST_WORK, "{pattern}: {bound}");
+            let mut matcher = Matcher::new(automaton);
+            for (at, c) in "a aü€ a".repeat(200).char_indices() {
+                matcher.step(at, c, &mut Vec::new());
+                let round = matcher.round;
+                let entered = matcher.entered.iter().filter(|last| **last == round).count();
+                assert!(entered <= bound, "{pattern}: {entered} of {bound}");
+            }
+        }
     }
 }

@@ -60,11 +60,16 @@ const LONG_CODES: &[&str] = &[
 /// What mobile numbers of twelve digits begin with, in Germany.
 const LONGER: [&str; 3] = ["015", "016", "017"];
 
-/// What stands before a number says of it.
+/// What the digits of an amount end in where no telephone number does: millions.
+const MILLIONS: &str = "000000";
+
+/// What stands around a number says of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hint {
     /// It is one.
     Telephone,
+    /// It is one, unless it is written like an amount: people are called and reached, and so are millions.
+    Perhaps,
     /// It is a number of something else.
     Other,
     /// It is part of a word, a path, a price or a longer number.
@@ -75,8 +80,23 @@ pub(super) enum Hint {
 /// How many of the groups, from the first one, are a telephone number. None if it does not begin with one. `in_row`: it is
 /// one of a row of numbers.
 pub(super) fn length(groups: &[Group], hint: Hint, in_row: bool) -> Option<usize> {
+    // What is far apart is of two columns, or else only a card's number.
+    let near = groups.iter().skip(1).position(|group| group.joint == Joint::Far).map_or(groups.len(), |at| at + 1);
+    let groups = groups.get(..near)?;
+    form(groups, hint, in_row).filter(|count| {
+        let digits: String = groups.iter().take(*count).map(|group| group.digits.as_str()).collect();
+        !digits.ends_with(MILLIONS)
+    })
+}
+
+fn form(groups: &[Group], hint: Hint, in_row: bool) -> Option<usize> {
     let first = groups.first()?;
     let all: String = groups.iter().map(|group| group.digits.as_str()).collect();
+    let hint = match hint {
+        Hint::Perhaps if is_amount(groups) && (all.ends_with("000") || first.digits.len() < 3) => Hint::None,
+        Hint::Perhaps => Hint::Telephone,
+        hint => hint,
+    };
     if first.plus {
         return international(groups, 0, hint);
     }
@@ -126,7 +146,7 @@ fn international(groups: &[Group], skipped: usize, hint: Hint) -> Option<usize> 
     longest(groups, before + fewest, before + most).or_else(|| {
         // A domestic zero that should not be there, or an extension.
         let whole = longest(groups, skipped + 8, skipped + 15)?;
-        (skipped == 0).then_some(whole)
+        (skipped == 0 && !is_amount(groups)).then_some(whole)
     })
 }
 
@@ -147,7 +167,11 @@ fn longest(groups: &[Group], fewest: usize, most: usize) -> Option<usize> {
 fn domestic(groups: &[Group]) -> Option<usize> {
     let sizes: Vec<usize> = groups.iter().map(|group| group.digits.len()).collect();
     let first = groups.first()?;
-    if first.digits.len() < 2 || is_date(groups) || groups.iter().all(is_time) {
+    // From one postcode to another.
+    let is_range = groups.get(1).is_some_and(|next| {
+        next.digits.starts_with('0') && next.digits.len() == first.digits.len() && first.digits.len() > 4
+    });
+    if first.digits.len() < 2 || is_date(groups) || is_range || groups.iter().all(is_time) {
         return None;
     }
     match sizes.as_slice() {
@@ -179,12 +203,18 @@ fn written_form(groups: &[Group]) -> Option<usize> {
         (complete && fits && ends).then_some(sizes.len())
     };
     let enclosed = first.opened && groups.get(1).is_some_and(|group| group.joint == Joint::Closing);
-    if is_date(groups) || groups.iter().skip(1).all(is_year) {
+    let joined = |group: usize, by: &[Joint]| groups.get(group).is_some_and(|group| by.contains(&group.joint));
+    // Sizes, prices and rows of a table are as long as parts of telephone numbers, and round.
+    let is_round = !enclosed && groups.len() > 2 && groups.iter().all(|group| group.digits.ends_with('0'));
+    if is_date(groups) || groups.iter().skip(1).all(is_year) || is_round {
         return None;
     }
-    // North America, Italy, Colombia, Greece.
+    // North America, Italy, Colombia, Greece. With spaces alone they are any three numbers.
     let mut found = None;
-    if !begins(0, "1") || !begins(1, "1") {
+    if (enclosed || joined(2, &[Joint::Dash, Joint::Dot]))
+        && !joined(1, &[Joint::Slash])
+        && (!begins(0, "1") || !begins(1, "1"))
+    {
         found = is_form(&[3, 3, 4]);
     }
     if first.digits == "1" && found.is_none() {
@@ -201,18 +231,26 @@ fn written_form(groups: &[Group]) -> Option<usize> {
     if found.is_none() && begins(0, "1") {
         found = is_form(&[3, 4, 4]).or_else(|| is_form(&[4, 3, 3]));
     }
-    // India.
-    if found.is_none() && begins(0, "6789") {
-        found = is_form(&[5, 5]);
+    // Brazil, whose mobile numbers have a nine; others in America where a parenthesis says so.
+    if found.is_none() && (enclosed || begins(1, "9")) {
+        found = is_form(&[2, 5, 4]);
     }
-    // Brazil, Mexico, Argentina.
-    found = found.or_else(|| is_form(&[2, 5, 4])).or_else(|| is_form(&[2, 4, 4]));
     if found.is_none() && enclosed {
-        found = is_form(&[3, 7]).or_else(|| is_form(&[2, 8])).or_else(|| is_form(&[2, 7])).or_else(|| is_form(&[2, 9]));
+        let forms: [&[usize]; 5] = [&[2, 4, 4], &[3, 7], &[2, 8], &[2, 7], &[2, 9]];
+        found = forms.into_iter().find_map(is_form);
         let area = (2..=3).contains(&first.digits.len());
         found = found.or_else(|| longest(groups, 9, 11).filter(|count| area && *count > 1));
     }
     found
+}
+
+/// Whether they are written as amounts are: in one piece, or thousands by thousands.
+pub(super) fn is_amount(groups: &[Group]) -> bool {
+    let [first, more @ ..] = groups else { return false };
+    let [next, ..] = more else { return !first.digits.starts_with('0') };
+    let thousands = matches!(next.joint, Joint::Space | Joint::Dot)
+        && more.iter().all(|group| group.joint == next.joint && group.digits.len() == 3);
+    thousands && first.digits.len() <= 3 && !first.digits.starts_with('0')
 }
 
 fn number(group: &Group) -> u32 {
@@ -243,18 +281,50 @@ fn is_iso_date(groups: &[Group]) -> bool {
 
 /// Words that a telephone number follows, as they are written.
 const TELEPHONE: &str = "\
-    tel tél cell call calls ring dial sms text tlf tfn móvil movil celular portable ligue llama llame \
-    llamar rufen anrufen ruf appelez appeler chiama chiamare bel bellen puh gsm тел моб звоните هاتف \
-    جوال الهاتف फोन फ़ोन मोबाइल wa ph fon fono fone telf tfno cel reach contact helpline";
-/// Parts of such words.
-const TELEPHONE_PARTS: &str = "\
-    phone telef teléf télé mobil handy whatsapp fax hotline cellul телефон 电话 手机 電話 携帯 传真 전화 휴대폰 puhelin \
-    τηλέφωνο telepon thoại โทร llam llám appel anruf";
+    tel tél cell ring dial sms text tlf tfn mobil móvil movil celular portable ligue llama llame \
+    llamar rufen anrufen appelez appeler rappelez chiama chiamare bel bellen puh gsm тел моб звоните هاتف \
+    جوال الهاتف फोन फ़ोन मोबाइल wa ph fon fono fone telf tfno cel contact helpline fax handy festnetz";
+/// Words that a telephone number may follow, or the number of anything else.
+const PERHAPS: &str = "call reach ruf anruf";
+/// Words behind one of those that leave no doubt.
+const SOMEBODY: &str = "at on us me him her them unter uns mich nous";
+/// What such words begin with.
+const TELEPHONE_BEGINNINGS: &str = "\
+    phone telef teléf teleph téléph telep mobile mobiltel mobiln mobilfunk handyn whatsapp faxn hotline cellulai \
+    cellular cellphone smartphone телефон мобильн puhelin τηλέφων llám";
+/// What such words end with.
+const TELEPHONE_ENDS: &str = "phone mobile fax telefon telefoon telefono teléfono celular handy телефон";
+/// The same where no spaces are written between words, or much is put behind one.
+const TELEPHONE_PARTS: &str =
+    "phonenumber phoneno mobilenumber mobileno 电话 手机 電話 携帯 传真 전화 휴대폰 thoại โทร";
+/// What is none of them.
+const NO_TELEPHONE: &str = "immobile automobile headphone microphone saxophone";
 /// Words between such a word and the number.
 const BETWEEN: &str = "\
     number numbers nummer numéro numero número номер is are ist lautet est es è on at us me him her them \
     unter au al der die the to or oder ou o and und a href value string my your our work home office \
     private direct main uns mich nous no nr now today please";
+/// What stands before or behind an amount of money: signs, and words behind it.
+const MONEY_SIGNS: &str = "$€£¥₹₽₩₺₴₫₪";
+const MONEY: &str = "\
+    $ € £ ¥ ₹ ₽ ₩ ₺ ₴ ₫ ₪ euro euros eur usd dollar dollars dólares dolares gbp pound pounds pfund chf franken francs \
+    francos jpy yen cny rmb yuan inr rupees rupien pln zł kr sek nok dkk kronen kroner kronor reais brl pesos mxn руб";
+
+/// Whether a sign of money is right before a number.
+pub(super) fn is_money_sign(c: char) -> bool {
+    MONEY_SIGNS.contains(c)
+}
+
+/// Whether a word behind a number, in lower case, says that it is an amount of money.
+pub(super) fn is_money(word: &str) -> bool {
+    is_in(MONEY, word)
+}
+
+/// Whether it may become such a word.
+pub(super) fn begins_money(word: &str) -> bool {
+    MONEY.split(' ').any(|money| money.starts_with(word))
+}
+
 /// Words that a number of something else follows.
 const OTHER: &str = "\
     no nr id ids isbn ean gtin upc sku ref reference referenz référence order orders bestellung \
@@ -275,15 +345,24 @@ pub(super) fn hint(text: &str) -> Hint {
     }
     let line = end.rsplit('\n').next().unwrap_or_default();
     end = line;
-    let mut other = false;
+    let (mut other, mut somebody) = (false, false);
     for _ in 0..5 {
         end = end.trim_end_matches(|c: char| !c.is_alphanumeric() && !"?!;".contains(c));
         let word_start = end.char_indices().rev().take_while(|(_, c)| c.is_alphabetic()).last().map(|(at, _)| at);
         let Some(word_start) = word_start else { break };
         let (rest, word) = end.split_at(word_start);
-        if is_in(TELEPHONE, word) || TELEPHONE_PARTS.split(' ').any(|part| word.contains(part)) {
+        let any = |parts: &str, fits: &dyn Fn(&str) -> bool| parts.split(' ').any(fits);
+        let says_so = is_in(TELEPHONE, word)
+            || any(TELEPHONE_BEGINNINGS, &|part| word.starts_with(part))
+            || any(TELEPHONE_ENDS, &|part| word.ends_with(part))
+            || any(TELEPHONE_PARTS, &|part| word.contains(part));
+        if says_so && !is_in(NO_TELEPHONE, word) {
             return Hint::Telephone;
         }
+        if is_in(PERHAPS, word) {
+            return if somebody { Hint::Telephone } else { Hint::Perhaps };
+        }
+        somebody |= is_in(SOMEBODY, word);
         other |= is_in(OTHER, word);
         if !is_in(BETWEEN, word) {
             break;
@@ -309,13 +388,43 @@ mod tests {
             "href=\"tel:",
             "我的电话是",
             "mobile (private): ",
+            "mobiltelefon: ",
+            "diensthandy ",
+            "smartphone: ",
+            "téléphone : ",
+            "reach us on ",
+            "mobile_number\": \"",
+            "teléfono: ",
+            "\"homephone\": ",
+            "\"userphonenumber\": ",
+            "contactmobile=",
         ] {
             assert_eq!(hint(text), Hint::Telephone, "{text}");
+        }
+        for text in ["call ", "will reach ", "anruf: ", "reach the number "] {
+            assert_eq!(hint(text), Hint::Perhaps, "{text}");
         }
         for text in ["order ", "order number: ", "no. ", "#", "isbn ", "\"order_id\": ", "ref: ", "rechnung nr. "] {
             assert_eq!(hint(text), Hint::Other, "{text}");
         }
-        for text in ["", "it is ", "phones sold. in all ", "telephone\n", "the number "] {
+        for text in [
+            "",
+            "it is ",
+            "phones sold. in all ",
+            "telephone\n",
+            "the number ",
+            "immobilie: ",
+            "immobilier : ",
+            "automobiles: ",
+            "automobil ",
+            "automobile: ",
+            "mobilier : ",
+            "téléchargements : ",
+            "téléviseurs : ",
+            "anrufe: ",
+            "api calls: ",
+            "headphones: ",
+        ] {
             assert_eq!(hint(text), Hint::None, "{text}");
         }
     }

@@ -194,6 +194,28 @@ fn what_overlaps_is_masked_once_as_what_begins_first() {
     assert_eq!(self::filter(rules).mask("to anna@example.com."), "to [e-mail address].");
 }
 
+#[test]
+fn a_long_text_is_cut_into_pieces_that_are_all_of_it() {
+    for text in ["", "a", &"ä€𝄞x".repeat(2_000), &"x".repeat(4_096)] {
+        let pieces: Vec<&str> = pieces(text).collect();
+        assert_eq!(pieces.concat(), text);
+        assert!(pieces.iter().all(|piece| !piece.is_empty() && piece.len() <= PIECE));
+    }
+}
+
+#[test]
+fn scripts_without_spaces_flow_too() {
+    for text in ["我们的产品在市场上非常受欢迎".repeat(20), "東京は日本の首都です".repeat(20)] {
+        let mut masking = Masking::new(all());
+        let (mut sent, mut most) = (0, 0);
+        for (at, c) in text.char_indices() {
+            sent += masking.push(&text[at..at + c.len_utf8()]).len();
+            most = most.max(at + c.len_utf8() - sent);
+        }
+        assert!(most <= 40, "{most} bytes were held");
+    }
+}
+
 /// Texts of what finders look at, so that random ones come near to matches.
 fn near_misses() -> impl Strategy<Value = String> {
     let word = prop_oneof![

@@ -202,6 +202,7 @@ pub fn hint(code: &str) -> &'static str {
         "being_provisioned" => "run it again when the tenant is active, if it is behind then",
         "provisioning_failed" => "retry its provisioning; it ends up to date",
         "waiting_for_client" => "nothing: its client has not given a database yet",
+        "tenant_suspended" => "freehold tenant resume SLUG, then run it again",
         "tenant_deleting" => "nothing, unless it is undeleted",
         "sealed_value" => "FREEHOLD_MASTER_KEYS must hold every key in use",
         "missing_migration" => "freehold migrate SLUG --recheck",

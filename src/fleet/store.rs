@@ -15,11 +15,11 @@ use crate::operations::OperationProgress;
 /// How many tenants a plan names.
 const NAMED: usize = 200;
 
-/// Whether any tenant is behind `target`, or any cluster's template is not of the version `newest`.
+/// Whether any tenant in service is behind `target`, or any cluster's template is not of the version `newest`.
 pub(super) async fn anything_behind(pool: &PgPool, target: i64, newest: i64) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar!(
         r#"SELECT EXISTS (SELECT FROM chat_instances
-                          WHERE state IN ('active', 'suspended') AND COALESCE(schema_version, 0) < $1)
+                          WHERE state = 'active' AND COALESCE(schema_version, 0) < $1)
                OR EXISTS (SELECT FROM clusters WHERE COALESCE(template_schema_version, 0) < $2) AS "behind!""#,
         target,
         newest
@@ -65,7 +65,7 @@ pub(super) async fn preview(pool: &PgPool, wanted: &Migration, target: i64) -> R
                     AND t.state = 'active' AS "canary!",
                 EXISTS (SELECT FROM operations o WHERE o.tenant_id = t.id
                         AND o.state IN ('queued', 'running', 'undoing', 'needs_operator')) AS "held!",
-                count(*) FILTER (WHERE t.state IN ('active', 'suspended')) OVER () AS "total!"
+                count(*) FILTER (WHERE t.state = 'active') OVER () AS "total!"
          FROM chat_instances t
          WHERE t.state <> 'deleted' AND (COALESCE(t.schema_version, 0) < $2 OR $3)
            AND CASE WHEN $1::text[] IS NULL THEN t.state IN ('active', 'suspended', 'requested', 'provisioning', 'deleting')

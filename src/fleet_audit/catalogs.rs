@@ -9,6 +9,22 @@ use crate::ids::{ClusterId, Slug, TenantId};
 use crate::provisioning::{DatabaseEntry, DatabaseNames, Inventory, RoleEntry, TenantRoles};
 use crate::tenants::TenantError;
 
+/// A server. Names of databases and roles are its own, under however many names it is registered as a cluster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Server {
+    /// By what Postgres calls its data directory.
+    Identified(String),
+    /// One that keeps that to itself.
+    OfCluster(ClusterId),
+}
+
+impl Server {
+    fn of(cluster: ClusterId, clusters: &BTreeMap<ClusterId, Seen>) -> Self {
+        let identifier = clusters.get(&cluster).and_then(|seen| seen.system_identifier.clone());
+        identifier.map_or(Self::OfCluster(cluster), Self::Identified)
+    }
+}
+
 /// The names that a tenant goes by on its cluster; nothing for a database of the client's own.
 struct Names {
     cluster: ClusterId,
@@ -48,23 +64,31 @@ pub(super) fn compare<'a>(
     beside: &[Beside],
     findings: &mut Vec<Finding>,
 ) {
-    let mut databases: BTreeSet<(ClusterId, String)> = BTreeSet::new();
-    let mut roles: BTreeSet<(ClusterId, String)> = BTreeSet::new();
+    let mut databases: BTreeSet<(Server, String)> = BTreeSet::new();
+    let mut roles: BTreeSet<(Server, String)> = BTreeSet::new();
     for entry in registered {
         let usual = if entry.moving { Names::usual(entry) } else { None };
         for names in Names::of(entry).into_iter().chain(usual) {
-            databases.insert((names.cluster, names.database));
-            roles.extend(names.roles.logins.into_iter().chain([names.roles.owner]).map(|role| (names.cluster, role)));
+            let server = Server::of(names.cluster, clusters);
+            roles.extend(names.roles.logins.into_iter().chain([names.roles.owner]).map(|role| (server.clone(), role)));
+            databases.insert((server, names.database));
         }
     }
     for made in beside {
-        let cluster = ClusterId::from_uuid(made.cluster_id);
+        let server = Server::of(ClusterId::from_uuid(made.cluster_id), clusters);
         let names = TenantRoles::of_owner(&made.owner_role, []);
-        databases.insert((cluster, made.database_name.clone()));
-        roles.extend(names.logins.into_iter().chain([names.owner]).map(|role| (cluster, role)));
+        roles.extend(names.logins.into_iter().chain([names.owner]).map(|role| (server.clone(), role)));
+        databases.insert((server, made.database_name.clone()));
     }
+    let mut first_of: BTreeMap<Server, &str> = BTreeMap::new();
     for (id, seen) in clusters {
-        let cluster = Cluster { id: *id, name: &seen.name };
+        let cluster = Cluster { id: *id, name: &seen.name, server: Server::of(*id, clusters) };
+        match first_of.get(&cluster.server) {
+            Some(first) => findings.push(cluster.registered_twice(first)),
+            None => {
+                first_of.insert(cluster.server.clone(), &seen.name);
+            }
+        }
         let inventory = match &seen.inventory {
             Ok(inventory) => inventory,
             Err(error) => {
@@ -90,12 +114,27 @@ pub(super) fn compare<'a>(
 struct Cluster<'a> {
     id: ClusterId,
     name: &'a str,
+    server: Server,
 }
 
 impl Cluster<'_> {
     fn finding(&self, code: &'static str, severity: Severity, what: &str, detail: impl Into<String>) -> Finding {
         let subject = format!("{what} on cluster {}", self.name);
         Finding { code, severity, subject, tenant: None, cluster: Some(self.id), detail: detail.into() }
+    }
+
+    fn registered_twice(&self, first: &str) -> Finding {
+        Finding {
+            code: "cluster_registered_twice",
+            severity: Severity::Warning,
+            subject: format!("cluster {}", self.name),
+            tenant: None,
+            cluster: Some(self.id),
+            detail: format!(
+                "it is the same server as cluster {first}, which so gets the connections of two: create new tenants on one of \
+                 them only"
+            ),
+        }
     }
 
     fn unreachable(&self, error: &TenantError) -> Finding {
@@ -113,8 +152,8 @@ impl Cluster<'_> {
     fn strangers(
         &self,
         inventory: &Inventory,
-        databases: &BTreeSet<(ClusterId, String)>,
-        roles: &BTreeSet<(ClusterId, String)>,
+        databases: &BTreeSet<(Server, String)>,
+        roles: &BTreeSet<(Server, String)>,
         findings: &mut Vec<Finding>,
     ) {
         for entry in &inventory.databases {
@@ -127,7 +166,7 @@ impl Cluster<'_> {
                         "PUBLIC may connect, and so may every tenant's role: REVOKE CONNECT ON DATABASE … FROM PUBLIC";
                     findings.push(self.finding("public_may_connect", Severity::Problem, &what, detail));
                 }
-            } else if !databases.contains(&(self.id, entry.name.clone())) {
+            } else if !databases.contains(&(self.server.clone(), entry.name.clone())) {
                 let detail = "no tenant is registered with it; if nobody needs it, drop it by hand";
                 findings.push(self.finding("orphan_database", Severity::Problem, &what, detail));
             }
@@ -138,7 +177,7 @@ impl Cluster<'_> {
                 let detail = format!("it has {}, which none of ours may have", entry.powers.join(", "));
                 findings.push(self.finding("role_powers", Severity::Problem, &what, detail));
             }
-            if !roles.contains(&(self.id, entry.name.clone())) {
+            if !roles.contains(&(self.server.clone(), entry.name.clone())) {
                 let detail = "no tenant is registered with it; if nobody needs it, drop it by hand";
                 findings.push(self.finding("orphan_role", Severity::Problem, &what, detail));
             }

@@ -162,6 +162,8 @@ impl FleetAudit {
 /// What can be known of a cluster.
 struct Seen {
     name: String,
+    /// What Postgres calls its server's data directory, as far as it was ever told.
+    system_identifier: Option<String>,
     inventory: Result<Inventory, TenantError>,
 }
 
@@ -171,8 +173,11 @@ async fn compare(audit: Arc<FleetAudit>, _: StepContext) -> Result<(), StepError
     let mut beside = store::beside(&audit.pool, since).await.map_err(TenantError::from)?;
     let mut clusters = BTreeMap::new();
     for record in audit.clusters.list().await? {
-        let inventory = async { Ok(audit.clusters.open(record.id).await?.inventory().await?) }.await;
-        clusters.insert(record.id, Seen { name: record.name, inventory });
+        let inventory: Result<Inventory, TenantError> =
+            async { Ok(audit.clusters.open(record.id).await?.inventory().await?) }.await;
+        let told = inventory.as_ref().ok().and_then(|inventory| inventory.system_identifier.clone());
+        let system_identifier = told.or(record.system_identifier);
+        clusters.insert(record.id, Seen { name: record.name, system_identifier, inventory });
     }
     beside.extend(store::beside(&audit.pool, since).await.map_err(TenantError::from)?);
     let after = store::registry(&audit.pool).await.map_err(TenantError::from)?;

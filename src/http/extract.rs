@@ -16,6 +16,7 @@ use crate::app::AppState;
 use crate::audit::Actor;
 use crate::ids::TenantId;
 use crate::secrets::TokenPrefix;
+use crate::tenant_db::TenantDb;
 
 /// The bearer token of a request.
 pub(super) fn bearer(parts: &Parts) -> Result<&str, ApiError> {
@@ -25,6 +26,17 @@ pub(super) fn bearer(parts: &Parts) -> Result<&str, ApiError> {
         return Err(ApiError::unauthenticated());
     }
     Ok(token.trim())
+}
+
+/// The tenant whose token or key a request came with: for those of a handler's arguments that come behind the proof of it.
+#[derive(Debug, Clone)]
+pub(super) struct Sender(pub(super) TenantDb);
+
+impl Sender {
+    /// Who sent it; none before that is proved.
+    pub(super) fn of(request: &Request) -> Option<Self> {
+        request.extensions().get().cloned()
+    }
 }
 
 /// A super admin, proved by a session token that is in force.
@@ -59,6 +71,7 @@ impl<P: Permission> FromRequestParts<AppState> for Caller<P> {
         if !caller.permissions.allow(P::NAME) {
             return Err(ApiError::forbidden(P::NAME));
         }
+        parts.extensions.insert(Sender(caller.db.clone()));
         Ok(Self { caller, permission: PhantomData })
     }
 }

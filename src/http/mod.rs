@@ -9,6 +9,7 @@ pub mod docs;
 pub mod error;
 pub mod extract;
 pub mod health;
+mod large_body;
 mod limits;
 pub mod openai;
 pub mod page;

@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use utoipa_swagger_ui::SwaggerUi;
 
-use super::docs::Document;
+use super::docs::{self, Document};
 use super::error::ApiError;
 use super::openai::error::OpenAiError;
 use super::{context, health, openai, page, platform, tenant};
@@ -65,6 +65,7 @@ fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(platform::rotations::master_keys))
         // /platform/v1/clusters
         .routes(routes!(platform::clusters::create, platform::clusters::list))
+        .routes(routes!(platform::clusters::update))
         // /platform/v1/connections
         .routes(routes!(platform::connections::show))
         // /platform/v1/doctor
@@ -126,12 +127,15 @@ fn routes() -> OpenApiRouter<AppState> {
 
 /// The OpenAPI document of all routes.
 pub fn openapi() -> OpenApiDocument {
-    routes().into_openapi()
+    let mut document = routes().into_openapi();
+    docs::complete(&mut document);
+    document
 }
 
 /// The whole HTTP interface.
 pub fn router(state: AppState) -> Router {
-    let (routes, document) = routes().split_for_parts();
+    let (routes, mut document) = routes().split_for_parts();
+    docs::complete(&mut document);
     routes
         // /c/{slug}, /assets/{hash}/{file}, /widget.js: for browsers, and so not in the document
         .merge(page::routes())

@@ -21,7 +21,7 @@ use crate::clock::SharedClock;
 use crate::ids::{ModelCallId, TenantId};
 use crate::providers::Usage;
 use crate::telemetry::causes;
-use crate::tenant_db::{TenantDb, TenantDbError, is_statement_at_fault};
+use crate::tenant_db::{TenantDb, TenantDbError, is_outcome_unknown, is_statement_at_fault};
 
 /// How long one write may take. A statement that needs one round trip and takes this long will not come back.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -495,8 +495,7 @@ impl Sink for Book {
 
 /// What a refusal or a broken connection means.
 fn judged(error: tokio_postgres::Error) -> WriteError {
-    // Without a code there was no answer, and a pooler says 08 for the same: it may have been carried out.
-    let unknown = error.code().is_none_or(|code| code.code().starts_with("08"));
+    let unknown = is_outcome_unknown(&error);
     let refused = is_statement_at_fault(&error);
     let cause = TenantDbError::Unreachable(error.into());
     if unknown {

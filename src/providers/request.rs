@@ -275,16 +275,18 @@ pub enum FinishReason {
     ContentFilter,
     /// The model wants a tool to be called.
     ToolCalls,
-    /// The provider gave no reason or one of its own.
+    /// The provider gave no reason. Some servers never do.
+    Unsaid,
+    /// The provider gave a reason that nobody here knows; the answer may be cut.
     Other,
 }
 
 impl FinishReason {
-    /// The word OpenAI's clients know. `Other` is told as `stop`, since they know no word for it.
+    /// The word OpenAI's clients know. `Unsaid` and `Other` are told as `stop`, since they know no word for them.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Stop | Self::Other => "stop",
+            Self::Stop | Self::Unsaid | Self::Other => "stop",
             Self::Length => "length",
             Self::ContentFilter => "content_filter",
             Self::ToolCalls => "tool_calls",

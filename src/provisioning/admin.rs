@@ -64,6 +64,22 @@ pub(super) async fn open_to_public(admin: &Client) -> Result<Vec<String>, Provis
     Ok(admin.query(sql, &[]).await?.iter().map(|row| row.get(0)).collect())
 }
 
+/// An administrator that is no superuser has to be a member of tenants' roles, as the one that made them is.
+pub(super) async fn check_acts_for_tenants(admin: &Client) -> Result<(), ProvisioningError> {
+    let sql = "SELECT count(*), min(rolname::text), current_user::text FROM pg_roles
+               WHERE rolname LIKE 'fh\\_%' AND NOT pg_has_role(current_user, oid, 'MEMBER')";
+    let row = admin.query_one(sql, &[]).await?;
+    let (roles, example, user): (i64, Option<String>, String) = (row.get(0), row.get(1), row.get(2));
+    match example {
+        None => Ok(()),
+        Some(example) => Err(ProvisioningError::Unsuitable(format!(
+            "the role may not act for {roles} roles of tenants, for example {example}; let the former administrator or a \
+             superuser run GRANT <the former administrator> TO {}",
+            escape_identifier(&user)
+        ))),
+    }
+}
+
 pub(super) async fn create_roles(
     admin: &Client,
     names: &DatabaseNames,

@@ -19,6 +19,8 @@ pub struct Inventory {
     pub current_template: String,
     /// Whether a server is building a template right now.
     pub building: bool,
+    /// What Postgres calls the server's data directory; a managed service may keep it to itself.
+    pub system_identifier: Option<String>,
 }
 
 /// A database.
@@ -83,6 +85,7 @@ pub(super) async fn take(admin: &Client, current_template: String) -> Result<Inv
     let (role, building) = (row.get(0), row.get(1));
     let databases = admin.query(DATABASES, &[]).await?;
     let roles = admin.query(ROLES, &[]).await?;
+    let system_identifier = crate::database_check::system_identifier(admin).await?;
     let database = |row: &tokio_postgres::Row| DatabaseEntry {
         name: row.get(0),
         owner: row.get(1),
@@ -103,5 +106,6 @@ pub(super) async fn take(admin: &Client, current_template: String) -> Result<Inv
         roles: roles.iter().map(entry).collect(),
         current_template,
         building,
+        system_identifier,
     })
 }

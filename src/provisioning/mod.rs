@@ -67,7 +67,8 @@ pub enum ProvisioningError {
 /// Connections to clusters as their administrators.
 #[derive(Debug, Default)]
 pub struct Clusters {
-    pools: DashMap<ClusterId, Pool>,
+    /// Each with the URL that it was made from: a cluster that got another one is opened by that.
+    pools: DashMap<ClusterId, (DatabaseUrl, Pool)>,
     migrations: Arc<TenantMigrations>,
 }
 
@@ -93,7 +94,7 @@ impl Clusters {
         &self.migrations
     }
 
-    /// Forgets a cluster that was not registered after all; its connections close.
+    /// Forgets a cluster that was only tried out; its connections close.
     pub fn forget(&self, id: ClusterId) {
         self.pools.remove(&id);
     }
@@ -101,10 +102,12 @@ impl Clusters {
     /// The administration of a cluster. Opens nothing yet.
     pub fn open(&self, id: ClusterId, url: &DatabaseUrl) -> Result<Cluster, ProvisioningError> {
         let pool = match self.pools.entry(id) {
-            dashmap::Entry::Occupied(entry) => entry.get().clone(),
-            dashmap::Entry::Vacant(entry) => {
+            dashmap::Entry::Occupied(entry) if entry.get().0 == *url => entry.get().1.clone(),
+            entry => {
+                // What is under way with a former pool goes on; its connections close with the last that uses it.
                 let pool = postgres_pool::build(url, Self::CONNECTIONS).map_err(ProvisioningError::Unreachable)?;
-                entry.insert(pool).clone()
+                entry.insert((url.clone(), pool.clone()));
+                pool
             }
         };
         Ok(Cluster { pool, url: url.clone(), migrations: Arc::clone(&self.migrations) })
@@ -136,6 +139,11 @@ impl Cluster {
     /// What Postgres calls the server's data directory; a managed service may keep it to itself.
     pub async fn system_identifier(&self) -> Result<Option<String>, ProvisioningError> {
         Ok(crate::database_check::system_identifier(&**self.admin().await?).await?)
+    }
+
+    /// Checks that the administrator may act for every role of a tenant that is there, which another may have made.
+    pub async fn check_acts_for_tenants(&self) -> Result<(), ProvisioningError> {
+        admin::check_acts_for_tenants(&*self.admin().await?).await
     }
 
     /// Which of the databases every server has let PUBLIC in, and so every tenant's role.

@@ -120,10 +120,9 @@ async fn write_intent(services: Arc<Rotator>, context: StepContext) -> Result<()
         return Ok(());
     }
     let keys = DataKeys::open(&services, task.tenant).await?;
-    let text = keys.open_text(&database_url_location(task.tenant), &task.credential.url_sealed)?;
-    let url = DatabaseUrl::parse(&text).map_err(|_| sealed_value())?;
     let next = task.names.alternate();
-    let url = url.with_credentials(&next.login_role, generate_password());
+    // By the cluster's address of today, which may be another than when the tenant was made.
+    let url = task.cluster.tenant_url(&next, generate_password());
     let sealed = keys.sealing()?.seal_str(&next_database_url_location(task.tenant), &url.expose());
     store::write_next_credential(&services.pool, task.tenant, &next.login_role, sealed.as_bytes())
         .await

@@ -115,6 +115,12 @@ pub fn is_statement_at_fault(error: &Error) -> bool {
     error.code().is_some_and(|code| ["21", "22", "23", "42"].iter().any(|class| code.code().starts_with(class)))
 }
 
+/// Whether nobody knows if a statement that failed was carried out. Without a code there was no answer, and a pooler says 08 for
+/// the same; a server that is shut down may say so (57P) behind a commit.
+pub fn is_outcome_unknown(error: &Error) -> bool {
+    error.code().is_none_or(|code| ["08", "57P"].iter().any(|class| code.code().starts_with(class)))
+}
+
 /// What is remembered of a connection.
 #[derive(Default)]
 struct Kept {

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-pub use client::{Client, GenericClient, Session, Transaction, is_statement_at_fault};
+pub use client::{Client, GenericClient, Session, Transaction, is_outcome_unknown, is_statement_at_fault};
 pub use directory::{
     Directory, SigningKey, TenantRecord, database_url_location, next_database_url_location, signing_key_location,
 };

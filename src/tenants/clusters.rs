@@ -1,4 +1,8 @@
 //! Clusters: the Postgres servers on which managed tenants get their databases.
+//!
+//! One server is one cluster: its connections are budgeted by the cluster, and what is on it is held against the
+//! tenants of that cluster. A server is known by what Postgres calls its data directory, whatever name leads there, and
+//! by its address where it keeps that to itself.
 
 use std::sync::Arc;
 
@@ -30,17 +34,19 @@ pub struct ClusterRecord {
     pub tenants: i64,
     /// The schema version of its template database.
     pub template_schema_version: Option<i64>,
+    /// What Postgres calls the server's data directory, if that was ever told.
+    pub system_identifier: Option<String>,
     /// When it was registered.
     pub created_at: DateTime<Utc>,
 }
 
-/// A cluster about to be registered. Unless that comes about, its connections are closed again.
-struct Unregistered {
+/// An administration that is being tried out. Unless its cluster gets registered, its connections are closed again.
+struct Trial {
     clusters: Arc<Clusters>,
     id: Option<ClusterId>,
 }
 
-impl Drop for Unregistered {
+impl Drop for Trial {
     fn drop(&mut self) {
         if let Some(id) = self.id {
             self.clusters.forget(id);
@@ -76,39 +82,39 @@ impl ClusterRegistry {
 
     /// Registers a cluster: checks the URL, shuts PUBLIC out of what every server has, builds the template database.
     pub async fn add(&self, name: &str, admin_url: &SecretString, actor: Actor) -> Result<ClusterRecord, TenantError> {
-        let url = database_check::parse(admin_url, None, UrlOrigin::Owner)
-            .map_err(|finding| TenantError::UnsuitableDatabase(Box::new(Report::ended_by(finding))))?;
         if store::list_clusters(&self.pool).await?.iter().any(|cluster| cluster.name == name) {
             return Err(TenantError::ClusterNameTaken);
         }
-        let question =
-            Question { url: &url, purpose: Purpose::Cluster, tenant: None, owners_servers: &[], connections_wanted: 8 };
-        let report = database_check::check(&question, &self.clock).await;
-        if !report.suitable() {
-            return Err(TenantError::UnsuitableDatabase(Box::new(report)));
-        }
-        let suitable = |error: ProvisioningError| match error {
-            ProvisioningError::Unsuitable(reason) => TenantError::UnsuitableCluster(reason),
-            other => other.into(),
-        };
+        let url = self.examine(admin_url).await?;
         let id = ClusterId::new();
-        let mut unregistered = Unregistered { clusters: Arc::clone(&self.clusters), id: Some(id) };
-        let cluster = self.clusters.open(id, &url).map_err(suitable)?;
-        cluster.shut_public_out().await?;
-        let record = ClusterRecord {
+        let mut trial = Trial { clusters: Arc::clone(&self.clusters), id: Some(id) };
+        let cluster = self.clusters.open(id, &url).map_err(unsuitable)?;
+        let mut record = ClusterRecord {
             id,
             name: name.to_owned(),
-            host: match url.host() {
-                Host::Tcp(host) => host.clone(),
-                Host::Socket(path) => path.display().to_string(),
-            },
+            host: host_name(&url),
             port: i32::from(url.port()),
             tenants: 0,
-            template_schema_version: Some(cluster.ensure_template().await.map_err(suitable)?),
+            template_schema_version: None,
+            system_identifier: cluster.system_identifier().await?,
             created_at: self.clock.now(),
         };
+        // Every other cluster is asked who it is, if that is not known: the comparison needs both.
+        self.servers().await?;
+        let mut connection = self.pool.acquire().await?;
+        if let Some(other) = store::cluster_on_server(&mut connection, &record).await? {
+            return Err(TenantError::ClusterRegisteredAs(other));
+        }
+        drop(connection);
+        cluster.shut_public_out().await?;
+        record.template_schema_version = Some(cluster.ensure_template().await.map_err(unsuitable)?);
         let sealed = self.master_keys.seal_platform(&admin_url_location(id), &url.expose());
         let mut transaction = self.pool.begin().await?;
+        // Of two who register one server at once, the second sees what the first has registered.
+        store::lock_clusters(&mut transaction).await?;
+        if let Some(other) = store::cluster_on_server(&mut transaction, &record).await? {
+            return Err(TenantError::ClusterRegisteredAs(other));
+        }
         if !store::insert_cluster(&mut transaction, &record, sealed.as_bytes()).await? {
             return Err(TenantError::ClusterNameTaken);
         }
@@ -116,21 +122,74 @@ impl ClusterRegistry {
         let event = Event { actor, action: "cluster.add", tenant_id: None, detail };
         audit::record(&mut transaction, &event, record.created_at).await?;
         transaction.commit().await?;
-        unregistered.id = None;
+        trial.id = None;
         Ok(record)
+    }
+
+    /// Gives a cluster another admin URL: another password, role or address of the very same server. Whatever opens the
+    /// cluster from then on, on any server, opens it by the new one. Tenants go on with the address that they have until
+    /// their own credential is replaced.
+    pub async fn set_admin_url(
+        &self,
+        name: &str,
+        admin_url: &SecretString,
+        actor: Actor,
+    ) -> Result<ClusterRecord, TenantError> {
+        let registered = store::list_clusters(&self.pool).await?.into_iter().find(|cluster| cluster.name == name);
+        let mut record = registered.ok_or(TenantError::ClusterNotFound)?;
+        let url = self.examine(admin_url).await?;
+        let tried_as = ClusterId::new();
+        let _trial = Trial { clusters: Arc::clone(&self.clusters), id: Some(tried_as) };
+        let cluster = self.clusters.open(tried_as, &url).map_err(unsuitable)?;
+        let identifier = cluster.system_identifier().await?;
+        if record.system_identifier.is_none() {
+            record.system_identifier = self.ask_identifier(record.id).await;
+        }
+        let same_server = match (&record.system_identifier, &identifier) {
+            (Some(known), Some(found)) => known == found,
+            _ => record.host == host_name(&url) && record.port == i32::from(url.port()),
+        };
+        if !same_server {
+            return Err(TenantError::OtherServer);
+        }
+        cluster.shut_public_out().await?;
+        record.template_schema_version = Some(cluster.ensure_template().await.map_err(unsuitable)?);
+        cluster.check_acts_for_tenants().await.map_err(unsuitable)?;
+        record.host = host_name(&url);
+        record.port = i32::from(url.port());
+        record.system_identifier = identifier.or(record.system_identifier);
+        let sealed = self.master_keys.seal_platform(&admin_url_location(record.id), &url.expose());
+        let mut transaction = self.pool.begin().await?;
+        store::set_admin_url(&mut transaction, &record, sealed.as_bytes()).await?;
+        let detail = serde_json::json!({ "cluster": name, "host": record.host });
+        let event = Event { actor, action: "cluster.set", tenant_id: None, detail };
+        audit::record(&mut transaction, &event, self.clock.now()).await?;
+        transaction.commit().await?;
+        Ok(record)
+    }
+
+    /// Reads an admin URL, and looks at the server that it leads to.
+    async fn examine(&self, admin_url: &SecretString) -> Result<DatabaseUrl, TenantError> {
+        let url = database_check::parse(admin_url, None, UrlOrigin::Owner)
+            .map_err(|finding| TenantError::UnsuitableDatabase(Box::new(Report::ended_by(finding))))?;
+        let question =
+            Question { url: &url, purpose: Purpose::Cluster, tenant: None, owners_servers: &[], connections_wanted: 8 };
+        let report = database_check::check(&question, &self.clock).await;
+        if report.suitable() { Ok(url) } else { Err(TenantError::UnsuitableDatabase(Box::new(report))) }
     }
 
     /// Host, port and system identifier of every cluster. An identifier that is not known yet is asked for.
     pub async fn servers(&self) -> Result<Vec<(String, u16, Option<String>)>, TenantError> {
         let mut servers = Vec::new();
-        for (id, host, port, mut identifier) in store::cluster_servers(&self.pool).await? {
+        for cluster in store::list_clusters(&self.pool).await? {
+            let mut identifier = cluster.system_identifier;
             if identifier.is_none() {
-                identifier = self.ask_identifier(id).await;
+                identifier = self.ask_identifier(cluster.id).await;
                 if let Some(identifier) = &identifier {
-                    store::set_system_identifier(&self.pool, id, identifier).await?;
+                    store::set_system_identifier(&self.pool, cluster.id, identifier).await?;
                 }
             }
-            servers.push((host, u16::try_from(port).unwrap_or_default(), identifier));
+            servers.push((cluster.host, u16::try_from(cluster.port).unwrap_or_default(), identifier));
         }
         Ok(servers)
     }
@@ -169,6 +228,20 @@ impl ClusterRegistry {
     pub async fn ensure_template(&self, id: ClusterId, cluster: &Cluster) -> Result<(), TenantError> {
         let version = cluster.ensure_template().await?;
         Ok(store::set_template_version(&self.pool, id, version).await?)
+    }
+}
+
+fn unsuitable(error: ProvisioningError) -> TenantError {
+    match error {
+        ProvisioningError::Unsuitable(reason) => TenantError::UnsuitableCluster(reason),
+        other => other.into(),
+    }
+}
+
+fn host_name(url: &DatabaseUrl) -> String {
+    match url.host() {
+        Host::Tcp(host) => host.clone(),
+        Host::Socket(path) => path.display().to_string(),
     }
 }
 

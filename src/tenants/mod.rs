@@ -53,6 +53,15 @@ pub enum TenantError {
     /// A cluster of that name is registered.
     #[error("a cluster of that name is registered")]
     ClusterNameTaken,
+    /// The server is a registered cluster already.
+    #[error("the server is registered as cluster {0}")]
+    ClusterRegisteredAs(String),
+    /// There is no cluster of the name that was asked for.
+    #[error("no such cluster")]
+    ClusterNotFound,
+    /// The admin URL leads to another server than the cluster's.
+    #[error("the admin URL leads to another server than the cluster's")]
+    OtherServer,
     /// The cluster cannot be used; the text is safe to show.
     #[error("the cluster cannot be used: {0}")]
     UnsuitableCluster(String),

@@ -138,14 +138,16 @@ pub(super) async fn insert_cluster(
     admin_url_sealed: &[u8],
 ) -> Result<bool, sqlx::Error> {
     let inserted = sqlx::query!(
-        "INSERT INTO clusters (id, name, host, port, admin_url_sealed, template_schema_version, created_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (name) DO NOTHING",
+        "INSERT INTO clusters (id, name, host, port, admin_url_sealed, template_schema_version, system_identifier,
+                               created_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (name) DO NOTHING",
         cluster.id.as_uuid(),
         cluster.name,
         cluster.host,
         cluster.port,
         admin_url_sealed,
         cluster.template_schema_version,
+        cluster.system_identifier,
         cluster.created_at
     )
     .execute(connection)
@@ -153,9 +155,54 @@ pub(super) async fn insert_cluster(
     Ok(inserted.rows_affected() == 1)
 }
 
+/// Lets nobody else register or change a cluster before the transaction ends.
+pub(super) async fn lock_clusters(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+    sqlx::query!("LOCK TABLE clusters IN SHARE ROW EXCLUSIVE MODE").execute(connection).await?;
+    Ok(())
+}
+
+/// The name of the cluster that this one's server is registered as already.
+pub(super) async fn cluster_on_server(
+    connection: &mut PgConnection,
+    cluster: &ClusterRecord,
+) -> Result<Option<String>, sqlx::Error> {
+    sqlx::query_scalar!(
+        "SELECT name FROM clusters WHERE id <> $1 AND (system_identifier = $2 OR (host = $3 AND port = $4))
+         ORDER BY name LIMIT 1",
+        cluster.id.as_uuid(),
+        cluster.system_identifier,
+        cluster.host,
+        cluster.port
+    )
+    .fetch_optional(connection)
+    .await
+}
+
+/// Stores another admin URL of a cluster, and what the server behind it is.
+pub(super) async fn set_admin_url(
+    connection: &mut PgConnection,
+    cluster: &ClusterRecord,
+    admin_url_sealed: &[u8],
+) -> Result<(), sqlx::Error> {
+    sqlx::query!(
+        "UPDATE clusters SET host = $2, port = $3, admin_url_sealed = $4, template_schema_version = $5,
+                system_identifier = $6
+         WHERE id = $1",
+        cluster.id.as_uuid(),
+        cluster.host,
+        cluster.port,
+        admin_url_sealed,
+        cluster.template_schema_version,
+        cluster.system_identifier
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 pub(super) async fn list_clusters(pool: &PgPool) -> Result<Vec<ClusterRecord>, sqlx::Error> {
     let rows = sqlx::query!(
-        r#"SELECT c.id, c.name, c.host, c.port, c.template_schema_version, c.created_at,
+        r#"SELECT c.id, c.name, c.host, c.port, c.template_schema_version, c.system_identifier, c.created_at,
                 (SELECT count(*) FROM tenant_databases d WHERE d.cluster_id = c.id) AS "tenants!"
          FROM clusters c ORDER BY c.name"#
     )
@@ -170,6 +217,7 @@ pub(super) async fn list_clusters(pool: &PgPool) -> Result<Vec<ClusterRecord>, s
             port: row.port,
             tenants: row.tenants,
             template_schema_version: row.template_schema_version,
+            system_identifier: row.system_identifier,
             created_at: row.created_at,
         })
         .collect())
@@ -203,14 +251,6 @@ pub(super) async fn platform_system_identifier(pool: &PgPool) -> Result<Option<S
         Err(sqlx::Error::Database(_)) => Ok(None),
         other => other,
     }
-}
-
-/// Every cluster's id, host, port and system identifier.
-pub(super) async fn cluster_servers(
-    pool: &PgPool,
-) -> Result<Vec<(ClusterId, String, i32, Option<String>)>, sqlx::Error> {
-    let rows = sqlx::query!("SELECT id, host, port, system_identifier FROM clusters").fetch_all(pool).await?;
-    Ok(rows.into_iter().map(|row| (ClusterId::from_uuid(row.id), row.host, row.port, row.system_identifier)).collect())
 }
 
 pub(super) async fn set_system_identifier(pool: &PgPool, id: ClusterId, identifier: &str) -> Result<(), sqlx::Error> {

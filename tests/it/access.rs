@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use chrono::TimeDelta;
-use freehold::access::tenant_store;
+use freehold::access::{AccessError, Created, tenant_store};
 use freehold::clock::{ManualClock, SharedClock};
 use futures::future::join_all;
 use reqwest::{Method, StatusCode};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -173,6 +174,58 @@ async fn guessing_is_slowed_the_same_for_accounts_that_exist_and_those_that_do_n
         let answer = login(&platform, &company.slug, &company.admin_email, WRONG).await;
         assert_eq!(answer.status, refused);
     }
+}
+
+/// The actions of the audit record that are about super admins, oldest first.
+async fn noted(platform: &Platform) -> Vec<String> {
+    let sql = "SELECT action FROM audit_events WHERE action LIKE 'super\\_admin.%' ORDER BY at, id";
+    platform.platform_client().await.query(sql, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_super_admins_new_password_ends_their_sessions_and_what_was_guessed() {
+    let (platform, _clock) = platform().await;
+    let admins = &platform.state.super_admins;
+    let (former, new) = (SecretString::from(PASSWORD), SecretString::from("quite another passphrase"));
+    assert_eq!(admins.create(ADMIN_EMAIL, &former).await.unwrap(), Created::Exists);
+    assert_eq!(admins.create(ADMIN_EMAIL, &new).await.unwrap(), Created::ExistsWithAnotherPassword);
+    let sign_in = async |password: &str| {
+        platform.post("/platform/v1/sessions", "", json!({ "email": ADMIN_EMAIL, "password": password })).await.status
+    };
+    for _ in 0..6 {
+        sign_in(WRONG).await;
+    }
+    assert_eq!(sign_in(PASSWORD).await, StatusCode::TOO_MANY_REQUESTS);
+    assert!(matches!(admins.set_password("nobody@x.example", &new).await, Err(AccessError::NotFound(_))));
+    let short = SecretString::from("short");
+    assert!(matches!(admins.set_password(ADMIN_EMAIL, &short).await, Err(AccessError::WeakPassword(_))));
+    platform.get("/platform/v1/sessions", &platform.token).await.expect(StatusCode::OK);
+
+    assert_eq!(admins.set_password(&ADMIN_EMAIL.to_uppercase(), &new).await.unwrap(), 1);
+    platform.get("/platform/v1/sessions", &platform.token).await.expect(StatusCode::UNAUTHORIZED);
+    assert_eq!(sign_in(PASSWORD).await, StatusCode::UNAUTHORIZED);
+    assert_eq!(sign_in("quite another passphrase").await, StatusCode::CREATED);
+    assert_eq!(noted(&platform).await, ["super_admin.create", "super_admin.set_password"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_super_admin_is_removed_with_their_sessions_and_the_last_one_stays() {
+    let (platform, _clock) = platform().await;
+    let admins = &platform.state.super_admins;
+    let last = admins.remove(ADMIN_EMAIL, false).await;
+    assert!(matches!(last, Err(AccessError::LastSuperAdmin)), "{last:?}");
+    admins.create("second@x.example", &SecretString::from(PASSWORD)).await.unwrap();
+    assert!(matches!(admins.remove("nobody@x.example", true).await, Err(AccessError::NotFound(_))));
+    // Of two who remove each other at once, one goes.
+    let (one, other) = tokio::join!(admins.remove(ADMIN_EMAIL, false), admins.remove("second@x.example", false));
+    assert_eq!([one.is_ok(), other.is_ok()].iter().filter(|gone| **gone).count(), 1);
+    let left = if one.is_ok() { "second@x.example" } else { ADMIN_EMAIL };
+    let expected = if one.is_ok() { StatusCode::UNAUTHORIZED } else { StatusCode::OK };
+    platform.get("/platform/v1/sessions", &platform.token).await.expect(expected);
+    admins.remove(left, true).await.unwrap();
+    platform.get("/platform/v1/sessions", &platform.token).await.expect(StatusCode::UNAUTHORIZED);
+    let actions = ["super_admin.create", "super_admin.create", "super_admin.remove", "super_admin.remove"];
+    assert_eq!(noted(&platform).await, actions);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

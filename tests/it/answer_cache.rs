@@ -14,7 +14,7 @@ use crate::limits::redis;
 const SAID: &str = "A freehold is held by its owner alone";
 
 async fn put_key(platform: &Platform, tenant: &Tenant) {
-    platform.offer(tenant, &["instant", "echo", "cut", "length", "error-500", "no-usage"]).await;
+    platform.offer(tenant, &["instant", "echo", "cut", "length", "exhausted", "error-500", "no-usage"]).await;
 }
 
 /// A tenant whose answers are kept for five minutes.
@@ -243,8 +243,8 @@ async fn what_is_not_whole_is_not_kept() {
         }
     }
     // Whoever asks for a longer one, or hopes for more luck, is not given half a sentence again.
-    for _ in 0..2 {
-        assert!(!kept(&platform, &tenant, json!({ "message": "hello", "model": "length" })).await);
+    for model in ["length", "length", "exhausted", "exhausted"] {
+        assert!(!kept(&platform, &tenant, json!({ "message": "hello", "model": model })).await, "{model}");
     }
     // An answer whose tokens the provider did not count is as good as any.
     let uncounted = json!({ "message": "hello", "model": "no-usage" });
@@ -375,4 +375,34 @@ async fn three_clicks_at_once_are_one_answer_from_the_cache_too() {
         assert!(answer["from_cache"].as_bool().unwrap() && answer["content"].as_str().unwrap().starts_with(SAID));
     }
     assert_eq!(calls(&tenant).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_stay_out_of_the_limits_redis_where_that_is_said() {
+    let Some(store) = redis().await else { return };
+    let bytes = ("FREEHOLD_ANSWER_CACHE_BYTES", "0");
+    for (own, is_kept) in [(("FREEHOLD_ANSWER_CACHE_REDIS_URL", "off"), true), (bytes, false)] {
+        let settings = [("REDIS_URL", store.url.as_str()), own];
+        let platform = Platform::start_with(Options { settings: &settings, ..Options::default() }).await;
+        let tenant = keeping(&platform, "kept-apart", "user").await;
+        assert!(!kept(&platform, &tenant, hello()).await);
+        assert_eq!(kept(&platform, &tenant, hello()).await, is_kept, "{own:?}");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(in_redis(&store.url).await.is_empty(), "{own:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_wants_a_new_answer_gets_one_and_it_is_kept_from_then_on() {
+    let platform = Platform::start().await;
+    let tenant = keeping(&platform, "new-answer", "user").await;
+    let new = || json!({ "message": "hello", "cache": false });
+    assert!(!kept(&platform, &tenant, new()).await);
+    assert!(kept(&platform, &tenant, hello()).await);
+    assert!(!kept(&platform, &tenant, new()).await);
+    assert!(kept(&platform, &tenant, json!({ "message": "hello", "cache": true })).await);
+    assert_eq!(calls(&tenant).await, 2);
+    let query = json!({ "question": "hello", "cache": false });
+    let queried = platform.post("/api/ai/query", &tenant.user.access, query).await.expect(StatusCode::OK);
+    assert_eq!((&queried["from_cache"], calls(&tenant).await), (&json!(false), 3));
 }

@@ -275,3 +275,82 @@ fn files_stay_short_enough_to_read() {
         .collect();
     assert!(long.is_empty(), "{long:?}");
 }
+
+/// All pages, with their paths.
+fn pages() -> Vec<(PathBuf, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let of = |directory: &Path| -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.extension().is_some_and(|end| end == "md")).collect()
+    };
+    let all = of(root).into_iter().chain(of(&root.join("docs")));
+    all.map(|path| (path.clone(), std::fs::read_to_string(path).unwrap())).collect()
+}
+
+/// The anchors of a page's headings.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    headings
+        .map(|heading| {
+            let kept = heading.to_lowercase().replace(' ', "-");
+            kept.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
+        })
+        .collect()
+}
+
+#[test]
+fn links_of_the_pages_lead_somewhere() {
+    let mut wrong = Vec::new();
+    for (path, text) in pages() {
+        for rest in text.split("](").skip(1) {
+            let target = rest.split(')').next().unwrap();
+            if target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let file = if file.is_empty() { path.clone() } else { path.parent().unwrap().join(file) };
+            let there = match std::fs::read_to_string(&file) {
+                Ok(text) => anchor.is_empty() || anchors(&text).contains(anchor),
+                Err(_) => anchor.is_empty() && file.is_dir(),
+            };
+            if !there {
+                wrong.push(format!("{} leads to {target}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn every_test_that_an_invariant_names_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = |name: &str| std::fs::read_to_string(root.join(name)).unwrap();
+    let all = page("docs/invariants.md");
+    let rows = |text: &str| -> Vec<String> {
+        let section = text.split("| invariant | test |").nth(1).unwrap();
+        section.lines().skip(2).take_while(|line| line.starts_with('|')).map(str::to_owned).collect()
+    };
+    let known = rows(&all);
+    assert!(known.len() > 60, "the table is written differently now: {} rows", known.len());
+    let strangers: Vec<_> = rows(&page("ARCHITECTURE.md")).into_iter().filter(|row| !known.contains(row)).collect();
+    assert!(strangers.is_empty(), "ARCHITECTURE.md has invariants that the whole list does not have: {strangers:#?}");
+    let mut code = String::new();
+    let mut add = |directory: &Path| {
+        let mut left = vec![directory.to_owned()];
+        while let Some(directory) = left.pop() {
+            for path in std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+                if path.is_dir() {
+                    left.push(path);
+                } else if let Ok(text) = std::fs::read_to_string(&path) {
+                    code.push_str(&text);
+                }
+            }
+        }
+    };
+    add(&root.join("src"));
+    add(&root.join("tests/it"));
+    let named = known.iter().flat_map(|row| row.rsplit_once(" | ").unwrap().1.split('`').skip(1).step_by(2));
+    let tests = named.filter(|name| name.matches('_').count() >= 3 && !name.contains(['/', ' ']));
+    let gone: Vec<_> = tests.filter(|name| !code.contains(&format!("fn {name}("))).collect();
+    assert!(gone.is_empty(), "no test is called {gone:?}");
+}

@@ -10,7 +10,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::fleet_migration;
-use crate::harness::{ADMIN_EMAIL, PASSWORD, Platform, execute};
+use crate::harness::{ADMIN_EMAIL, PASSWORD, Platform, execute, server};
 
 /// A super admin's terminal.
 struct Terminal {
@@ -254,4 +254,22 @@ async fn credentials_are_rotated_by_name_for_all_and_by_schedule() {
     ] {
         assert_eq!(terminal.run(wrong).await.exit, Exit::Usage, "{wrong:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_gets_another_admin_url_from_a_file() {
+    let platform = Platform::start().await;
+    let terminal = Terminal::signed_in(&platform).await;
+    let file = terminal.path("admin-url");
+    let url = server().await.url("postgres");
+    std::fs::write(&file, format!("{}\n", url.replace("127.0.0.1", "localhost"))).unwrap();
+    let unknown = terminal.run(&["cluster", "set", "unknown", "--admin-url-file", &file]).await;
+    assert_eq!(unknown.exit, Exit::Failed);
+    assert!(unknown.stderr.contains("hint: freehold cluster list"), "{}", unknown.stderr);
+    let again = terminal.run(&["cluster", "add", "again", "--admin-url-file", &file]).await;
+    assert_eq!(again.exit, Exit::Failed);
+    assert!(again.stderr.contains("cluster local") && again.stderr.contains("hint:"), "{}", again.stderr);
+    let set = terminal.run(&["cluster", "set", "local", "--admin-url-file", &file, "--json"]).await;
+    assert_eq!(set.exit, Exit::Done, "{}", set.stderr);
+    assert_eq!(set.json()["host"], "localhost");
 }

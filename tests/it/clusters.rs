@@ -5,10 +5,10 @@ use std::time::Duration;
 use freehold::ids::{ClusterId, TenantId};
 use freehold::provisioning::{Clusters, DatabaseNames};
 use freehold_cli::dev::postgres::{EmbeddedPostgres, EmbeddedPostgresOptions};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::harness::{PASSWORD, Platform, connect, execute, new_tenant};
+use crate::harness::{Answer, Options, PASSWORD, Platform, connect, execute, new_tenant, server};
 
 /// A server of its own: the one that the tests share has a template that its superuser built.
 async fn postgres() -> EmbeddedPostgres {
@@ -81,24 +81,102 @@ async fn an_administrator_who_is_no_superuser_makes_and_removes_tenants() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_administrator_is_told_which_right_it_needs() {
+async fn another_administrator_is_told_which_rights_it_needs_and_takes_over() {
     let platform = Platform::start().await;
     let postgres = postgres().await;
     let first = administrator(&postgres, "first").await;
     let second = administrator(&postgres, "second").await;
-    let register = async |name: &str, url: &str| {
-        let body = json!({ "name": name, "admin_url": url });
-        platform.post("/platform/v1/clusters", &platform.token, body).await
-    };
-    register("first", &first).await.expect(StatusCode::CREATED);
-    let refused = register("second", &second).await;
-    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", refused.text);
-    let right = "GRANT freehold_template_owner TO \"second\"";
-    assert!(refused.body.to_string().contains("GRANT freehold_template_owner TO"), "{}", refused.text);
-    execute(&first, right).await;
-    register("second", &second).await.expect(StatusCode::CREATED);
-    provision(&platform, "second", "of-the-second").await;
+    register(&platform, "managed", &first).await.expect(StatusCode::CREATED);
+    provision(&platform, "managed", "of-the-first").await;
+    let superuser = postgres.url("postgres");
+    for right in ["GRANT freehold_template_owner TO \"second\"", "GRANT \"first\" TO \"second\""] {
+        let refused = set(&platform, "managed", &second).await;
+        assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", refused.text);
+        let needed = right.split('"').next().unwrap();
+        let needed = if needed == "GRANT " { "GRANT <the former administrator> TO" } else { needed.trim_end() };
+        assert!(refused.text.contains(needed), "{needed}: {}", refused.text);
+        execute(&superuser, right).await;
+    }
+    set(&platform, "managed", &second).await.expect(StatusCode::OK);
+    // The former is not needed for anything that it made.
+    execute(&superuser, "ALTER ROLE first NOLOGIN").await;
+    provision(&platform, "managed", "of-the-second").await;
+    let path = "/platform/v1/tenants/of-the-first?confirm=of-the-first&grace_days=0";
+    let deleted = platform.send(Method::DELETE, path, &platform.token, None).await.expect_success();
+    assert_eq!(platform.settled(&deleted["operation"]).await["state"], "succeeded");
     tokio::time::timeout(Duration::from_secs(30), postgres.stop()).await.unwrap().unwrap();
+}
+
+async fn register(platform: &Platform, name: &str, url: &str) -> Answer {
+    let body = json!({ "name": name, "admin_url": url });
+    platform.post("/platform/v1/clusters", &platform.token, body).await
+}
+
+async fn set(platform: &Platform, name: &str, url: &str) -> Answer {
+    let path = format!("/platform/v1/clusters/{name}");
+    platform.send(Method::PUT, &path, &platform.token, Some(json!({ "admin_url": url }))).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_server_is_one_cluster() {
+    let platform = Platform::start().await;
+    let postgres = postgres().await;
+    let url = postgres.url("postgres");
+    let elsewhere = url.replace("127.0.0.1", "localhost");
+    assert_ne!(url, elsewhere);
+    // Of two at once, one.
+    let (one, other) = tokio::join!(register(&platform, "one", &url), register(&platform, "other", &elsewhere));
+    let (first, refused) = if one.status == StatusCode::CREATED { ("one", other) } else { ("other", one) };
+    let another = register(&platform, "another", &elsewhere).await;
+    for refused in [refused, another] {
+        assert_eq!(refused.status, StatusCode::CONFLICT, "{}", refused.text);
+        assert_eq!(refused.body["code"], "cluster_registered_as");
+        assert!(refused.body["detail"].as_str().unwrap().contains(&format!("cluster {first};")), "{}", refused.text);
+    }
+    let listed = platform.get("/platform/v1/clusters", &platform.token).await.expect(StatusCode::OK);
+    assert_eq!(listed["items"].as_array().unwrap().len(), 2, "{listed}");
+    // Nor where the registry did not know what the server is called.
+    platform.platform_client().await.batch_execute("UPDATE clusters SET system_identifier = NULL").await.unwrap();
+    register(&platform, "another", &elsewhere).await.expect(StatusCode::CONFLICT);
+    postgres.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_whose_password_was_changed_gets_the_new_one_and_every_server_uses_it() {
+    let platform = Platform::start().await;
+    let beside =
+        Platform::start_with(Options { database: Some(platform.database.clone()), ..Options::default() }).await;
+    let postgres = postgres().await;
+    let url = administrator(&postgres, "changing").await;
+    register(&platform, "managed", &url).await.expect(StatusCode::CREATED);
+    provision(&platform, "managed", "before").await;
+    let id = beside.state.clusters.list().await.unwrap().into_iter().find(|cluster| cluster.name == "managed").unwrap();
+    let asked = async || beside.state.clusters.open(id.id).await.unwrap().system_identifier().await;
+    asked().await.unwrap();
+
+    let superuser = postgres.url("postgres");
+    execute(&superuser, "ALTER ROLE changing PASSWORD 'canary-of-the-provider'").await;
+    execute(&superuser, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'changing'").await;
+    let report = platform.get("/platform/v1/doctor", &platform.token).await.expect(StatusCode::OK);
+    assert!(report.to_string().contains("freehold cluster set managed --admin-url-file FILE"), "{report}");
+
+    let changed = url.replace("of-changing", "canary-of-the-provider");
+    set(&platform, "unknown", &changed).await.expect(StatusCode::NOT_FOUND);
+    let refused = set(&platform, "managed", &url).await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY, "{}", refused.text);
+    assert!(refused.text.contains("password_wrong"), "{}", refused.text);
+    let another = set(&platform, "managed", &server().await.url("postgres")).await;
+    assert_eq!((another.status, &another.body["code"]), (StatusCode::CONFLICT, &json!("cluster_is_another_server")));
+    let answer = set(&platform, "managed", &changed).await;
+    assert!(answer.status == StatusCode::OK && !answer.text.contains("canary"), "{}", answer.text);
+    assert_eq!(answer.body["name"], "managed");
+
+    asked().await.unwrap();
+    provision(&platform, "managed", "after").await;
+    let sql = "SELECT detail::text FROM audit_events WHERE action = 'cluster.set'";
+    let noted: String = platform.platform_client().await.query_one(sql, &[]).await.unwrap().get(0);
+    assert!(noted.contains("managed") && !noted.contains("canary"), "{noted}");
+    postgres.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -49,7 +49,7 @@ impl Platform {
     }
 
     /// The address of the tenant's database, credentials included.
-    async fn database_url(&self, tenant: &Tenant) -> String {
+    pub async fn database_url(&self, tenant: &Tenant) -> String {
         let sql = "SELECT url_sealed FROM tenant_databases WHERE tenant_id = $1";
         let row = self.platform_client().await.query_one(sql, &[&tenant.id]).await.unwrap();
         let sealed = Sealed::from_bytes(row.get::<_, Vec<u8>>(0)).unwrap();
@@ -58,7 +58,7 @@ impl Platform {
     }
 
     /// Registers another address for the tenant's database, and the one that is being brought in.
-    async fn set_database_url(&self, tenant: &Tenant, url: &str, next: Option<&str>, own: bool) {
+    pub async fn set_database_url(&self, tenant: &Tenant, url: &str, next: Option<&str>, own: bool) {
         let key = self.data_key(tenant).await;
         let id = TenantId::from_uuid(tenant.id);
         let url = key.seal_str(&database_url_location(id), &SecretString::from(url)).into_bytes();

@@ -8,6 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::harness::{self, Options, Platform, Tenant, connect, events, fake_model};
+use crate::proxy::{Line, Proxy};
 
 /// A second server on the same database.
 async fn second(first: &Platform) -> Platform {
@@ -74,6 +75,20 @@ fn assert_equal(told: &[Told]) {
 
 fn distinct(told: &[Told]) -> usize {
     told.iter().map(|told| &told.message_id).collect::<BTreeSet<_>>().len()
+}
+
+/// Asks, and returns the answer's id as soon as it has begun, with its stream.
+async fn begin(platform: &Platform, token: &str, message: &str) -> (String, reqwest::Response) {
+    let url = format!("{}/api/v1/chat", platform.url);
+    let body = json!({ "message": message, "stream": true });
+    let mut response = platform.client.post(url).bearer_auth(token).json(&body).send().await.unwrap();
+    let mut text = String::new();
+    while !text.contains("message_id") {
+        text.push_str(&String::from_utf8_lossy(&response.chunk().await.unwrap().unwrap()));
+    }
+    let (_, data) = events(&text).remove(0);
+    let id = serde_json::from_str::<Value>(&data).unwrap()["message_id"].as_str().unwrap().to_owned();
+    (id, response)
 }
 
 async fn count(database: &tokio_postgres::Client, of: &str) -> i64 {
@@ -214,18 +229,7 @@ async fn a_stopped_answer_is_joined_by_nobody() {
     let tenant = with_model(&first, "stopped-then-asked", &["hang"]).await;
     let second = second(&first).await;
     let token = tenant.user.access.clone();
-    let begin = async |platform: &Platform| {
-        let url = format!("{}/api/v1/chat", platform.url);
-        let body = json!({ "message": "hello", "stream": true });
-        let mut response = platform.client.post(url).bearer_auth(&token).json(&body).send().await.unwrap();
-        let mut text = String::new();
-        while !text.contains("message_id") {
-            text.push_str(&String::from_utf8_lossy(&response.chunk().await.unwrap().unwrap()));
-        }
-        let (_, data) = events(&text).remove(0);
-        let id = serde_json::from_str::<Value>(&data).unwrap()["message_id"].as_str().unwrap().to_owned();
-        (id, response)
-    };
+    let begin = async |platform: &Platform| begin(platform, &token, "hello").await;
     // Joined as long as it goes on, at either server; and no more from the moment it is stopped, at its own or at the other.
     let mut known = BTreeSet::new();
     let rounds =
@@ -299,4 +303,117 @@ async fn a_dead_servers_answer_ends_for_whoever_joined_it_and_the_next_question_
         text.push_str(&String::from_utf8_lossy(&fresh.chunk().await.unwrap().unwrap()));
     }
     assert!(!text.contains(&joined.message_id), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_of_which_nobody_knows_whether_it_is_stored_is_in_no_retrys_way() {
+    let first = Platform::start().await;
+    let tenant = with_model(&first, "lost-reply", &["instant"]).await;
+    let database = connect(&first.tenant_database(&tenant.slug).await).await.unwrap();
+    let (proxy, url) = Proxy::to(&first.database_url(&tenant).await).await;
+    first.set_database_url(&tenant, &url, None, true).await;
+    let second = second(&first).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let token = &tenant.user.access;
+    let question = || json!({ "message": "the lost question" });
+    let answering = "chat_messages WHERE role = 'assistant'";
+    for (round, again_at) in [&second, &first].into_iter().enumerate() {
+        proxy.set(Line::Loses("the lost question"));
+        let lost = ask(&first, token, question(), false).await;
+        assert_eq!(lost.status, StatusCode::SERVICE_UNAVAILABLE, "{lost:?}");
+        proxy.set(Line::Open);
+        let stored = i64::try_from(2 * round + 1).unwrap();
+        assert_eq!(count(&database, answering).await, stored, "it was stored all the same");
+        if round == 0 {
+            // Until the first server has heard that it can store again.
+            for _ in 0..200 {
+                if count(&database, "chat_messages WHERE error_code = 'not_started' AND state = 'failed'").await == 1 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        let again = tokio::time::timeout(Duration::from_secs(10), ask(again_at, token, question(), round == 1)).await;
+        let again = again.expect("an answer that nobody makes was joined");
+        assert_eq!(again.status, StatusCode::OK, "{again:?}");
+        assert!(!again.content.is_empty(), "{again:?}");
+    }
+    for _ in 0..200 {
+        if count(&database, "chat_messages WHERE state = 'generating'").await == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let states = "SELECT state, error_code FROM chat_messages WHERE role = 'assistant' ORDER BY id";
+    let states = database.query(states, &[]).await.unwrap();
+    let states: Vec<(&str, Option<&str>)> = states.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let (lost, told) = (("failed", Some("not_started")), ("complete", None));
+    assert_eq!(states, [lost, told, lost, told]);
+    assert_eq!(count(&database, "chat_messages WHERE in_flight_key IS NOT NULL").await, 0);
+    // The calls that were not made are on record as that.
+    assert_eq!(count(&database, "model_calls WHERE state = 'failed' AND error_code = 'not_started'").await, 2);
+    assert_eq!(count(&database, "model_calls").await, 4);
+    assert_eq!(fake_model().await.calls_with_key(&tenant.key).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_row_that_is_nobodys_work_is_joined_by_nobody() {
+    let first = Platform::start().await;
+    let tenant = with_model(&first, "nobodys-work", &["hang"]).await;
+    let second = second(&first).await;
+    let token = &tenant.user.access;
+    let database = connect(&first.tenant_database(&tenant.slug).await).await.unwrap();
+    let of = |id: &str, sql: &str| sql.replace("$id", &format!("'{id}'"));
+    for (what, change) in [
+        ("begun too long ago", "UPDATE chat_messages SET created_at = now() - interval '11 minutes' WHERE id = $id"),
+        ("its call was settled apart", "UPDATE model_calls SET state = 'failed' WHERE message_id = $id"),
+        (
+            "its server runs no more",
+            "UPDATE model_calls SET server_id = gen_random_uuid(), started_at = now() - interval '1 minute'
+             WHERE message_id = $id;
+             UPDATE chat_messages SET created_at = now() - interval '1 minute' WHERE id = $id",
+        ),
+        (
+            "no model was there, and nobody stored that",
+            "DELETE FROM model_calls WHERE message_id = $id;
+             UPDATE chat_messages SET created_at = now() - interval '1 minute' WHERE id = $id",
+        ),
+    ] {
+        let (id, _listening) = begin(&first, token, what).await;
+        assert_eq!(begin(&second, token, what).await.0, id, "{what}: it is somebody's work");
+        for _ in 0..100 {
+            let others = second.state.databases.other_servers();
+            if others.is_some_and(|others| others.contains(&first.state.databases.server_id())) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        database.batch_execute(&of(&id, change)).await.unwrap();
+        let (next, _listening) = begin(&second, token, what).await;
+        assert_ne!(next, id, "{what}");
+        // It has taken the other one's place.
+        let key = format!("chat_messages WHERE id = '{next}' AND in_flight_key IS NOT NULL");
+        assert_eq!(count(&database, &key).await, 1, "{what}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_asks_what_another_server_answers_waits_for_no_routing() {
+    let first = Platform::start().await;
+    let tenant = with_model(&first, "routed-elsewhere", &["drip-100", "slow-1000"]).await;
+    let second = second(&first).await;
+    let assistants = ["orders", "billing"].map(|name| json!({ "name": name, "title": name, "prompt": "You know." }));
+    let routing = json!({ "by": "model", "model": "slow-1000" });
+    first.configure(&tenant, json!({ "assistants": assistants, "routing": routing })).await.expect(StatusCode::OK);
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let token = &tenant.user.access;
+    let (id, _listening) = begin(&first, token, "hello").await;
+    let clicks = join_all((0..3).map(|_| ask(&second, token, json!({ "message": "hello" }), true))).await;
+    assert!(clicks.iter().all(|told| told.message_id == id && told.status == StatusCode::OK), "{clicks:?}");
+    let database = connect(&first.tenant_database(&tenant.slug).await).await.unwrap();
+    assert_eq!(count(&database, "model_calls WHERE kind = 'routing'").await, 1);
+    // Nor is a follow-up routed, whoever gave the first answer.
+    let more = json!({ "message": "more", "session_id": clicks[0].session_id });
+    assert_eq!(ask(&second, token, more, false).await.status, StatusCode::OK);
+    assert_eq!(count(&database, "model_calls WHERE kind = 'routing'").await, 1);
 }

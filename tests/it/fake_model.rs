@@ -15,6 +15,7 @@
 //! | `cut` | drops the connection midway |
 //! | `truncated` | ends the stream midway as if all were well |
 //! | `length` | ends midway with the reason that the answer has its full length |
+//! | `exhausted` | the same with a reason that is one of its provider's own |
 //! | `stall` | stops midway and says nothing more |
 //! | `flood` | 7 MiB, and then nothing more |
 //! | `hang` | never answers |
@@ -356,6 +357,9 @@ async fn behave(asked: &Asked, presence: &Presence) -> Answer {
         "stall" => fixed().half().answer_with(Duration::ZERO, Ending::Stall),
         "truncated" => fixed().half().answer(),
         "length" => Words { broken: false, finish_reason: "length", ..fixed().half() }.answer(),
+        "exhausted" => {
+            Words { broken: false, finish_reason: "insufficient_system_resource", ..fixed().half() }.answer()
+        }
         // More than any buffer on the way takes, and then nothing.
         "flood" => Words { words: vec!["x".repeat(64 * 1024); 112], broken: true, ..fixed() }
             .answer_with(Duration::ZERO, Ending::Stall),

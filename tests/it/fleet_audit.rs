@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use freehold::ids::ClusterId;
 use freehold::secrets::{Location, MasterKeyring};
+use freehold::tenants::clusters::admin_url_location;
 use freehold_cli::dev::postgres::{EmbeddedPostgres, EmbeddedPostgresOptions};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -106,6 +108,23 @@ async fn a_clean_fleet_has_no_findings() {
         assert_eq!(platform.settled(&deleted["operation"]).await["state"], "succeeded");
     }
     assert_eq!(fleet.audit().await, BTreeSet::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_a_server_that_was_registered_twice_nothing_of_a_tenants_is_an_orphan() {
+    let fleet = Fleet::start().await;
+    fleet.tenant("registered-once").await;
+    // As it could be done before registering compared servers.
+    let id = ClusterId::new();
+    let url = fleet.postgres.url("postgres").into();
+    let sealed = fleet.platform.state.config.master_keys.seal_platform(&admin_url_location(id), &url);
+    let sql = "INSERT INTO clusters (id, name, host, port, admin_url_sealed, created_at)
+               SELECT $1, 'twice', 'localhost', port, $2, created_at FROM clusters WHERE name = 'audited'";
+    fleet.registry.execute(sql, &[&id.as_uuid(), &sealed.as_bytes()]).await.unwrap();
+    let found = fleet.audit().await;
+    let expected = ("cluster_registered_twice", "cluster twice", "warning");
+    let expected = (expected.0.to_owned(), expected.1.to_owned(), expected.2.to_owned());
+    assert_eq!(found, BTreeSet::from([expected]));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -176,7 +176,8 @@ async fn nothing_to_do_is_one_query_whatever_the_fleets_size() {
         "INSERT INTO chat_instances (id, slug, name, plan, template, admin_email, database_mode, state, schema_version,
                                      created_at, updated_at)
          SELECT gen_random_uuid(), 'tenant-' || n, 'n', 'pro', 'general', 'a@b.example', 'own', 'active', {}, now(), now()
-         FROM generate_series(1, 3000) n",
+         FROM generate_series(1, 3000) n;
+         UPDATE chat_instances SET state = 'suspended', schema_version = 1 WHERE slug = 'tenant-7'",
         own()
     );
     platform.platform_client().await.batch_execute(&sql).await.unwrap();
@@ -295,6 +296,9 @@ async fn tenants_that_are_away_are_reported_and_do_not_stop_the_others() {
     ];
     let expected = expected.map(|(slug, state, code)| (slug.to_owned(), state.to_owned(), code.to_owned()));
     assert_eq!(found, expected);
+    let paused =
+        tenants(&platform, &settled).await.into_iter().find(|tenant| tenant["tenant"] == "way-paused").unwrap();
+    assert!(paused["error"]["hint"].as_str().unwrap().contains("freehold tenant resume way-paused"), "{paused}");
     let hints: Vec<Value> =
         tenants(&platform, &settled).await.into_iter().map(|tenant| tenant["error"]["hint"].clone()).collect();
     assert!(hints.iter().all(|hint| hint.is_null() || hint.as_str().is_some_and(|hint| hint.len() > 10)), "{hints:?}");

@@ -7,6 +7,8 @@ use base64::prelude::BASE64_STANDARD;
 use futures::future::join_all;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
 use uuid::Uuid;
 
 use crate::fake_providers::{FakeProviders, KEY};
@@ -198,6 +200,61 @@ async fn images_as_large_as_they_may_be_go_all_the_way_and_no_larger_ones() {
     let refused = platform.send(Method::PATCH, "/api/v1/config", &tenant.admin.access, Some(text)).await;
     assert_eq!(refused.expect_problem(StatusCode::PAYLOAD_TOO_LARGE), "body_too_large");
     assert_eq!(count(&platform, &tenant, "chat_sessions").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_announced_and_never_comes_keeps_nobody_from_sending_images() {
+    let platform = Platform::start().await;
+    let (tenant, other) =
+        tokio::join!(with_models(&platform, "announces", &["instant"]), with_models(&platform, "sends", &["instant"]));
+    let address = platform.url.strip_prefix("http://").unwrap();
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "POST /api/v1/chat HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\ncontent-length: 14680064\r\n\r\n{{",
+            tenant.user.access
+        );
+        client.write_all(head.as_bytes()).await.unwrap();
+        open.push(client);
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    for tenant in [&tenant, &other] {
+        let images = [url("image/png", &image("image/png", 1, 3_000_000))];
+        ask(&platform, tenant, json!({ "message": "This", "images": images })).await.expect(StatusCode::OK);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_hold_room_until_the_model_speaks_and_one_tenants_do_not_keep_out_the_others() {
+    let platform = Platform::start().await;
+    let (tenant, other) = tokio::join!(
+        with_models(&platform, "waits", &["hang", "instant"]),
+        with_models(&platform, "is-served", &["instant"])
+    );
+    let body = |number: u8, model: &str| {
+        let images = vec![url("image/png", &image("image/png", number, 3_900_000)); 2];
+        json!({ "message": "These", "images": images, "stream": true, "model": model })
+    };
+    let send = async |tenant: &Tenant, body: Value| {
+        let request = platform.client.post(format!("{}/api/v1/chat", platform.url)).json(&body);
+        request.bearer_auth(&tenant.user.access).send().await.unwrap()
+    };
+    // Three of them have stored their images, and wait for a model that says nothing.
+    let mut waiting = Vec::new();
+    for number in 1..=3 {
+        let answer = send(&tenant, body(number, "hang")).await;
+        assert_eq!(answer.status(), StatusCode::OK);
+        waiting.push(answer);
+    }
+    let refused = send(&tenant, body(4, "instant")).await;
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert_eq!(refused.json::<Value>().await.unwrap()["code"], "busy");
+    // Words need no room, and the others have their own.
+    ask(&platform, &tenant, json!({ "message": "word", "model": "instant" })).await.expect(StatusCode::OK);
+    assert_eq!(send(&other, body(4, "instant")).await.status(), StatusCode::OK);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

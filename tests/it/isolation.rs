@@ -70,6 +70,7 @@ fn body(route: &Route) -> Option<Value> {
         ("POST", "/platform/v1/rotations") => json!({ "kind": "database", "all": true }),
         ("PUT", "/platform/v1/rotation-schedules") => json!({ "kind": "database", "all": true, "schedule": "off" }),
         ("POST", "/platform/v1/clusters") => json!({ "name": "x", "admin_url": "postgres://a:b@127.0.0.1:1/c" }),
+        ("PUT", "/platform/v1/clusters/{name}") => json!({ "admin_url": "postgres://a:b@127.0.0.1:1/c" }),
         ("POST", "/platform/v1/tenants/{slug}/invites" | "/platform/v1/tenants/{slug}/suspend") | ("PATCH", _) => {
             json!({})
         }

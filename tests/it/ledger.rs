@@ -58,6 +58,7 @@ impl Platform {
     async fn complete(&self, db: &TenantDb, model: &str) -> Result<MeteredStream, ChatError> {
         let context = CallContext {
             permit: Permit::default(),
+            room: None,
             db: db.clone(),
             user_id: None,
             api_key_id: None,
@@ -494,6 +495,7 @@ fn of_vectors(db: TenantDb) -> CallContext {
         kind: CallKind::Embedding,
         model: "vectors".to_owned(),
         permit: Permit::default(),
+        room: None,
     }
 }
 

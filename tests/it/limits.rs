@@ -217,6 +217,9 @@ async fn a_month_is_counted_over_all_servers_and_ends_for_good() {
     heard().await;
     let first = ask(&servers[0], &tenant).await;
     assert_eq!(first.body["queries_remaining"], 29, "{}", first.text);
+    let shown = servers[1].get("/platform/v1/tenants/months", &servers[1].token).await.expect(StatusCode::OK);
+    let month = &shown["requests_this_month"];
+    assert_eq!((&month["limit"], &month["used"]), (&json!(30), &json!(1)), "{shown}");
     // Told again by another server, it says the same.
     let body = json!({ "message": "hello", "stream": true, "model": "instant" });
     let streamed = servers[0].post("/api/v1/chat", &tenant.user.access, body).await;

@@ -253,6 +253,11 @@ async fn every_refusal_has_its_status_type_and_code() {
         ),
         (with("messages", image("file:///etc/passwd")), "messages.[0].content.[0].image_url.url", "invalid_value"),
         (
+            with("messages", image("http://example.com/a.png")),
+            "messages.[0].content.[0].image_url.url",
+            "invalid_value",
+        ),
+        (
             with("messages", image("data:text/html;base64,AAAA")),
             "messages.[0].content.[0].image_url.url",
             "invalid_value",
@@ -311,6 +316,7 @@ async fn every_refusal_has_its_status_type_and_code() {
         (raw(Method::GET, completions, Vec::new()).await, 405, "method_not_allowed"),
         (raw(Method::POST, "/v1/completions", b"{}".to_vec()).await, 404, "unknown_url"),
         (raw(Method::GET, "/v1/models/none", Vec::new()).await, 404, "model_not_found"),
+        (raw(Method::GET, "/v1/models/none/of/these", Vec::new()).await, 404, "model_not_found"),
     ] {
         assert_eq!(refusal(&answer), (status, "invalid_request_error".to_owned(), code.to_owned()), "{}", answer.text);
         cases += 1;

@@ -1,6 +1,6 @@
 //! A line to a Postgres that can be cut, or go silent, without touching the Postgres.
 
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -13,6 +13,8 @@ pub enum Line {
     Cut,
     /// Connections are accepted, and nothing comes through.
     Silent,
+    /// It carries; but the answer to what has this text in it is lost, and its connection.
+    Loses(&'static str),
 }
 
 pub struct Proxy {
@@ -51,11 +53,38 @@ async fn carry(mut near: TcpStream, target: String, mut line: watch::Receiver<Li
         return;
     }
     let Ok(mut far) = TcpStream::connect(target).await else { return };
-    let mut silent = line.clone();
+    let (mut silent, watched) = (line.clone(), line.clone());
     tokio::select! {
-        _ = copy_bidirectional(&mut near, &mut far) => return,
+        () = carry_both_ways(&mut near, &mut far, &watched) => return,
         _ = line.wait_for(|line| *line == Line::Cut) => return,
         _ = silent.wait_for(|line| *line == Line::Silent) => {}
     }
     drop(silent.wait_for(|line| *line != Line::Silent).await);
+}
+
+async fn carry_both_ways(near: &mut TcpStream, far: &mut TcpStream, line: &watch::Receiver<Line>) {
+    let (mut from_near, mut to_near) = near.split();
+    let (mut from_far, mut to_far) = far.split();
+    let mut bytes = vec![0; 64 * 1024];
+    let until_lost = async {
+        while let Ok(count @ 1..) = from_near.read(&mut bytes).await {
+            if to_far.write_all(&bytes[..count]).await.is_err() {
+                return;
+            }
+            if let Line::Loses(text) = *line.borrow()
+                && bytes[..count].windows(text.len()).any(|window| window == text.as_bytes())
+            {
+                return;
+            }
+        }
+        let _ = to_far.shutdown().await;
+        // The other side ends this.
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = until_lost => {}
+        _ = copy(&mut from_far, &mut to_near) => return,
+    }
+    // What it asks for is carried out, and nobody hears of that.
+    let _ = from_far.read(&mut bytes).await;
 }

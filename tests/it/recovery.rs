@@ -59,7 +59,7 @@ async fn an_answer_without_an_open_call_does_not_stay_generating_for_ever() {
     let sql = "UPDATE chat_messages SET state = 'generating', content = '', delta_lengths = NULL, finished_at = NULL,
                created_at = now() - age FROM unnest($1::uuid[], $2::text[]::interval[]) o (id, age)
                WHERE chat_messages.id = o.id";
-    database.execute(sql, &[&ids, &vec!["11 minutes", "11 minutes", "9 minutes", "11 minutes"]]).await.unwrap();
+    database.execute(sql, &[&ids, &vec!["1 minute", "1 minute", "10 seconds", "11 minutes"]]).await.unwrap();
     let sql = "INSERT INTO chat_answer_parts VALUES ($1, 1, 'Once', '\\x04'), ($1, 2, ' upon', '\\x05')";
     database.execute(sql, &[&ids[0]]).await.unwrap();
     database.execute("DELETE FROM model_calls WHERE message_id = $1", &[&ids[1]]).await.unwrap();
@@ -264,6 +264,19 @@ async fn calls_under_way_when_their_tenant_is_suspended_are_settled_once() {
     // And stays as it is when somebody looks for what was left.
     for server in [&platform, &beside(&platform).await] {
         server.state.chat.settle_abandoned(&tenant_db(server, &tenant).await).await.unwrap();
+    }
+    // How the answers ended was written while there were connections; else somebody takes them up once they are old enough.
+    let mut left = 60;
+    while answers(&database).await.iter().any(|(state, ..)| state == "generating") {
+        left -= 1;
+        assert!(left > 0, "not all answers have ended");
+        platform.state.chat.settle_abandoned(&tenant_db(&platform, &tenant).await).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    for (state, content, code) in answers(&database).await {
+        let code = code.unwrap();
+        assert!(state == "interrupted" && !content.is_empty(), "{state} {code} {content}");
+        assert!(["tenant_suspended", "server_stopped"].contains(&code.as_str()), "{code}");
     }
     let sql = "SELECT state, error_code, usage_reported, output_tokens > 0 FROM model_calls";
     let rows = database.query(sql, &[]).await.unwrap();

@@ -495,3 +495,39 @@ async fn open_streams_hold_no_connection() {
     first.get("/api/v1/sessions", &tenant.user.access).await.expect(StatusCode::OK);
     drop(open);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_follows_hears_of_a_part_that_has_grown() {
+    let first = Platform::start().await;
+    let tenant = with_model(&first, "grown", "hang").await;
+    let second = second(&first).await;
+    let database = connect(&first.tenant_database(&tenant.slug).await).await.unwrap();
+    let mut asked = first.asked(&tenant, json!({ "message": "hello", "stream": true })).await;
+    let started = data(&asked.next().await.unwrap());
+    let message: Uuid = started["message_id"].as_str().unwrap().parse().unwrap();
+    // A statement wrote the beginning down, and whoever sent it did not hear so: it is written again with what came since.
+    let write = "INSERT INTO chat_answer_parts VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (message_id, first_event) DO UPDATE
+                 SET content = excluded.content, delta_lengths = excluded.delta_lengths";
+    let part = async |first_event: i32, content: &str| {
+        let lengths = vec![1_u8; content.len()];
+        database.execute(write, &[&message, &first_event, &content, &lengths]).await.unwrap();
+    };
+    part(1, "abcde").await;
+    let mut followed = second.resumed(&tenant, &message.to_string(), None).await;
+    let mut told = Vec::new();
+    while told.len() < 6 {
+        told.push(followed.next().await.unwrap());
+    }
+    assert_eq!(text(&told), "abcde");
+    part(1, "abcdefghijkl").await;
+    part(13, "mn").await;
+    while told.len() < 15 {
+        told.push(followed.next().await.unwrap());
+    }
+    assert_eq!(text(&told), "abcdefghijklmn");
+    for (number, frame) in told.iter().enumerate() {
+        assert_eq!(field(frame, "id: "), number.to_string());
+    }
+    assert_eq!(first.stop(&tenant.user.access, &message.to_string()).await, StatusCode::NO_CONTENT);
+}

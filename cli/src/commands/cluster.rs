@@ -22,6 +22,13 @@ pub async fn run(context: &Context<'_>, command: ClusterCommand) -> Result<(), F
             let cluster: Cluster = client.post(&CLUSTERS, &body).await?;
             context.output.data(&cluster, || listed(std::slice::from_ref(&cluster)))
         }
+        ClusterCommand::Set { name, admin_url_file } => {
+            let admin_url = input::secret_from_file(&admin_url_file, "admin URL")?;
+            let body = json!({ "admin_url": admin_url.expose_secret() });
+            let [platform, version, clusters] = CLUSTERS;
+            let cluster: Cluster = client.put(&[platform, version, clusters, &name], &body).await?;
+            context.output.data(&cluster, || listed(std::slice::from_ref(&cluster)))
+        }
         ClusterCommand::List => {
             let list: ClusterList = client.get(&CLUSTERS, &[]).await?;
             context.output.data(&list, || listed(&list.items))

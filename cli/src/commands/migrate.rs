@@ -71,7 +71,7 @@ async fn begin(context: &Context<'_>, client: &Client, args: &MigrateArgs) -> Re
     }
     context.output.data(&answer, || match &answer.plan {
         Some(plan) => planned(plan, answer.target_version),
-        None => format!("Nothing to do: every tenant has schema version {}.", answer.target_version),
+        None => format!("Nothing to do: every tenant in service has schema version {}.", answer.target_version),
     })?;
     Ok(None)
 }

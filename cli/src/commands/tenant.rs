@@ -327,6 +327,13 @@ pub(super) fn shown(tenant: &Tenant) -> String {
         let features = limits.features.iter().map(|(name, on)| format!("{name} {}", if *on { "on" } else { "off" }));
         pairs.push(("features", features.collect::<Vec<_>>().join(", ")));
     }
+    if let Some(month) = &tenant.requests_this_month {
+        let told = match (month.used, month.limit) {
+            (Some(used), Some(limit)) => format!("{used} of {limit} used, until {}", instant(month.resets_at)),
+            _ => "unlimited".to_owned(),
+        };
+        pairs.push(("this month", told));
+    }
     if let Some(at) = tenant.suspended_at {
         let reason = tenant.suspend_reason.as_ref().map_or_else(String::new, |reason| format!(" ({reason})"));
         pairs.push(("suspended", format!("{}{reason}", instant(at))));

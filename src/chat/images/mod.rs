@@ -18,10 +18,12 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use futures::FutureExt as _;
 use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 use super::prompt::Spoken;
+use super::room::Held;
 use super::{Chat, ChatError};
 use crate::access::TenantCaller;
 use crate::api::images::MOST_IMAGES;
@@ -248,19 +250,43 @@ impl Chat {
     }
 }
 
-/// Puts the images that a model is shown again where they were shown first: those of the last question that has any, among the
-/// last `window` messages.
-pub(super) async fn recall(client: &Client, spoken: &mut [Spoken], window: usize) -> Result<(), ChatError> {
-    let skipped = spoken.len().saturating_sub(window);
-    let last = spoken.iter_mut().skip(skipped).rev().find_map(|spoken| Some((spoken.with_images?, &mut spoken.images)));
-    if let Some((message, images)) = last {
-        let stored = tenant_store::images_of(client, message).await?;
-        *images = stored
-            .into_iter()
-            .map(|stored| image(stored.media_type, Arc::new(BASE64_STANDARD.encode(&stored.content))))
-            .collect();
+impl Chat {
+    /// Puts the images that a model is shown again where they were shown first: those of the last question that has any, among
+    /// the last `window` messages. Also returns what they hold of the room for what is large. No connection is kept by whoever
+    /// waits for that, so the one that is returned may be another.
+    pub(super) async fn recall_images(
+        &self,
+        caller: &TenantCaller,
+        mut client: Client,
+        spoken: &mut [Spoken],
+        window: usize,
+    ) -> Result<(Client, Option<Arc<Held>>), ChatError> {
+        let skipped = spoken.len().saturating_sub(window);
+        let last =
+            spoken.iter_mut().skip(skipped).rev().find_map(|spoken| Some((spoken.with_images?, &mut spoken.images)));
+        let Some((message, images)) = last else { return Ok((client, None)) };
+        let size = tenant_store::size_of_images(&client, message).await?;
+        let (tenant, size) = (caller.db.record().id, base64::encoded_len(size, true).unwrap_or(usize::MAX));
+        let held = match self.room.enter(tenant, size).now_or_never() {
+            Some(held) => held?,
+            None => {
+                drop(client);
+                let held = self.room.enter(tenant, size).await?;
+                client = caller.db.client().await?;
+                held
+            }
+        };
+        let stored = tenant_store::images_of(&client, message).await?;
+        // Megabytes take longer than a thread may be kept from everybody else's requests.
+        *images = tokio::task::spawn_blocking(move || stored.iter().map(shown_again).collect())
+            .await
+            .map_err(|_| ChatError::TaskLost)?;
+        Ok((client, held.map(Arc::new)))
     }
-    Ok(())
+}
+
+fn shown_again(stored: &StoredImage) -> Image {
+    image(stored.media_type, Arc::new(BASE64_STANDARD.encode(&stored.content)))
 }
 
 #[cfg(test)]

@@ -73,13 +73,17 @@ const IMAGES_OF: &str = "\
     SELECT media_type, content FROM chat_images WHERE message_id = $1 AND octet_length(content) <= $2
     ORDER BY position LIMIT $3";
 
+/// How large those of a message are together, in bytes.
+const SIZE_OF: &str = "\
+    SELECT COALESCE(sum(octet_length(content)), 0) FROM chat_images WHERE message_id = $1 AND octet_length(content) <= $2";
+
 /// What is told of those of several messages.
 const LIST_IMAGES: &str = "\
     SELECT id, message_id, media_type, octet_length(content) FROM chat_images WHERE message_id = ANY ($1)
     ORDER BY message_id, position";
 
 /// Every statement, for a test that prepares them all against the schema.
-pub const STATEMENTS: &[&str] = &[IMAGE, IMAGES_OF, LIST_IMAGES];
+pub const STATEMENTS: &[&str] = &[IMAGE, IMAGES_OF, SIZE_OF, LIST_IMAGES];
 
 /// The largest image there can be.
 fn largest() -> i32 {
@@ -104,6 +108,13 @@ pub(super) async fn images_of(client: &Client, message: MessageId) -> Result<Vec
     let most = i64::try_from(MOST_IMAGES).unwrap_or(i64::MAX);
     let rows = client.query(&statement, &[&message, &largest(), &most]).await?;
     rows.iter().filter_map(|row| stored(row).transpose()).collect()
+}
+
+/// How large the images of a message are together, in bytes.
+pub(super) async fn size_of_images(client: &Client, message: MessageId) -> Result<usize, Error> {
+    let statement = client.prepare_cached(SIZE_OF).await?;
+    let size: i64 = client.query_one(&statement, &[&message, &largest()]).await?.try_get(0)?;
+    Ok(usize::try_from(size).unwrap_or_default())
 }
 
 /// What is told of the images of messages.

@@ -6,6 +6,8 @@
 //! tenant's settings say that its answers are everybody's. So nothing has to be emptied when something changes: what was
 //! kept before is found no more. Only answers that are whole are kept, as they were told: same words, same pieces.
 //!
+//! Whoever asks may want a new answer all the same; that takes the place of the one that is kept.
+//!
 //! An answer that is given again is a message like any other, stored with its question in one statement, with a row in the
 //! ledger that says that nobody was asked and nothing was used.
 
@@ -14,6 +16,7 @@ pub mod tenant_store;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use tokio::sync::oneshot;
 
 use super::candidates::Candidate;
@@ -32,7 +35,7 @@ use crate::api::answer_cache::AnswerScope;
 use crate::api::tenant::{MessageState, Usage};
 use crate::limits::Permit;
 use crate::metering::Target;
-use crate::providers::{ChatMessage, ChatRequest, ChatRole, Content, ImageSource, Part};
+use crate::providers::{ChatMessage, ChatRequest, ChatRole, Content, Image, ImageSource, Part};
 use crate::tenant_db::{Client, TenantRecord};
 
 /// What an answer costs that nobody was asked for. That is known, not estimated.
@@ -48,7 +51,7 @@ pub(super) struct Keeping {
 
 impl Keeping {
     /// None if the answer is not to be kept.
-    pub(super) fn new(
+    pub(super) async fn new(
         context: &ChatContext,
         caller: &TenantCaller,
         assistant: Option<&str>,
@@ -67,7 +70,7 @@ impl Keeping {
         for part in [*provider, &**configuration, &**upstream_model, billed_to.as_str()] {
             key.add(part.as_bytes());
         }
-        add_request(&mut key, request)?;
+        add_request(&mut key, request, digests(request).await?)?;
         let lasts = Duration::from_secs(60 * u64::from(settings.minutes_of(assistant)));
         Some(Self { key: AnswerKey::new(key.hash()), lasts, target })
     }
@@ -82,9 +85,29 @@ impl Keeping {
     }
 }
 
+/// The hashes of a request's images, in order.
+async fn digests(request: &ChatRequest) -> Option<Vec<[u8; 32]>> {
+    let parts = request.messages.iter().flat_map(|message| match &message.content {
+        Content::Parts(parts) => parts.as_slice(),
+        Content::Text(_) => &[],
+    });
+    let images: Vec<Arc<String>> = parts
+        .filter_map(|part| match part {
+            Part::Image(Image { source: ImageSource::Data { base64, .. }, .. }) => Some(Arc::clone(base64)),
+            _ => None,
+        })
+        .collect();
+    if images.is_empty() {
+        return Some(Vec::new());
+    }
+    // Megabytes take longer than a thread may be kept from everybody else's requests.
+    let hash = move || images.iter().map(|base64| Sha256::digest(base64.as_bytes()).into()).collect();
+    tokio::task::spawn_blocking(hash).await.ok()
+}
+
 /// Everything that a provider would be told. None if the answer would depend on more than that. The fields are named one by
 /// one, so that a new one cannot be forgotten.
-fn add_request(key: &mut Fingerprint, request: &ChatRequest) -> Option<()> {
+fn add_request(key: &mut Fingerprint, request: &ChatRequest, digests: Vec<[u8; 32]>) -> Option<()> {
     let ChatRequest {
         // The one that was chosen is the target's.
         model: _,
@@ -109,10 +132,15 @@ fn add_request(key: &mut Fingerprint, request: &ChatRequest) -> Option<()> {
     key.add_count(stop.len());
     stop.iter().for_each(|text| key.add(text.as_bytes()));
     key.add_count(messages.len());
-    messages.iter().try_for_each(|message| add_message(key, message))
+    let mut digests = digests.into_iter();
+    messages.iter().try_for_each(|message| add_message(key, message, &mut digests))
 }
 
-fn add_message(key: &mut Fingerprint, message: &ChatMessage) -> Option<()> {
+fn add_message(
+    key: &mut Fingerprint,
+    message: &ChatMessage,
+    digests: &mut impl Iterator<Item = [u8; 32]>,
+) -> Option<()> {
     let ChatMessage { role, content, name, tool_calls, tool_call_id } = message;
     (tool_calls.is_empty() && tool_call_id.is_none()).then_some(())?;
     key.add(match role {
@@ -131,27 +159,28 @@ fn add_message(key: &mut Fingerprint, message: &ChatMessage) -> Option<()> {
             key.add_number(1);
             key.add_count(parts.len());
             for part in parts {
-                add_part(key, part);
+                add_part(key, part, digests)?;
             }
         }
     }
     Some(())
 }
 
-fn add_part(key: &mut Fingerprint, part: &Part) {
-    let (kind, first, second) = match part {
+fn add_part(key: &mut Fingerprint, part: &Part, digests: &mut impl Iterator<Item = [u8; 32]>) -> Option<()> {
+    let (kind, first, digest) = match part {
         Part::Text(text) => (0, text, None),
         Part::Image(image) => {
             key.add_optional(image.detail.as_deref().map(str::as_bytes));
             match &image.source {
                 ImageSource::Url(url) => (1, url, None),
-                ImageSource::Data { media_type, base64 } => (2, media_type, Some(base64)),
+                ImageSource::Data { media_type, base64: _ } => (2, media_type, Some(digests.next()?)),
             }
         }
     };
     key.add_number(kind);
     key.add(first.as_bytes());
-    key.add_optional(second.map(|base64| base64.as_bytes()));
+    key.add_optional(digest.as_ref().map(<[u8; 32]>::as_slice));
+    Some(())
 }
 
 /// An answer that is kept, for a question that has just been asked.
@@ -224,11 +253,11 @@ impl Hit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::providers::{Image, Tool};
+    use crate::providers::Tool;
 
-    fn hash(request: &ChatRequest) -> Option<[u8; 32]> {
+    async fn hash(request: &ChatRequest) -> Option<[u8; 32]> {
         let mut key = Fingerprint::new("test");
-        add_request(&mut key, request)?;
+        add_request(&mut key, request, digests(request).await?)?;
         Some(key.hash())
     }
 
@@ -237,11 +266,11 @@ mod tests {
         ChatRequest { messages, max_tokens: Some(256), ..ChatRequest::default() }
     }
 
-    #[test]
-    fn whatever_a_provider_is_told_is_in_the_key() {
+    #[tokio::test]
+    async fn whatever_a_provider_is_told_is_in_the_key() {
         let plain = [(ChatRole::System, "You are Nora."), (ChatRole::User, "Hello")];
         let one = request(&plain);
-        assert_eq!(hash(&one), hash(&request(&plain)));
+        assert_eq!(hash(&one).await, hash(&request(&plain)).await);
         let mut named = one.clone();
         named.messages[1].name = Some("Ada".to_owned());
         let mut in_parts = one.clone();
@@ -270,17 +299,20 @@ mod tests {
             named,
             in_parts,
         ];
-        let mut hashes: Vec<_> = others.iter().chain([&one]).map(|request| hash(request).unwrap()).collect();
+        let mut hashes = Vec::new();
+        for request in others.iter().chain([&one]) {
+            hashes.push(hash(request).await.unwrap());
+        }
         hashes.sort_unstable();
         hashes.dedup();
         assert_eq!(hashes.len(), others.len() + 1);
     }
 
-    #[test]
-    fn what_may_be_answered_by_more_than_words_is_not_kept() {
+    #[tokio::test]
+    async fn what_may_be_answered_by_more_than_words_is_not_kept() {
         let tool = Tool { name: "look".to_owned(), description: None, parameters: None, strict: None };
-        assert!(hash(&ChatRequest { tools: vec![tool], ..request(&[]) }).is_none());
+        assert!(hash(&ChatRequest { tools: vec![tool], ..request(&[]) }).await.is_none());
         let extra = serde_json::Map::from_iter([("seed".to_owned(), serde_json::json!(1))]);
-        assert!(hash(&ChatRequest { extra, ..request(&[]) }).is_none());
+        assert!(hash(&ChatRequest { extra, ..request(&[]) }).await.is_none());
     }
 }

@@ -163,7 +163,7 @@ impl EventLog {
     }
 
     /// How many deltas there are.
-    pub(super) fn count(&self) -> u64 {
+    pub(in crate::chat) fn count(&self) -> u64 {
         self.state().count()
     }
 

@@ -11,7 +11,8 @@ use crate::ids::{ChatSessionId, MessageId, UserId};
 use crate::tenant_db::{Client, GenericClient as _};
 
 /// Writes parts of answers that are still being generated, and returns those of all answers named that are to be
-/// stopped: their users said so, or deleted them with their conversations. A part that was written by a statement whose end nobody heard is replaced by one that is at least as long.
+/// stopped: their users said so, or deleted them with their conversations. A part that was written by a statement whose end
+/// nobody heard is replaced by one that is at least as long, and by none that is shorter, should that statement be carried out last.
 const WRITE_PARTS: &str = "\
     WITH parts AS (
         INSERT INTO chat_answer_parts (message_id, first_event, content, delta_lengths)
@@ -20,11 +21,13 @@ const WRITE_PARTS: &str = "\
         JOIN chat_messages m ON m.id = p.message_id AND m.state = 'generating'
         ON CONFLICT (message_id, first_event)
         DO UPDATE SET content = excluded.content, delta_lengths = excluded.delta_lengths
+        WHERE octet_length(excluded.content) > octet_length(chat_answer_parts.content)
     )
     SELECT named.id FROM unnest($1::uuid[]) named (id) LEFT JOIN chat_messages m ON m.id = named.id
     WHERE m.id IS NULL OR m.stop_requested_at IS NOT NULL";
 
-/// An answer of the user's, with the deltas from a number on while it is being generated, and all once it is not.
+/// An answer of the user's, with the deltas from a number on while it is being generated, and all once it is not. The part that
+/// the number is in comes as a whole: it may have begun before, and have grown since somebody was told of it.
 const ANSWER: &str = "\
     SELECT m.session_id, m.state, m.error_code, m.error_message, m.model, m.assistant, m.input_tokens, m.output_tokens,
         m.usage_reported, m.degraded, m.from_cache, m.queries_remaining, m.created_at, p.first_event,
@@ -34,7 +37,9 @@ const ANSWER: &str = "\
     LEFT JOIN LATERAL (
         SELECT min(first_event) AS first_event, string_agg(content, '' ORDER BY first_event) AS content,
             string_agg(delta_lengths, '' ORDER BY first_event) AS delta_lengths
-        FROM chat_answer_parts WHERE message_id = m.id AND first_event >= $3 AND m.state = 'generating'
+        FROM chat_answer_parts
+        WHERE message_id = m.id AND m.state = 'generating' AND first_event >= COALESCE(
+            (SELECT max(first_event) FROM chat_answer_parts WHERE message_id = m.id AND first_event <= $3), $3)
     ) p ON true
     WHERE m.id = $1 AND s.user_id = $2 AND m.role = 'assistant'";
 
@@ -85,7 +90,7 @@ pub(super) async fn write_parts(
     rows.iter().map(|row| row.try_get(0)).collect()
 }
 
-/// An answer, with what was written down of it from a delta on; `None` if it is not the user's.
+/// An answer, with what was written down of it from a delta on, and some before it; `None` if it is not the user's.
 pub(super) async fn answer(
     client: &Client,
     id: MessageId,

@@ -161,6 +161,18 @@ impl From<TenantError> for ApiError {
             TenantError::ClusterNameTaken => {
                 Self::conflict("cluster_name_taken", "A cluster of this name is registered")
             }
+            TenantError::ClusterRegisteredAs(other) => {
+                Self::conflict("cluster_registered_as", "This server is a registered cluster already").detail(format!(
+                    "it is cluster {other}; to change how it is reached, give that one the URL: freehold cluster set {other}"
+                ))
+            }
+            TenantError::ClusterNotFound => Self::not_found("cluster"),
+            TenantError::OtherServer => {
+                Self::conflict("cluster_is_another_server", "The URL leads to another server than the cluster's").detail(
+                    "tenants' databases are on the server that was registered; register another one with `freehold cluster \
+                     add`",
+                )
+            }
             TenantError::UnsuitableCluster(reason) => Self::invalid("admin_url", reason),
             TenantError::UnsuitableDatabase(report) => {
                 let mut refused = Self::new(

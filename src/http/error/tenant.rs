@@ -66,6 +66,7 @@ impl From<AccessError> for ApiError {
             AccessError::OwnAccount => Self::conflict("own_account", "Nobody disables or deletes their own account"),
             AccessError::LastAdmin => Self::conflict("last_admin", "The last admin stays an admin")
                 .detail("make somebody else an admin first"),
+            AccessError::LastSuperAdmin => Self::conflict("last_super_admin", "The last super admin stays"),
             AccessError::TooManyAttempts { retry_after } => Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 "too_many_attempts",
@@ -160,6 +161,11 @@ impl From<ChatError> for ApiError {
                 }
                 ImageError::TooMany | ImageError::TooLargeTogether => Self::invalid("images", error.to_string()),
             },
+            ChatError::Full(full) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", "Too much is being sent at once")
+                    .detail("ask again in a moment")
+                    .retry_after(full.retry_after)
+            }
             ChatError::ImageNotFound => Self::not_found("image"),
             ChatError::NoModel => Self::conflict("model_missing", "No AI key offers a model that may be used")
                 .detail("an admin has to set `models` in the settings to models that an AI key offers"),

@@ -163,7 +163,9 @@ pub(super) fn completion_id(call: ModelCallId) -> String {
 /// which would end a client's loop too early.
 pub(super) fn finish_reason(reason: FinishReason, tools_called: bool) -> &'static str {
     match reason {
-        FinishReason::Stop | FinishReason::Other if tools_called => FinishReason::ToolCalls.as_str(),
+        FinishReason::Stop | FinishReason::Unsaid | FinishReason::Other if tools_called => {
+            FinishReason::ToolCalls.as_str()
+        }
         reason => reason.as_str(),
     }
 }

@@ -48,16 +48,19 @@ const MAX_ANSWER: usize = 16 * 1024 * 1024;
         (status = 401, body = ErrorBody),
         (status = 403, description = "the key lacks the scope, the plan the feature, or the service is suspended", body = ErrorBody),
         (status = 404, description = "no such model", body = ErrorBody),
+        (status = 408, description = "the body took too long to arrive", body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 429, description = "too many requests, a quota is used up, or the model provider limits requests", body = ErrorBody),
         (status = 502, description = "the model provider failed", body = ErrorBody),
-        (status = 503, description = "no model provider answers", body = ErrorBody)
+        (status = 409, description = "a stored AI key has to be set again by an admin", body = ErrorBody),
+        (status = 503, description = "no model provider answers, or too much is being sent at once", body = ErrorBody),
+        (status = 504, description = "the model provider did not answer in time", body = ErrorBody)
     )
 )]
 pub async fn create(
     ApiKeyCaller { key, .. }: ApiKeyCaller<ChatScope>,
     State(state): State<AppState>,
-    RawBody(body): RawBody,
+    RawBody(body, room): RawBody,
 ) -> Result<Response, OpenAiError> {
     let asked = ChatCompletionRequest::parse(&body)?;
     drop(body);
@@ -71,7 +74,7 @@ pub async fn create(
     let Admission { rate, permit, .. } = limits::admit(&state, record, &plan, Asker::ApiKey(key.id())).await?;
     let created = state.clock.now().timestamp();
     let (api_key_id, kind) = (Some(key.id()), CallKind::Completion);
-    let call = CallContext { db: key.db, user_id: None, api_key_id, kind, model: model.clone(), permit };
+    let call = CallContext { db: key.db, user_id: None, api_key_id, kind, model: model.clone(), permit, room };
     let mut response = if stream {
         let terms = Terms { model, created, include_usage };
         let mut calling = async move { state.chat.complete(call, request).await }.boxed();

@@ -29,16 +29,19 @@ use crate::providers;
         (status = 401, body = ErrorBody),
         (status = 403, description = "the key lacks the scope, the plan the feature, or the service is suspended", body = ErrorBody),
         (status = 404, description = "no such model", body = ErrorBody),
+        (status = 408, description = "the body took too long to arrive", body = ErrorBody),
         (status = 413, body = ErrorBody),
         (status = 429, description = "too many requests, a quota is used up, or the model provider limits requests", body = ErrorBody),
         (status = 502, description = "the model provider failed", body = ErrorBody),
-        (status = 503, description = "no model provider answers", body = ErrorBody)
+        (status = 409, description = "a stored AI key has to be set again by an admin", body = ErrorBody),
+        (status = 503, description = "no model provider answers, or too much is being sent at once", body = ErrorBody),
+        (status = 504, description = "the model provider did not answer in time", body = ErrorBody)
     )
 )]
 pub async fn create(
     ApiKeyCaller { key, .. }: ApiKeyCaller<EmbeddingsScope>,
     State(state): State<AppState>,
-    RawBody(body): RawBody,
+    RawBody(body, room): RawBody,
 ) -> Result<Response, OpenAiError> {
     let asked = EmbeddingRequest::parse(&body)?;
     drop(body);
@@ -62,7 +65,7 @@ pub async fn create(
     plan.require("embeddings")?;
     let admission = limits::admit(&state, record, &plan, Asker::ApiKey(key.id())).await?;
     let (api_key_id, kind, permit) = (Some(key.id()), CallKind::Embedding, admission.permit);
-    let call = CallContext { db: key.db, user_id: None, api_key_id, kind, model: model.clone(), permit };
+    let call = CallContext { db: key.db, user_id: None, api_key_id, kind, model: model.clone(), permit, room };
     let answer = state.chat.embed(call, request).await.map_err(|error| OpenAiError::of_chat(error, &model))?;
     let vectors = answer.embeddings.vectors.into_iter().enumerate();
     let data = vectors.map(|(index, vector)| EmbeddingData {

@@ -13,8 +13,8 @@ pub mod models;
 mod request;
 mod stream;
 
-use axum::extract::DefaultBodyLimit;
 use axum::response::IntoResponse as _;
+use axum::routing::get;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -37,7 +37,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         // /v1/models, /v1/models/{model}
         .routes(routes!(models::list))
         .routes(routes!(models::retrieve))
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .route("/v1/models/{model}/{*rest}", get(models::retrieve_with_slashes))
         .layer(CatchPanicLayer::custom(|panic: Box<dyn std::any::Any + Send>| {
             let place = panic.downcast_ref::<&str>().copied().unwrap_or("a panic");
             tracing::error!(panic = place, "a handler panicked");

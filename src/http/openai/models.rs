@@ -41,11 +41,30 @@ pub async fn list(
     )
 )]
 pub async fn retrieve(
-    ApiKeyCaller { key, .. }: ApiKeyCaller<ModelsScope>,
+    caller: ApiKeyCaller<ModelsScope>,
     State(state): State<AppState>,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, OpenAiError> {
     let Ok(Path(name)) = name else { return Err(OpenAiError::unknown_url()) };
+    find(caller, &state, name).await
+}
+
+/// The same for a name with slashes that a client put into the path as it is, as in `/v1/models/meta-llama/Llama-3.1-8B`. The
+/// document has no way to say that a part of a path may be several.
+pub async fn retrieve_with_slashes(
+    caller: ApiKeyCaller<ModelsScope>,
+    State(state): State<AppState>,
+    name: Result<Path<(String, String)>, PathRejection>,
+) -> Result<Json<Model>, OpenAiError> {
+    let Ok(Path((first, rest))) = name else { return Err(OpenAiError::unknown_url()) };
+    find(caller, &state, format!("{first}/{rest}")).await
+}
+
+async fn find(
+    ApiKeyCaller { key, .. }: ApiKeyCaller<ModelsScope>,
+    state: &AppState,
+    name: String,
+) -> Result<Json<Model>, OpenAiError> {
     let context = state.chat.context(&key.db).await.map_err(|error| OpenAiError::of_chat(error, &name))?;
     let model = context.model(&name).ok_or_else(|| OpenAiError::model_not_found(&name))?;
     Ok(Json(body(model)))

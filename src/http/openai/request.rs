@@ -237,7 +237,7 @@ fn parts(index: usize, parts: Vec<MessagePart>) -> Result<Content, OpenAiError> 
 fn image_source(url: String, place: impl Fn() -> String) -> Result<ImageSource, OpenAiError> {
     let refuse = |text: &'static str| Err(OpenAiError::invalid(place(), "invalid_value", text));
     let Some(data) = url.strip_prefix("data:") else {
-        return match url.starts_with("https://") || url.starts_with("http://") {
+        return match url.starts_with("https://") {
             true => Ok(ImageSource::Url(url)),
             false => refuse("An image is an `https:` or a `data:` URL."),
         };

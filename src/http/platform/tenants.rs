@@ -11,7 +11,7 @@ use crate::access::InviteRequest;
 use crate::api::Problem;
 use crate::api::platform::{
     AdminInvite, AiMode, CreateInviteRequest, CreateTenantRequest, CreateTenantResponse, DatabaseMode, DatabaseRequest,
-    DatabaseToken, Tenant, TenantDatabase, TenantPage, TenantState, UpdateTenantRequest,
+    DatabaseToken, Tenant, TenantDatabase, TenantMonth, TenantPage, TenantState, UpdateTenantRequest,
 };
 use crate::api::tenant::Role;
 use crate::app::AppState;
@@ -157,7 +157,12 @@ pub async fn list(
 pub async fn show(_: SuperAdmin, State(state): State<AppState>, Path(slug): Path<String>) -> ApiResult<Json<Tenant>> {
     let row = state.registry.find(&slug).await?;
     let rotations = state.rotations.of_tenant(row.id).await?;
-    Ok(Json(Tenant { rotations, ..body(row) }))
+    let terms = state.limits.plans().terms(&row.plan, &row.limits.0);
+    // The tenant can be looked at though its limits cannot.
+    let month = state.limits.quota(TenantId::from_uuid(row.id), &terms).await.ok();
+    let requests_this_month =
+        month.map(|month| TenantMonth { limit: month.limit, used: month.used, resets_at: month.resets_at });
+    Ok(Json(Tenant { rotations, requests_this_month, ..body(row) }))
 }
 
 /// Changes a tenant's name, plan, registered address, limits, or whose models it uses.
@@ -255,6 +260,7 @@ pub(super) fn body(row: TenantRow) -> Tenant {
         limits: row.limits.0,
         ai_mode: AiMode::parse(&row.ai_mode),
         rotations: Vec::new(),
+        requests_this_month: None,
         created_at: row.created_at,
         updated_at: row.updated_at,
         activated_at: row.activated_at,

@@ -1,5 +1,7 @@
 //! `/api/v1/chat`: a question and its answer, whole or as it comes; answers listened to again, and stopped.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
@@ -13,7 +15,7 @@ use crate::api::Problem;
 use crate::api::limits::VISION;
 use crate::api::tenant::{ChatDelta, ChatRequest, ChatResponse, Role};
 use crate::app::AppState;
-use crate::chat::{self, AnswerEnd, Listener, Question};
+use crate::chat::{self, AnswerEnd, Held, Listener, Question};
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::extract::{Active, Caller, Path, Query};
 use crate::http::limits::{self, Asker};
@@ -31,7 +33,7 @@ use crate::telemetry::causes;
     path = "/api/v1/chat",
     tag = "chat",
     security(("tenant_user" = [])),
-    request_body = ChatRequest,
+    request_body(content = ChatRequest, example = json!({ "message": "When do you open on Sunday?", "stream": true })),
     responses(
         (status = 200, description = "the answer, or a stream of it", content(
             (ChatResponse = "application/json"),
@@ -60,8 +62,11 @@ pub async fn chat(
         model: request.model,
         assistant: request.assistant,
         images: request.images.0,
+        allows_kept: request.cache,
+        room: room.clone(),
     };
     let (answer, rate) = ask(&state, &caller, asked).await?;
+    // The images are stored. Only the model is yet to see them.
     drop(room);
     let mut response = if request.stream { stream(answer) } else { Json(whole(answer).await?).into_response() };
     limits::tell(response.headers_mut(), rate);
@@ -76,6 +81,10 @@ pub(super) struct Asked {
     pub(super) assistant: Option<String>,
     /// As `data:` URLs.
     pub(super) images: Vec<String>,
+    /// Whether an answer may be given that is kept.
+    pub(super) allows_kept: bool,
+    /// What its body holds of the room for large ones.
+    pub(super) room: Option<Arc<Held>>,
 }
 
 /// Admits a question and has it answered. Also returns how the nearest limit stands.
@@ -114,8 +123,10 @@ pub(super) async fn ask(state: &AppState, caller: &TenantCaller, asked: Asked) -
             model: asked.model,
             assistant: asked.assistant,
             images,
+            room: asked.room,
             permit: admission.permit,
             queries_remaining,
+            allows_kept: asked.allows_kept,
         };
         Ok((state.chat.ask(caller, question).await?, rate))
     };

@@ -24,7 +24,7 @@ const GENERAL: &str = "general";
     path = "/api/ai/query",
     tag = "chat",
     security(("tenant_user" = [])),
-    request_body = QueryRequest,
+    request_body(content = QueryRequest, example = json!({ "question": "When do you open on Sunday?", "query_type": "general" })),
     responses(
         (status = 200, body = QueryResponse),
         (status = 403, description = "not allowed, or the plan does not have the feature that the assistant, or an image, needs", body = Problem),
@@ -52,7 +52,8 @@ pub async fn query(
         named => named,
     };
     let (session_id, images) = (request.session_id, request.images.0);
-    let asked = Asked { text: request.question, session_id, model: None, assistant, images };
+    let (text, allows_kept) = (request.question, request.cache);
+    let asked = Asked { text, session_id, model: None, assistant, images, allows_kept, room: room.clone() };
     let answered = ask(&state, &caller, asked).await;
     drop(room);
     let (answer, rate) =

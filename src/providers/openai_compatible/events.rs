@@ -67,8 +67,8 @@ fn read_chunk(json: &str, answer: &mut Answer) -> Result<(), ProviderError> {
 
 fn finish_reason(word: &str) -> FinishReason {
     match word {
-        "stop" | "eos" => FinishReason::Stop,
-        "length" | "max_tokens" => FinishReason::Length,
+        "stop" | "eos" | "eos_token" => FinishReason::Stop,
+        "length" | "max_tokens" | "model_length" => FinishReason::Length,
         "content_filter" => FinishReason::ContentFilter,
         "tool_calls" | "function_call" => FinishReason::ToolCalls,
         _ => FinishReason::Other,
@@ -306,7 +306,15 @@ mod tests {
     async fn the_end_is_told_honestly() {
         let end = async |body: &str| read(ChatCompletion, body, 1000).await.end.unwrap();
         assert_eq!(end(&format!("{TEXT}{STOP}")).await, Ok(FinishReason::Stop), "no [DONE]");
-        assert_eq!(end(&format!("{TEXT}{DONE}")).await, Ok(FinishReason::Other), "no reason");
+        assert_eq!(end(&format!("{TEXT}{DONE}")).await, Ok(FinishReason::Unsaid), "no reason");
+        for (word, reason) in [
+            ("eos_token", FinishReason::Stop),
+            ("model_length", FinishReason::Length),
+            ("insufficient_system_resource", FinishReason::Other),
+        ] {
+            let chunk = format!(r#"{{"choices":[{{"finish_reason":"{word}"}}]}}"#);
+            assert_eq!(end(&format!("{TEXT}{}", data(&[&chunk]))).await, Ok(reason), "{word}");
+        }
         assert_eq!(end(DONE).await, Err("provider_unavailable"));
         assert_eq!(end(TEXT).await, Err("provider_interrupted"));
         assert_eq!(end("").await, Err("provider_unavailable"));

@@ -69,9 +69,11 @@ impl Answer {
     /// Puts the end of a whole answer behind its events.
     pub(super) fn conclude(&mut self) -> Result<(), ProviderError> {
         self.calls.finish(&mut self.ready).map_err(|cause| self.broken(cause))?;
-        let finish_reason = match self.finish_reason.unwrap_or(FinishReason::Other) {
+        let finish_reason = match self.finish_reason.unwrap_or(FinishReason::Unsaid) {
             // Several servers end every answer this way, calls or none.
-            FinishReason::Stop | FinishReason::Other if self.calls.any() => FinishReason::ToolCalls,
+            FinishReason::Stop | FinishReason::Unsaid | FinishReason::Other if self.calls.any() => {
+                FinishReason::ToolCalls
+            }
             reason => reason,
         };
         self.ready.push_back(ChatEvent::Finished { usage: self.usage, finish_reason });

@@ -148,8 +148,12 @@ mod tests {
             include_str!("../../templates/chat/assets/images.js"),
             include_str!("../../templates/chat/assets/list.js"),
         ] {
-            // `t("key"` and `this.#t("key"`.
-            for part in script.split("t(\"").skip(1) {
+            // `t("key"` and `this.#t("key"`, not `get("key"`.
+            for (at, mark) in script.match_indices("t(\"") {
+                if script[..at].ends_with(|before: char| before.is_ascii_alphanumeric()) {
+                    continue;
+                }
+                let part = &script[at + mark.len()..];
                 let key = part.split('"').next().unwrap();
                 let a_key = key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_') && !key.is_empty();
                 let rest = &part[key.len()..];

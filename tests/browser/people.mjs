@@ -211,13 +211,13 @@ export function* people({ stack, model, tenants, at, open, signIn, signedIn, ask
     await ask(page, "slow and far away");
     await until("some of it", async () => /word4/.test(await lastAnswer(page).textContent()));
     const giveUp = async () => {
-      await made.setOffline(true);
       for (let turn = 0; turn < 60 && (await page.locator(".again").count()) === 0; turn += 1) {
         await page.clock.fastForward(20_000);
         await pause(60);
       }
       await page.locator(".again").waitFor();
     };
+    await made.setOffline(true);
     await giveUp();
     await page.locator(".again").click();
     await pause(300);
@@ -230,9 +230,9 @@ export function* people({ stack, model, tenants, at, open, signIn, signedIn, ask
     // Where the browser noticed nothing, the button does.
     await ask(page, "slow and away once more");
     await until("some of it", async () => /word4/.test(await lastAnswer(page).textContent()));
-    await page.evaluate(() => window.addEventListener("online", (event) => event.stopImmediatePropagation(), true));
+    await page.route("**/api/v1/**", (route) => route.abort("connectionreset"));
     await giveUp();
-    await made.setOffline(false);
+    await page.unroute("**/api/v1/**");
     await page.locator(".again").click();
     await until("the whole answer", async () => /word40/.test(await lastAnswer(page).textContent()), 40_000);
     await settled(page);

@@ -397,7 +397,11 @@ async fn a_suspension_takes_no_session_and_no_visitors_conversation() {
     assert_eq!(refused.expect_problem(StatusCode::FORBIDDEN), "tenant_not_active");
     let nonsense = platform.post("/api/v1/auth/refresh", "", json!({ "refresh_token": "fhr_nonsense" })).await;
     assert_eq!(nonsense.status, StatusCode::UNAUTHORIZED);
-    platform.post("/platform/v1/tenants/page-paused/resume", &platform.token, json!({})).await.expect_success();
+    // Once the suspension is carried out.
+    until("it is resumed", async || {
+        platform.post("/platform/v1/tenants/page-paused/resume", &platform.token, json!({})).await.status.is_success()
+    })
+    .await;
     until("they are renewed", async || renew().await.0.status == StatusCode::OK).await;
     let renewed = platform.post("/api/v1/auth/refresh", "", frame).await.expect(StatusCode::OK);
     assert_eq!((&renewed["user_id"], &renewed["role"]), (&json!(tenant.user_id), &json!("user")));

@@ -79,7 +79,7 @@ async fn carry_both_ways(near: &mut TcpStream, far: &mut TcpStream, line: &watch
         }
         let _ = to_far.shutdown().await;
         // The other side ends this.
-        std::future::pending().await
+        std::future::pending::<()>().await;
     };
     tokio::select! {
         () = until_lost => {}

@@ -683,6 +683,7 @@ export function* cases({ stack, model, pictures, log, lasting }) {
     const frame = page.frameLocator("iframe");
     await frame.locator("#question").waitFor();
     await frame.locator("#question").fill("Which jacket?");
+    await frame.locator("#no-sessions:not([hidden])").waitFor({ state: "attached" });
     await frame.locator("#question").press("Enter");
     await frame.locator(".actions").waitFor();
     await picture(page, "widget-desktop");
@@ -728,7 +729,9 @@ export function* cases({ stack, model, pictures, log, lasting }) {
       const button = page.getByRole("button", { name: "Open the chat" });
       const frame = page.frameLocator("iframe");
       await button.click();
+      // What is typed before the page's script runs waits for it; the key that sends it would not.
       await frame.locator("#question").fill("say Remember me");
+      await frame.locator("#no-sessions:not([hidden])").waitFor({ state: "attached" });
       await frame.locator("#question").press("Enter");
       await frame.locator(".actions").waitFor();
       await page.reload();

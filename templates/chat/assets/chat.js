@@ -68,6 +68,7 @@ session.onchange = (before) => {
   state.draft = { user: before ? before.user : session.user, text: state.unsent || field.value };
   if (session.user !== null) { clear(); enter(); return; }
   if (before.kind === "user" || !config.visitors) { leave(t("signed_out")); return; }
+  clear();
   nobody();
   if (asking) { root.toggleAttribute("data-talking", true); messages.answer().finish({ state: "failed", message: t("gone") }); }
   announce(t("gone"));
@@ -448,10 +449,9 @@ function door(text = "") {
   show("sign-in");
 }
 
-/** What there is for nobody in particular: the chat, where visitors may ask, or the door. */
+/** What there is for nobody in particular: the chat, where visitors may ask, or the door. What was typed before this ran stays. */
 function nobody() {
-  if (!config.visitors) { leave(); return; }
-  clear();
+  if (!config.visitors) { door(); return; }
   show("chat");
   choice.load();
 }
@@ -490,6 +490,7 @@ byId("sign-out").addEventListener("click", () => {
   for (const name of ["open", "name", "assistants"]) remembered.set(name, null);
   state.draft = null;
   session.signOut();
+  clear();
   nobody();
 });
 
